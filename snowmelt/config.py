@@ -1,0 +1,205 @@
+"""Configurations: dataclasses that become command-line flags, YAML keys and the saved `config.yaml`.
+
+A field's value comes, weakest first, from its default, from a YAML file (`--config`), from the command line.
+This module imports neither torch nor diffusers, so that `--help` is immediate.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from snowmelt.errors import UserError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+C = TypeVar("C", bound="Config")
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, resumable: bool = False) -> Any:
+    """A dataclass field that is also a flag.
+
+    `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes
+    what is reported or how long training goes on, never a step that both runs take.
+    """
+    metadata = {"help": help, "choices": choices, "resumable": resumable}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Base of all configurations: groups of options are its mixins, named by the first line of their docstring."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            setattr(self, f.name, _checked(type(self), f.name, getattr(self, f.name)))
+
+    @classmethod
+    def fields(cls) -> dict[str, dataclasses.Field]:
+        return {f.name: f for f in dataclasses.fields(cls)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, but for the token, which is never written anywhere."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "hub_token"}
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def parse(cls: type[C], argv: list[str] | None = None, *, default_recipe: str = "", needs: tuple[str, ...] = ()) -> C:
+    """Build a configuration from the command line.
+
+    Args:
+        cls: the configuration class.
+        argv: arguments, without the program's name; those of the process by default.
+        default_recipe: the recipe taken when neither `--config` nor any flag of `needs` is given.
+        needs: flags that say what to work on.
+
+    Raises:
+        UserError: for an unknown flag or YAML key, or a value that isn't allowed.
+    """
+    parser = _parser(cls)
+    given = vars(parser.parse_args(argv))
+    source = given.pop("config", None)
+    if source is None and default_recipe and not any(name in given for name in needs):
+        source = default_recipe
+    values = load_yaml(cls, source) if source else {}
+    return cls(**{**values, **given})
+
+
+def load_yaml(cls: type[Config], source: str | Path) -> dict[str, Any]:
+    """Read a YAML file, given by path or by the name of a recipe, refusing keys that `cls` doesn't have."""
+    path = Path(source)
+    if not path.is_file():
+        path = RECIPES / f"{source}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise UserError(f"--config {source}: no such file or recipe; recipes: {known}")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must map option names to values, got {type(values).__name__}")
+    for key in values:
+        if key not in cls.fields():
+            raise UserError(f"{path}: unknown key {key!r}{_suggest(str(key), list(cls.fields()))}")
+    return values
+
+
+def differences(saved: dict[str, Any], config: Config) -> list[str]:
+    """Options in which a saved configuration differs from `config` in a way that would change the training."""
+    fields = type(config).fields()
+    current = config.to_dict()
+    return [
+        f"{name}={saved.get(name)!r} (now {value!r})"
+        for name, value in current.items()
+        if not fields[name].metadata["resumable"] and saved.get(name) != value
+    ]
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else "; --help lists all"
+
+
+def _element_type(annotation: Any) -> tuple[type, bool, bool]:
+    """(type of one value, may be None, is a list) of an annotation such as `int`, `str | None`, `list[float]`."""
+    optional = False
+    if isinstance(annotation, types.UnionType):
+        arms = [a for a in typing.get_args(annotation) if a is not type(None)]
+        annotation, optional = arms[0], True
+    if typing.get_origin(annotation) is list:
+        return typing.get_args(annotation)[0], optional, True
+    return annotation, optional, False
+
+
+def _checked(cls: type[Config], name: str, value: Any) -> Any:
+    """`value` as the field's type, or a `UserError` that says what is allowed."""
+    f = cls.fields()[name]
+    kind, optional, is_list = _element_type(f.type)
+    if value is None and optional:
+        return None
+    if is_list:
+        if not isinstance(value, list):
+            raise UserError(f"{name}: must be a list of {kind.__name__}, got {value!r}")
+        return [_scalar(name, kind, v) for v in value]
+    value = _scalar(name, kind, value)
+    choices = f.metadata["choices"]
+    if choices and value not in choices:
+        raise UserError(f"{name}: {value!r} is not one of {', '.join(choices)}")
+    return value
+
+
+def _scalar(name: str, kind: type, value: Any) -> Any:
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    if isinstance(value, bool) != (kind is bool) or (kind is str) != isinstance(value, str):
+        # YAML reads 1e-4 as a string, since it lacks a dot: the one conversion that is never wrong.
+        if kind is not float or not isinstance(value, str):
+            raise UserError(f"{name}: must be {kind.__name__}, got {value!r}")
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}: must be {kind.__name__}, got {value!r}") from None
+    if kind is int and converted != value:
+        raise UserError(f"{name}: must be a whole number, got {value!r}")
+    return converted
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; --help lists all options")
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def _parser(cls: type[Config]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        description=sys.modules["__main__"].__doc__ if cls.__module__ == "__main__" else cls.__doc__,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        usage="%(prog)s [options]",
+    )
+    parser.parse_known_args
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of a recipe; flags win over it")
+    for mixin in reversed(cls.__mro__):
+        own = mixin.__dict__.get("__annotations__", {})
+        if not own:
+            continue
+        group = parser.add_argument_group((mixin.__doc__ or mixin.__name__).splitlines()[0].rstrip("."))
+        for name in own:
+            _add_flag(group, cls.fields()[name])
+    return parser
+
+
+def _add_flag(group: Any, f: dataclasses.Field) -> None:
+    kind, _, is_list = _element_type(f.type)
+    default = f.default if f.default is not dataclasses.MISSING else []
+    shown = "" if default in (None, False, []) else f" (default: {default})"
+    text = (f.metadata["help"] + shown).replace("%", "%%")
+    if kind is bool:
+        group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
+    else:
+        metavar = None if f.metadata["choices"] else kind.__name__.upper()
+        group.add_argument(
+            f"--{f.name}",
+            type=kind,
+            nargs="*" if is_list else None,
+            metavar=metavar,
+            choices=f.metadata["choices"],
+            help=text,
+        )

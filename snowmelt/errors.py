@@ -1,0 +1,20 @@
+"""The one exception that users are meant to see, and how entry scripts show it."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. Its message is one line: what was given, what is allowed, what to do."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run an entry script's `main`; a `UserError` ends it as one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        where = f" (process {rank})" if rank else ""
+        print(f"error{where}: {error}", file=sys.stderr)
+        sys.exit(2)

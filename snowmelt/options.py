@@ -1,0 +1,141 @@
+"""Every option of the training scripts, by topic. Names are those of diffusers' example scripts where it has one."""
+
+from dataclasses import dataclass
+
+from snowmelt.config import Config, option
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+
+@dataclass(kw_only=True)
+class DataOptions(Config):
+    """Data."""
+
+    dataset_name: str | None = option(None, "data set on the Hub, a local copy of one, or 'digits' (embedded)")
+    dataset_config_name: str | None = option(None, "configuration of the data set, where it has several")
+    train_data_dir: str | None = option(None, "folder of images (sub-folders are classes), parquet or .npy files")
+    split: str = option("train", "split to train on")
+    image_column: str | None = option(None, "column of the images; found by type when not given")
+    label_column: str | None = option(None, "column of the labels (ClassLabel, integers or strings); found by type")
+    cache_dir: str | None = option(None, "where downloads and decoded images are kept", resumable=True)
+    resolution: int = option(64, "side, in pixels, to which the images' shorter side is resized")
+    interpolation: str = option(
+        "bilinear", "filter of the resize, antialiased", choices=("nearest", "bilinear", "bicubic", "lanczos")
+    )
+    center_crop: bool = option(False, "crop the centre; without it a random crop is drawn at each use")
+    random_flip: bool = option(False, "mirror half of the images, at random, at each use")
+    channels: int | None = option(None, "1 gray, 3 RGB, 4 RGBA, N for arrays; that of the images when not given")
+    background: str = option("white", "colour that transparent pixels are laid on when channels is 1 or 3")
+    preserve_input_precision: bool = option(False, "keep 16-bit and float images at full precision")
+    skip_bad_images: bool = option(False, "leave out and list files that can't be decoded instead of stopping")
+    dataloader_num_workers: int = option(
+        0, "worker processes that read batches when the data set doesn't fit on the device", resumable=True
+    )
+
+
+@dataclass(kw_only=True)
+class ModelOptions(Config):
+    """Model."""
+
+    model_size: str = option("small", "named size of UNet2DModel", choices=("tiny", "small", "base", "large"))
+    model_config_name_or_path: str | None = option(None, "a UNet2DModel configuration to use instead of a named size")
+    class_conditional: bool = option(False, "condition on the label column")
+    label_dropout: float = option(0.1, "share of labels dropped, for classifier-free guidance")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+
+
+@dataclass(kw_only=True)
+class ObjectiveOptions(Config):
+    """Objective."""
+
+    objective: str | None = option(None, "named objective; 'epsilon' when only the ddpm flags below are given")
+    prediction_type: str | None = option(
+        None, "what a discrete-time network predicts", choices=("epsilon", "sample", "v_prediction")
+    )
+    ddpm_num_steps: int | None = option(None, "timesteps of the discrete forward process (1000)")
+    ddpm_beta_schedule: str | None = option(None, "betas of the discrete forward process", choices=SCHEDULES)
+    rescale_betas_zero_snr: bool = option(False, "rescale the betas to zero terminal SNR (Lin et al. 2024)")
+    loss_weight: str | None = option(None, "weight on the loss: unit, min_snr, soft_min_snr, p2 or edm")
+    snr_gamma: float = option(5.0, "gamma of the min_snr and soft_min_snr weights")
+    timestep_sampling: str | None = option(
+        None, "law of training times", choices=("uniform", "logit_normal", "log_normal")
+    )
+    low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
+    ddpm_num_inference_steps: int = option(50, "denoising steps of the sample grids", resumable=True)
+
+
+@dataclass(kw_only=True)
+class OptimizationOptions(Config):
+    """Optimization."""
+
+    train_batch_size: int = option(16, "images per process and forward pass")
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
+    num_epochs: int = option(100, "passes over the data", resumable=True)
+    max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", resumable=True)
+    max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", resumable=True)
+    learning_rate: float = option(1e-4, "peak learning rate")
+    lr_scheduler: str = option(
+        "cosine",
+        "shape of the learning rate over optimizer steps",
+        choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
+    )
+    lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up")
+    adam_beta1: float = option(0.95, "beta1 of AdamW")
+    adam_beta2: float = option(0.999, "beta2 of AdamW")
+    adam_weight_decay: float = option(1e-6, "weight decay of AdamW")
+    adam_epsilon: float = option(1e-8, "epsilon of AdamW")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    mixed_precision: str | None = option(
+        None, "precision of the network's passes; bf16 where the hardware has it", choices=("no", "fp16", "bf16")
+    )
+    compile: bool = option(False, "torch.compile the network: faster steps after a minute or more of compilation")
+    seed: int = option(0, "all randomness follows from it")
+
+
+@dataclass(kw_only=True)
+class EmaOptions(Config):
+    """Exponential moving average of the weights."""
+
+    use_ema: bool = option(True, "keep one, sample from it and save it as the model")
+    ema_inv_gamma: float = option(1.0, "warm-up form: decay = 1 - (1 + step / inv_gamma) ** -power")
+    ema_power: float = option(0.75, "warm-up form: power")
+    ema_max_decay: float = option(0.9999, "warm-up form: the largest decay")
+    ema_widths: list[float] = option(
+        [], "relative widths (0.05 0.1, say) of power-function averages (Karras et al. 2024) to keep instead"
+    )
+
+
+@dataclass(kw_only=True)
+class RunOptions(Config):
+    """Run."""
+
+    output_dir: str = option("ddpm-model-64", "folder of the pipeline, checkpoints, samples and logs", resumable=True)
+    overwrite_output_dir: bool = option(False, "replace what an earlier run left there", resumable=True)
+    checkpointing_steps: int = option(500, "optimizer steps between checkpoints", resumable=True)
+    checkpoints_total_limit: int | None = option(None, "how many of the newest checkpoints to keep", resumable=True)
+    resume_from_checkpoint: str | None = option(None, "'latest', checkpoint-N or a path", resumable=True)
+    save_images_epochs: int = option(10, "epochs between sample grids; 0 for the last only", resumable=True)
+    save_model_epochs: int = option(10, "epochs between saved pipelines; 0 for the last only", resumable=True)
+    eval_batch_size: int = option(16, "images in a sample grid", resumable=True)
+    logger: str | None = option(
+        None, "tracker beside metrics.jsonl", choices=("tensorboard", "wandb", "trackio"), resumable=True
+    )
+    logging_dir: str = option("logs", "the tracker's folder, inside output_dir", resumable=True)
+    logging_steps: int = option(10, "optimizer steps between log lines", resumable=True)
+
+
+@dataclass(kw_only=True)
+class HubOptions(Config):
+    """Hub."""
+
+    push_to_hub: bool = option(False, "upload the pipeline when training ends", resumable=True)
+    hub_model_id: str | None = option(None, "repository, as user/name; the output folder's name by default", resumable=True)
+    hub_private_repo: bool = option(False, "make the repository private", resumable=True)
+    hub_token: str | None = option(None, "write token; that of `hf auth login` by default", resumable=True)
+
+
+@dataclass(kw_only=True)
+class UnconditionalConfig(
+    HubOptions, RunOptions, EmaOptions, OptimizationOptions, ObjectiveOptions, ModelOptions, DataOptions
+):
+    """Train an unconditional or class-conditional diffusion model in pixel space."""
