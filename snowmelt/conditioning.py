@@ -1,0 +1,44 @@
+"""What the network is told besides the noisy picture and its time."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Conditioning(Protocol):
+    """Turns a batch into the network's keyword arguments, dropping conditions at random for guidance."""
+
+    def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Keyword arguments for the network, from a batch of the loader."""
+
+
+class NoConditioning:
+    """An unconditional network."""
+
+    def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        return {}
+
+
+@dataclass(frozen=True)
+class LabelConditioning:
+    """Class labels 0 .. K - 1; a dropped one becomes K, the null label (Ho & Salimans 2022, algorithm 1).
+
+    Args:
+        num_classes: K.
+        dropout: the share of labels dropped, in [0, 1).
+    """
+
+    num_classes: int
+    dropout: float
+
+    def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        labels = batch["labels"]
+        dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < self.dropout
+        return {"class_labels": labels.masked_fill(dropped, self.num_classes)}
+
+    @property
+    def num_class_embeds(self) -> int:
+        """Rows of the network's embedding table: the null label has one if labels are ever dropped."""
+        return self.num_classes + (self.dropout > 0)

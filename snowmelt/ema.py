@@ -1,0 +1,91 @@
+"""Exponential moving averages of a network's weights, in two forms, updated on the weights' device in one pass."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Decay = Callable[[int], float]
+"""Optimizer steps taken, from 1 on -> the share of the average that is kept."""
+
+
+def warmup_decay(step: int, inv_gamma: float, power: float, max_decay: float) -> float:
+    """1 - (1 + (step - 1) / inv_gamma)^-power, at most max_decay: diffusers' `EMAModel` with `use_ema_warmup`."""
+    return min(max_decay, 1 - (1 + (step - 1) / inv_gamma) ** -power)
+
+
+def power_decay(step: int, gamma: float) -> float:
+    """(1 - 1 / step)^(gamma + 1), which weighs step t's weights by t^gamma (Karras et al. 2024, eq. 127)."""
+    return (1 - 1 / step) ** (gamma + 1)
+
+
+def gamma_of_width(width: float) -> float:
+    """The exponent of the power-function average whose standard deviation is `width` of the training's length.
+
+    It solves width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (Karras et al. 2024, eq. 123).
+
+    Args:
+        width: sigma_rel, in (0, 0.28]: wider ones have no gamma >= 0.
+
+    Raises:
+        ValueError: outside that range.
+    """
+    if not 0 < width <= 12**-0.5:
+        raise ValueError(f"relative EMA width {width}: must be more than 0 and at most {12**-0.5:.2f}")
+    inverse = width**-2
+    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
+    return float(roots[np.isreal(roots)].real.max())
+
+
+class Ema:
+    """One average of a network's parameters.
+
+    Args:
+        net: the network; the average starts as a copy of its parameters.
+        decay: the share kept at each step.
+    """
+
+    def __init__(self, net: nn.Module, decay: Decay) -> None:
+        self.net = net
+        self.decay = decay
+        self.average = [p.detach().clone() for p in net.parameters()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the parameters, after optimizer step `step` (from 1 on)."""
+        parameters = [p.detach() for p in self.net.parameters()]
+        torch._foreach_lerp_(self.average, parameters, 1 - self.decay(step))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the network's parameters are the average; outside, they are back to the last bit."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for parameter, average in zip(self.net.parameters(), self.average, strict=True):
+            parameter.data, average.data = average.data, parameter.data
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take the average from a state dict with the network's names."""
+        for (name, _), average in zip(self.net.named_parameters(), self.average, strict=True):
+            average.copy_(state[name])
+
+
+def make_emas(
+    net: nn.Module, *, widths: Sequence[float], inv_gamma: float, power: float, max_decay: float
+) -> dict[str, Ema]:
+    """Averages by the name of the folder they are saved in; the first is the one that is sampled and published.
+
+    With `widths`, one of the power-function form each; without, one of diffusers' warm-up form.
+    """
+    if not widths:
+        decay = partial(warmup_decay, inv_gamma=inv_gamma, power=power, max_decay=max_decay)
+        return {"unet_ema": Ema(net, decay)}
+    return {f"unet_ema_{w:.3f}": Ema(net, partial(power_decay, gamma=gamma_of_width(w))) for w in widths}

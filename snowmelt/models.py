@@ -1,0 +1,86 @@
+"""Networks by name: sizes of `UNet2DModel` for 16 to 256 pixels."""
+
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from snowmelt.errors import UserError
+
+ATTENTION_HEAD_DIM = 64
+"""diffusers' default of 8 makes attention the bottleneck; see benchmarks/train_throughput.py."""
+
+SIZES: dict[str, tuple[int, int]] = {
+    # name: (channels at full resolution, residual blocks per level)
+    "tiny": (32, 1),
+    "small": (64, 2),
+    "base": (128, 2),
+    "large": (192, 3),
+}
+
+MULTIPLIERS: dict[int, tuple[int, ...]] = {
+    # largest side: multiples of the channels at each level, the side halving from one to the next
+    16: (1, 2),
+    32: (1, 2, 2),
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+}
+
+ATTENTION_BELOW = 16
+"""Attention sits at levels whose side is at most this, where its quadratic cost is small, but not at the first."""
+
+
+def named_config(size: str, resolution: int) -> dict[str, Any]:
+    """`UNet2DModel` arguments of a named size for pictures of a given side.
+
+    Raises:
+        UserError: if the side can't be halved as often as the network does.
+    """
+    width, layers = SIZES[size]
+    fitting = [side for side in MULTIPLIERS if resolution <= side]
+    multipliers = MULTIPLIERS[fitting[0] if fitting else max(MULTIPLIERS)]
+    attends = [level > 0 and resolution >> level <= ATTENTION_BELOW for level in range(len(multipliers))]
+    return {
+        "block_out_channels": tuple(width * m for m in multipliers),
+        "layers_per_block": layers,
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "attention_head_dim": ATTENTION_HEAD_DIM,
+    }
+
+
+def make_unet(
+    size: str, config_name_or_path: str | None, *, resolution: int, channels: int, num_class_embeds: int | None
+) -> UNet2DModel:
+    """A freshly initialized network for pictures (channels, resolution, resolution).
+
+    Args:
+        size: a key of `SIZES`.
+        config_name_or_path: a folder, JSON file or Hub name of a `UNet2DModel` configuration, taken instead of `size`.
+        resolution: side of the pictures.
+        channels: of the pictures.
+        num_class_embeds: number of labels, the null label included, or None.
+
+    Raises:
+        UserError: if the configuration can't be read or the side can't be halved as often as the network does.
+    """
+    if config_name_or_path:
+        try:
+            config = dict(UNet2DModel.load_config(config_name_or_path))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--model_config_name_or_path {config_name_or_path}: {reason}") from error
+    else:
+        config = named_config(size, resolution)
+    halvings = len(config["block_out_channels"]) - 1
+    if resolution % 2**halvings:
+        below = resolution - resolution % 2**halvings
+        allowed = " or ".join(str(side) for side in (below, below + 2**halvings) if side)
+        raise UserError(f"--resolution {resolution}: this network halves it {halvings} times; take {allowed}")
+    config |= {
+        "sample_size": resolution,
+        "in_channels": channels,
+        "out_channels": channels,
+        "num_class_embeds": num_class_embeds,
+    }
+    return UNet2DModel.from_config(config)

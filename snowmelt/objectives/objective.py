@@ -1,0 +1,99 @@
+"""An objective: the loss of a network, and the sampler that fits what the loss teaches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from snowmelt.objectives.paths import Path, _expand
+from snowmelt.objectives.targets import TARGETS
+from snowmelt.objectives.times import LAWS, uniform
+from snowmelt.objectives.weights import WEIGHTS
+
+
+class Losses(NamedTuple):
+    """What `Objective.loss` returns."""
+
+    loss: Tensor
+    """(B,) float32: the weighted mean squared error of each sample."""
+    level: Tensor
+    """(B,) float32 in (0, 1): the rank of each sample's noise level under the law of times."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """(path, target, weight, law), each named in its table.
+
+    Args:
+        path: the forward process.
+        target: a key of `TARGETS`: what the network predicts.
+        weight: a key of `WEIGHTS`.
+        law: a key of `LAWS`, whose domain is the path's.
+        gamma: the parameter of the min-SNR weights.
+        low_discrepancy: stratify times over the batch.
+    """
+
+    path: Path
+    target: str
+    weight: str = "unit"
+    law: str = "uniform"
+    gamma: float = 5.0
+    low_discrepancy: bool = False
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """alpha, sigma, a, b at times t: four tensors of shape (B,), float32."""
+        alpha, sigma = self.path.alpha_sigma(t)
+        a, b = TARGETS[self.target](self.path, t, alpha, sigma)
+        return alpha, sigma, a, b
+
+    def weights(self, t: Tensor) -> Tensor:
+        """Weights (B,) on the squared error of the network's output."""
+        weight = WEIGHTS[self.weight]
+        alpha, sigma, a, b = self.coefficients(t)
+        if weight is None:
+            return torch.ones_like(alpha)
+        return weight((sigma / alpha) ** 2, self.gamma) * (sigma / (alpha * b - sigma * a)) ** 2
+
+    def draw_times(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """n times of the path, and their ranks in (0, 1), each (n,), on the generator's device."""
+        u = uniform(n, generator, self.low_discrepancy)
+        return self.path.time(LAWS[self.law].quantile(u)), u
+
+    def loss(
+        self, net: Callable[..., Any], x0: Tensor, condition: dict[str, Any], generator: torch.Generator
+    ) -> Losses:
+        """The training loss (Ho et al. 2020, eq. 14, for any path, target and weight).
+
+        Only the network runs in reduced precision, where it autocasts: noising in bf16 gives the first timesteps no
+        noise at all.
+
+        Args:
+            net: called as `net(x, timestep, **condition)`; returns an object with `.sample` of x's shape.
+            x0: clean data, float32 (B, C, H, W), about [-1, 1].
+            condition: keyword arguments for the network.
+            generator: source of times and noise, on x0's device.
+        """
+        t, u = self.draw_times(len(x0), generator)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        alpha, sigma, a, b = (_expand(c, x0) for c in self.coefficients(t))
+        prediction = net(*self.path.network_input(alpha * x0 + sigma * noise, t), **condition).sample
+        error = (prediction.float() - (a * x0 + b * noise)).square().flatten(1).mean(1)
+        return Losses(error * self.weights(t), u)
+
+    def denoise(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 and eps that a network's output (B, C, H, W) stands for at x_t and times t (B,)."""
+        alpha, sigma, a, b = (_expand(c, x_t) for c in self.coefficients(t))
+        det = alpha * b - sigma * a
+        return (b * x_t - sigma * output) / det, (alpha * output - a * x_t) / det
+
+    def scheduler(self) -> SchedulerMixin:
+        """The stock scheduler to save with the weights."""
+        return self.path.scheduler(self.target)
+
+    @property
+    def prediction_type(self) -> str | None:
+        """What the pipeline must be told of the output, where the scheduler takes it for something else."""
+        return None if self.path.stock_target in (None, self.target) else self.target

@@ -1,0 +1,137 @@
+"""Forward processes x_t = alpha(t) x0 + sigma(t) eps, and how the network sees (x_t, t).
+
+Each path also names the stock diffusers scheduler that runs it backwards. Times, alphas and sigmas are float32
+tensors of shape (B,), but for `DiscretePath`, whose times are integers.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+
+class Path(Protocol):
+    """What an `Objective` needs of a forward process."""
+
+    domain: str
+    """Where a law of times must live: "unit", for (0, 1), or "positive", for (0, inf)."""
+    stock_target: str | None
+    """The target that the scheduler takes a network's output for; None where the scheduler can be told."""
+
+    def time(self, s: Tensor) -> Tensor:
+        """The path's time at a draw s (B,) of the law."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise coefficients, each (B,)."""
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given: the scaled x_t (B, C, H, W) and its timestep (B,)."""
+
+    def scheduler(self, prediction_type: str) -> SchedulerMixin:
+        """The sampler that is saved with the weights."""
+
+
+def _expand(coefficient: Tensor, like: Tensor) -> Tensor:
+    return coefficient.view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class DiscretePath:
+    """The variance-preserving chain of T steps (Ho et al. 2020, eq. 4): alpha^2 = alphas_cumprod, sigma^2 = 1 - alpha^2.
+
+    Args:
+        beta_schedule: linear (Ho et al. 2020), scaled_linear (Rombach et al. 2022) or squaredcos_cap_v2, the
+            cosine of Nichol & Dhariwal 2021, eq. 17.
+        num_train_timesteps: T.
+        zero_snr: rescale the betas so that x_T holds no signal (Lin et al. 2024, algorithm 1).
+    """
+
+    beta_schedule: str = "linear"
+    num_train_timesteps: int = 1000
+    zero_snr: bool = False
+    domain: str = "unit"
+    stock_target: str | None = None
+    _alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_alphas_cumprod", self.scheduler("epsilon").alphas_cumprod.double())
+
+    def time(self, s: Tensor) -> Tensor:
+        return (s * self.num_train_timesteps).long().clamp_(max=self.num_train_timesteps - 1)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        if self._alphas_cumprod.device != t.device:
+            object.__setattr__(self, "_alphas_cumprod", self._alphas_cumprod.to(t.device))
+        alpha2 = self._alphas_cumprod[t]
+        return alpha2.sqrt().float(), (1 - alpha2).sqrt().float()
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return x_t, t
+
+    def scheduler(self, prediction_type: str) -> DDPMScheduler:
+        # Trailing spacing starts sampling at the step where training ended, T (Lin et al. 2024, section 3.3).
+        return DDPMScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_schedule=self.beta_schedule,
+            prediction_type=prediction_type,
+            rescale_betas_zero_snr=self.zero_snr,
+            timestep_spacing="trailing",
+        )
+
+
+@dataclass(frozen=True)
+class StraightPath:
+    """The straight line x_t = (1 - t) x0 + t eps, t in (0, 1) (Liu et al. 2023, eq. 1; Lipman et al. 2023, section 4.1).
+
+    The network sees t scaled to (0, 1000), as flow-matching schedulers show it.
+    """
+
+    domain: str = "unit"
+    stock_target: str | None = "flow"
+    num_train_timesteps: int = 1000
+
+    def time(self, s: Tensor) -> Tensor:
+        return s
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t
+
+    def derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """d alpha / dt and d sigma / dt, each (B,)."""
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return x_t, t * self.num_train_timesteps
+
+    def scheduler(self, prediction_type: str) -> FlowMatchEulerDiscreteScheduler:
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
+
+
+@dataclass(frozen=True)
+class EdmPath:
+    """The variance-exploding path x_t = x0 + sigma eps with t = sigma (Karras et al. 2022, table 1).
+
+    Args:
+        sigma_data: standard deviation that the preconditioning expects of the data, in units of [-1, 1].
+    """
+
+    sigma_data: float = 0.5
+    domain: str = "positive"
+    stock_target: str | None = "edm"
+
+    def time(self, s: Tensor) -> Tensor:
+        return s
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), t
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        c_in = (t**2 + self.sigma_data**2).rsqrt()
+        return x_t * _expand(c_in, x_t), 0.25 * t.log()
+
+    def scheduler(self, prediction_type: str) -> EDMEulerScheduler:
+        return EDMEulerScheduler(sigma_data=self.sigma_data)
+

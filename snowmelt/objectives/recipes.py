@@ -1,0 +1,77 @@
+"""Objectives by name, and from the options of the command line."""
+
+from dataclasses import replace
+
+from snowmelt.errors import UserError
+from snowmelt.objectives.objective import Objective
+from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
+from snowmelt.objectives.times import LAWS
+from snowmelt.objectives.weights import WEIGHTS
+from snowmelt.options import ObjectiveOptions
+
+RECIPES: dict[str, Objective] = {
+    "epsilon": Objective(DiscretePath("linear"), "epsilon"),
+    "epsilon_cosine": Objective(DiscretePath("squaredcos_cap_v2"), "epsilon"),
+    "sample": Objective(DiscretePath("squaredcos_cap_v2"), "sample"),
+    "v": Objective(DiscretePath("squaredcos_cap_v2"), "v_prediction"),
+    "flow": Objective(StraightPath(), "flow", law="logit_normal"),
+    "edm": Objective(EdmPath(), "edm", law="log_normal"),
+    "mixture": Objective(StraightPath(), "sample"),
+}
+
+DEFAULT = "flow"
+"""The objective of a run that names none: the one that is best at equal time in the README's table."""
+
+
+def make_objective(options: ObjectiveOptions) -> Objective:
+    """The objective that the options describe.
+
+    Flags of the discrete process without `--objective` mean what they mean in diffusers' script: epsilon on linear
+    betas, but for what the flags change.
+
+    Raises:
+        UserError: for an unknown name or a combination that can't be trained.
+    """
+    given = {
+        "prediction_type": options.prediction_type,
+        "ddpm_num_steps": options.ddpm_num_steps,
+        "ddpm_beta_schedule": options.ddpm_beta_schedule,
+        "rescale_betas_zero_snr": options.rescale_betas_zero_snr or None,
+    }
+    given = {flag: value for flag, value in given.items() if value is not None}
+    name = options.objective or ("epsilon" if given else DEFAULT)
+    if name not in RECIPES:
+        raise UserError(f"--objective {name}: unknown; known: {', '.join(RECIPES)}")
+    objective = RECIPES[name]
+    if isinstance(objective.path, DiscretePath):
+        path = DiscretePath(
+            beta_schedule=options.ddpm_beta_schedule or objective.path.beta_schedule,
+            num_train_timesteps=options.ddpm_num_steps or objective.path.num_train_timesteps,
+            zero_snr=options.rescale_betas_zero_snr,
+        )
+        objective = replace(objective, path=path, target=options.prediction_type or objective.target)
+    elif given:
+        discrete = ", ".join(n for n, o in RECIPES.items() if isinstance(o.path, DiscretePath))
+        raise UserError(f"--{next(iter(given))} is for discrete-time objectives ({discrete}), not {name}; drop one")
+    objective = replace(
+        objective,
+        weight=options.loss_weight or objective.weight,
+        law=options.timestep_sampling or objective.law,
+        gamma=options.snr_gamma,
+        low_discrepancy=options.low_discrepancy,
+    )
+    _check(name, objective)
+    return objective
+
+
+def _check(name: str, objective: Objective) -> None:
+    if objective.weight not in WEIGHTS:
+        raise UserError(f"--loss_weight {objective.weight}: unknown; known: {', '.join(WEIGHTS)}")
+    if LAWS[objective.law].domain != objective.path.domain:
+        fitting = ", ".join(n for n, law in LAWS.items() if law.domain == objective.path.domain)
+        raise UserError(f"--timestep_sampling {objective.law} doesn't fit {name}, which takes {fitting}")
+    if getattr(objective.path, "zero_snr", False) and objective.target == "epsilon":
+        raise UserError(
+            "--rescale_betas_zero_snr leaves no signal at the last step, where epsilon doesn't determine the picture; "
+            "add --prediction_type v_prediction or sample"
+        )

@@ -1,0 +1,43 @@
+"""Laws of training times, by their quantile functions: a uniform draw u in (0, 1) becomes a draw of the law.
+
+Writing laws so makes stratification the same for all, and u itself the rank of a noise level among those trained on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_TINY = 2.0**-24  # ndtri is infinite at 0 and 1, which float32 draws can reach
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law on "unit", the interval (0, 1), or on "positive", the half-line (0, inf)."""
+
+    domain: str
+    quantile: Callable[[Tensor], Tensor]
+
+
+LAWS: dict[str, Law] = {
+    "uniform": Law("unit", lambda u: u),
+    # Esser et al. 2024, eq. 19 with m = 0, s = 1. On the straight path it makes t / (1 - t) log-normal.
+    "logit_normal": Law("unit", lambda u: torch.special.ndtri(u).sigmoid()),
+    # Karras et al. 2022, table 1: ln sigma ~ N(-1.2, 1.2^2).
+    "log_normal": Law("positive", lambda u: (1.2 * torch.special.ndtri(u) - 1.2).exp()),
+}
+
+
+def uniform(n: int, generator: torch.Generator, low_discrepancy: bool) -> Tensor:
+    """n uniform draws in (0, 1) on the generator's device, shape (n,).
+
+    With `low_discrepancy`, one draw shifts the grid i / n modulo 1: each draw is uniform, and together they cover
+    the interval evenly (Kingma et al. 2021, appendix I.1).
+    """
+    if low_discrepancy:
+        shift = torch.rand(1, generator=generator, device=generator.device)
+        u = (shift + torch.arange(n, device=generator.device) / n) % 1
+    else:
+        u = torch.rand(n, generator=generator, device=generator.device)
+    return u.clamp_(_TINY, 1 - _TINY)

@@ -1,0 +1,41 @@
+"""Weights on the squared error of x0, as functions of r = (sigma / alpha)^2 = 1 / SNR, of shape (B,).
+
+Since x0 - x0* = (sigma / det)(F* - F), a weight w on the error of x0 is w (sigma / det)^2 on that of the network's
+output: one table serves every target. "unit" is the exception: it weighs the output's error by 1, whatever it is.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Weight = Callable[[Tensor, float], Tensor]
+"""(r, gamma) -> weight on the squared error of x0."""
+
+
+def _min_snr(r: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) (Hang et al. 2023, eq. 8)."""
+    return r.reciprocal().clamp(max=gamma)
+
+
+def _soft_min_snr(r: Tensor, gamma: float) -> Tensor:
+    """SNR gamma / (SNR + gamma), without the kink (Crowson et al. 2024, section 3.5)."""
+    return (r + 1 / gamma).reciprocal()
+
+
+def _p2(r: Tensor, gamma: float) -> Tensor:
+    """1 / (1 + SNR) on the error of eps (Choi et al. 2022, eq. 8 with k = gamma = 1), that is SNR / (1 + SNR)."""
+    return (1 + r).reciprocal()
+
+
+def _edm(r: Tensor, gamma: float) -> Tensor:
+    """SNR + 1 / sigma_data^2 with sigma_data = 0.5 (Karras et al. 2022, table 1)."""
+    return r.reciprocal() + 4.0
+
+
+WEIGHTS: dict[str, Weight | None] = {
+    "unit": None,
+    "min_snr": _min_snr,
+    "soft_min_snr": _soft_min_snr,
+    "p2": _p2,
+    "edm": _edm,
+}

@@ -1,0 +1,86 @@
+"""What a run says of itself: metrics.jsonl, the loss plot, and the trackers that Accelerate knows."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
+
+from snowmelt.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+_AVAILABLE = {
+    "tensorboard": is_tensorboard_available,
+    "wandb": is_wandb_available,
+    "trackio": is_trackio_available,
+}
+
+
+def check_logger(name: str | None) -> None:
+    """Raise a `UserError` that names the extra if the tracker isn't installed."""
+    if name and not _AVAILABLE[name]():
+        raise UserError(f"--logger {name} isn't installed; pip install 'snowmelt[{name}]'")
+
+
+class Metrics:
+    """A line of JSON per log step, mirrored to the tracker. Only the main process writes.
+
+    Args:
+        folder: the run's folder.
+        accelerator: holds the trackers.
+        step: the step that the run starts from; lines beyond it, left by a run that was killed, are dropped.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, step: int) -> None:
+        self.path = folder / METRICS_FILE
+        self.accelerator = accelerator
+        if accelerator.is_main_process:
+            kept = [line for line in read_metrics(folder) if line["step"] <= step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        self.accelerator.log(values, step=step)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of the device, or of the process on a CPU, in MB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def plot_loss(folder: Path) -> Path:
+    """Draw loss.png from metrics.jsonl: the loss, and its share by quartile of the noise level, on a log scale."""
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(folder)
+    steps = [line["step"] for line in lines]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for quartile, label in enumerate(("least noise", "second quarter", "third quarter", "most noise"), start=1):
+        values = [line[f"loss_q{quartile}"] for line in lines]
+        axes.plot(steps, values, linewidth=0.8, alpha=0.7, label=label)
+    axes.plot(steps, [line["loss"] for line in lines], color="black", linewidth=1.2, label="all")
+    axes.set(xlabel="optimizer step", ylabel="loss", yscale="log")
+    axes.legend(title="noise level", ncols=2, fontsize="small")
+    axes.grid(alpha=0.3)
+    path = folder / "loss.png"
+    figure.savefig(path, dpi=110)
+    return path
