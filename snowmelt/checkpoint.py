@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -171,6 +171,24 @@ def read_state(path: Path) -> dict[str, Any]:
         return json.loads((path / STATE_FILE).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is damaged: {STATE_FILE} can't be read; resume from another checkpoint") from error
+
+
+def save_atomically(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Save a pipeline into a folder that may hold an earlier one, replacing whole files only.
+
+    Raises:
+        UserError: if the disk is full; what was there is left as it was.
+    """
+    partial = folder / f"{_PARTIAL}pipeline"
+    shutil.rmtree(partial, ignore_errors=True)
+    with _full_disk(partial, folder):
+        pipeline.save_pretrained(partial)
+        _sync(partial)
+    for file in sorted(p for p in partial.rglob("*") if p.is_file()):
+        target = folder / file.relative_to(partial)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(file, target)
+    shutil.rmtree(partial)
 
 
 @contextlib.contextmanager

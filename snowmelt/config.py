@@ -23,13 +23,20 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 C = TypeVar("C", bound="Config")
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, resumable: bool = False) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    resumable: bool = False,
+) -> Any:
     """A dataclass field that is also a flag.
 
     `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes
     what is reported or how long training goes on, never a step that both runs take.
     """
-    metadata = {"help": help, "choices": choices, "resumable": resumable}
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "resumable": resumable}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -68,7 +75,11 @@ def parse(cls: type[C], argv: list[str] | None = None, *, default_recipe: str = 
         UserError: for an unknown flag or YAML key, or a value that isn't allowed.
     """
     parser = _parser(cls)
-    given = vars(parser.parse_args(argv))
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        raise UserError(f"unknown flag {word}{_suggest(word.lstrip('-'), list(cls.fields()), '--')}")
+    given = vars(namespace)
     source = given.pop("config", None)
     if source is None and default_recipe and not any(name in given for name in needs):
         source = default_recipe
@@ -107,9 +118,9 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
     ]
 
 
-def _suggest(word: str, known: list[str]) -> str:
+def _suggest(word: str, known: list[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else "; --help lists all"
+    return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists all"
 
 
 def _element_type(annotation: Any) -> tuple[type, bool, bool]:
@@ -137,16 +148,20 @@ def _checked(cls: type[Config], name: str, value: Any) -> Any:
     choices = f.metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"{name}: {value!r} is not one of {', '.join(choices)}")
+    minimum = f.metadata["minimum"]
+    if minimum is not None and value < minimum:
+        raise UserError(f"{name}: {value} is less than {minimum}, the least allowed")
     return value
 
 
 def _scalar(name: str, kind: type, value: Any) -> Any:
     if kind is str and isinstance(value, Path):
         return str(value)
-    if isinstance(value, bool) != (kind is bool) or (kind is str) != isinstance(value, str):
-        # YAML reads 1e-4 as a string, since it lacks a dot: the one conversion that is never wrong.
-        if kind is not float or not isinstance(value, str):
-            raise UserError(f"{name}: must be {kind.__name__}, got {value!r}")
+    # YAML reads 1e-4, which lacks a dot, as a string: the one conversion from a string that is never wrong.
+    if isinstance(value, bool) != (kind is bool) or (isinstance(value, str) and kind not in (str, float)):
+        raise UserError(f"{name}: must be {kind.__name__}, got {value!r}")
+    if kind is str and not isinstance(value, str):
+        raise UserError(f"{name}: must be text, got {value!r}; put it in quotes")
     try:
         converted = kind(value)
     except (TypeError, ValueError):
@@ -174,7 +189,6 @@ def _parser(cls: type[Config]) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         usage="%(prog)s [options]",
     )
-    parser.parse_known_args
     parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of a recipe; flags win over it")
     for mixin in reversed(cls.__mro__):
         own = mixin.__dict__.get("__annotations__", {})

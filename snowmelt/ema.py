@@ -1,12 +1,15 @@
 """Exponential moving averages of a network's weights, in two forms, updated on the weights' device in one pass."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from snowmelt.errors import UserError
+from snowmelt.options import EmaOptions
 
 Decay = Callable[[int], float]
 """Optimizer steps taken, from 1 on -> the share of the average that is kept."""
@@ -31,10 +34,10 @@ def gamma_of_width(width: float) -> float:
         width: sigma_rel, in (0, 0.28]: wider ones have no gamma >= 0.
 
     Raises:
-        ValueError: outside that range.
+        UserError: outside that range.
     """
     if not 0 < width <= 12**-0.5:
-        raise ValueError(f"relative EMA width {width}: must be more than 0 and at most {12**-0.5:.2f}")
+        raise UserError(f"--ema_widths {width}: must be more than 0 and at most {12**-0.5:.3f}")
     inverse = width**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(roots[np.isreal(roots)].real.max())
@@ -78,14 +81,22 @@ class Ema:
             average.copy_(state[name])
 
 
-def make_emas(
-    net: nn.Module, *, widths: Sequence[float], inv_gamma: float, power: float, max_decay: float
-) -> dict[str, Ema]:
+def make_emas(net: nn.Module, options: EmaOptions) -> dict[str, Ema]:
     """Averages by the name of the folder they are saved in; the first is the one that is sampled and published.
 
-    With `widths`, one of the power-function form each; without, one of diffusers' warm-up form.
+    None without `use_ema`; one of the power-function form per width of `ema_widths`; else one of the warm-up form.
+
+    Raises:
+        UserError: for a width that no power-function average has.
     """
-    if not widths:
-        decay = partial(warmup_decay, inv_gamma=inv_gamma, power=power, max_decay=max_decay)
+    if not options.use_ema:
+        return {}
+    if not options.ema_widths:
+        decay = partial(
+            warmup_decay,
+            inv_gamma=options.ema_inv_gamma,
+            power=options.ema_power,
+            max_decay=options.ema_max_decay,
+        )
         return {"unet_ema": Ema(net, decay)}
-    return {f"unet_ema_{w:.3f}": Ema(net, partial(power_decay, gamma=gamma_of_width(w))) for w in widths}
+    return {f"unet_ema_{w:.3f}": Ema(net, partial(power_decay, gamma=gamma_of_width(w))) for w in options.ema_widths}

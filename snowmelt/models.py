@@ -50,7 +50,12 @@ def named_config(size: str, resolution: int) -> dict[str, Any]:
 
 
 def make_unet(
-    size: str, config_name_or_path: str | None, *, resolution: int, channels: int, num_class_embeds: int | None
+    size: str,
+    config_name_or_path: str | None,
+    *,
+    resolution: int,
+    channels: int,
+    num_class_embeds: int | None,
 ) -> UNet2DModel:
     """A freshly initialized network for pictures (channels, resolution, resolution).
 

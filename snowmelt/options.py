@@ -18,18 +18,23 @@ class DataOptions(Config):
     image_column: str | None = option(None, "column of the images; found by type when not given")
     label_column: str | None = option(None, "column of the labels (ClassLabel, integers or strings); found by type")
     cache_dir: str | None = option(None, "where downloads and decoded images are kept", resumable=True)
-    resolution: int = option(64, "side, in pixels, to which the images' shorter side is resized")
+    resolution: int = option(64, "side, in pixels, to which the images' shorter side is resized", minimum=1)
     interpolation: str = option(
         "bilinear", "filter of the resize, antialiased", choices=("nearest", "bilinear", "bicubic", "lanczos")
     )
     center_crop: bool = option(False, "crop the centre; without it a random crop is drawn at each use")
     random_flip: bool = option(False, "mirror half of the images, at random, at each use")
-    channels: int | None = option(None, "1 gray, 3 RGB, 4 RGBA, N for arrays; that of the images when not given")
+    channels: int | None = option(
+        None, "1 gray, 3 RGB, 4 RGBA, N for arrays; that of the images when not given", minimum=1
+    )
     background: str = option("white", "colour that transparent pixels are laid on when channels is 1 or 3")
     preserve_input_precision: bool = option(False, "keep 16-bit and float images at full precision")
     skip_bad_images: bool = option(False, "leave out and list files that can't be decoded instead of stopping")
     dataloader_num_workers: int = option(
-        0, "worker processes that read batches when the data set doesn't fit on the device", resumable=True
+        0,
+        "worker processes that read batches when the data set doesn't fit on the device",
+        minimum=0,
+        resumable=True,
     )
 
 
@@ -40,7 +45,7 @@ class ModelOptions(Config):
     model_size: str = option("small", "named size of UNet2DModel", choices=("tiny", "small", "base", "large"))
     model_config_name_or_path: str | None = option(None, "a UNet2DModel configuration to use instead of a named size")
     class_conditional: bool = option(False, "condition on the label column")
-    label_dropout: float = option(0.1, "share of labels dropped, for classifier-free guidance")
+    label_dropout: float = option(0.1, "share of labels dropped, for classifier-free guidance", minimum=0)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
 
@@ -52,7 +57,7 @@ class ObjectiveOptions(Config):
     prediction_type: str | None = option(
         None, "what a discrete-time network predicts", choices=("epsilon", "sample", "v_prediction")
     )
-    ddpm_num_steps: int | None = option(None, "timesteps of the discrete forward process (1000)")
+    ddpm_num_steps: int | None = option(None, "timesteps of the discrete forward process (1000)", minimum=1)
     ddpm_beta_schedule: str | None = option(None, "betas of the discrete forward process", choices=SCHEDULES)
     rescale_betas_zero_snr: bool = option(False, "rescale the betas to zero terminal SNR (Lin et al. 2024)")
     loss_weight: str | None = option(None, "weight on the loss: unit, min_snr, soft_min_snr, p2 or edm")
@@ -61,35 +66,44 @@ class ObjectiveOptions(Config):
         None, "law of training times", choices=("uniform", "logit_normal", "log_normal")
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
-    ddpm_num_inference_steps: int = option(50, "denoising steps of the sample grids", resumable=True)
+    ddpm_num_inference_steps: int = option(50, "denoising steps of the sample grids", minimum=1, resumable=True)
 
 
 @dataclass(kw_only=True)
 class OptimizationOptions(Config):
     """Optimization."""
 
-    train_batch_size: int = option(16, "images per process and forward pass")
-    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
-    num_epochs: int = option(100, "passes over the data", resumable=True)
-    max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", resumable=True)
+    train_batch_size: int = option(16, "images per process and forward pass", minimum=1)
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step", minimum=1)
+    num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True)
+    max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", minimum=1, resumable=True)
     max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", resumable=True)
-    learning_rate: float = option(1e-4, "peak learning rate")
+    learning_rate: float = option(1e-4, "peak learning rate", minimum=0)
     lr_scheduler: str = option(
         "cosine",
         "shape of the learning rate over optimizer steps",
-        choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
+        choices=(
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+            "constant",
+            "constant_with_warmup",
+        ),
     )
-    lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up")
+    lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up", minimum=0)
     adam_beta1: float = option(0.95, "beta1 of AdamW")
     adam_beta2: float = option(0.999, "beta2 of AdamW")
     adam_weight_decay: float = option(1e-6, "weight decay of AdamW")
     adam_epsilon: float = option(1e-8, "epsilon of AdamW")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     mixed_precision: str | None = option(
-        None, "precision of the network's passes; bf16 where the hardware has it", choices=("no", "fp16", "bf16")
+        None,
+        "precision of the network's passes; bf16 where the hardware has it",
+        choices=("no", "fp16", "bf16"),
     )
     compile: bool = option(False, "torch.compile the network: faster steps after a minute or more of compilation")
-    seed: int = option(0, "all randomness follows from it")
+    seed: int = option(0, "all randomness follows from it", minimum=0)
 
 
 @dataclass(kw_only=True)
@@ -111,17 +125,21 @@ class RunOptions(Config):
 
     output_dir: str = option("ddpm-model-64", "folder of the pipeline, checkpoints, samples and logs", resumable=True)
     overwrite_output_dir: bool = option(False, "replace what an earlier run left there", resumable=True)
-    checkpointing_steps: int = option(500, "optimizer steps between checkpoints", resumable=True)
-    checkpoints_total_limit: int | None = option(None, "how many of the newest checkpoints to keep", resumable=True)
+    checkpointing_steps: int = option(500, "optimizer steps between checkpoints", minimum=1, resumable=True)
+    checkpoints_total_limit: int | None = option(
+        None, "how many of the newest checkpoints to keep", minimum=1, resumable=True
+    )
     resume_from_checkpoint: str | None = option(None, "'latest', checkpoint-N or a path", resumable=True)
-    save_images_epochs: int = option(10, "epochs between sample grids; 0 for the last only", resumable=True)
-    save_model_epochs: int = option(10, "epochs between saved pipelines; 0 for the last only", resumable=True)
-    eval_batch_size: int = option(16, "images in a sample grid", resumable=True)
+    save_images_epochs: int = option(10, "epochs between sample grids; 0 for the last only", minimum=0, resumable=True)
+    save_model_epochs: int = option(
+        10, "epochs between saved pipelines; 0 for the last only", minimum=0, resumable=True
+    )
+    eval_batch_size: int = option(16, "images in a sample grid", minimum=1, resumable=True)
     logger: str | None = option(
         None, "tracker beside metrics.jsonl", choices=("tensorboard", "wandb", "trackio"), resumable=True
     )
     logging_dir: str = option("logs", "the tracker's folder, inside output_dir", resumable=True)
-    logging_steps: int = option(10, "optimizer steps between log lines", resumable=True)
+    logging_steps: int = option(10, "optimizer steps between log lines", minimum=1, resumable=True)
 
 
 @dataclass(kw_only=True)
@@ -129,7 +147,9 @@ class HubOptions(Config):
     """Hub."""
 
     push_to_hub: bool = option(False, "upload the pipeline when training ends", resumable=True)
-    hub_model_id: str | None = option(None, "repository, as user/name; the output folder's name by default", resumable=True)
+    hub_model_id: str | None = option(
+        None, "repository, as user/name; the output folder's name by default", resumable=True
+    )
     hub_private_repo: bool = option(False, "make the repository private", resumable=True)
     hub_token: str | None = option(None, "write token; that of `hf auth login` by default", resumable=True)
 

@@ -1,12 +1,12 @@
 """The mathematics of training: what noise is added, what the network predicts, how errors are weighted.
 
-    path     x_t = alpha(t) x0 + sigma(t) eps                      paths.py
-    target   F* = a x0 + b eps, a row (a, b) per kind              targets.py
-    weight   on the squared error, a function of the SNR           weights.py
-    law      how training times are drawn                          times.py
-    Objective(path, target, weight, law): the loss, its inverse,   objective.py
-    and the scheduler that samples what was trained
-    names -> objectives, from the command line's options           recipes.py
+path     x_t = alpha(t) x0 + sigma(t) eps                      paths.py
+target   F* = a x0 + b eps, a row (a, b) per kind              targets.py
+weight   on the squared error, a function of the SNR           weights.py
+law      how training times are drawn                          times.py
+Objective(path, target, weight, law): the loss, its inverse,   objective.py
+and the scheduler that samples what was trained
+names -> objectives, from the command line's options           recipes.py
 """
 
 from snowmelt.objectives.objective import Objective

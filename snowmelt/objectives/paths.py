@@ -16,10 +16,13 @@ from torch import Tensor
 class Path(Protocol):
     """What an `Objective` needs of a forward process."""
 
-    domain: str
-    """Where a law of times must live: "unit", for (0, 1), or "positive", for (0, inf)."""
-    stock_target: str | None
-    """The target that the scheduler takes a network's output for; None where the scheduler can be told."""
+    @property
+    def domain(self) -> str:
+        """Where a law of times must live: "unit", for (0, 1), or "positive", for (0, inf)."""
+
+    @property
+    def stock_target(self) -> str | None:
+        """The target that the scheduler takes a network's output for; None where the scheduler can be told."""
 
     def time(self, s: Tensor) -> Tensor:
         """The path's time at a draw s (B,) of the law."""
@@ -134,4 +137,3 @@ class EdmPath:
 
     def scheduler(self, prediction_type: str) -> EDMEulerScheduler:
         return EDMEulerScheduler(sigma_data=self.sigma_data)
-

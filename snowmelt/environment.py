@@ -1,0 +1,55 @@
+"""Processes, device and precision: the `Accelerator` that the options and the launch ask for."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+
+from snowmelt.errors import UserError
+from snowmelt.options import UnconditionalConfig
+from snowmelt.tracking import check_logger
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+def native_precision() -> str:
+    """bf16 where the hardware computes in it, else "no"."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+
+
+def make_accelerator(config: UnconditionalConfig) -> Accelerator:
+    """Start this process's part of the run, and settle `config.mixed_precision`.
+
+    Without the flag, a launch that asks for reduced precision gets it, and any other what the hardware computes in.
+
+    Raises:
+        UserError: for a precision or a kind of parallelism that can't be had here, or a tracker that isn't installed.
+    """
+    check_logger(config.logger)
+    if config.mixed_precision is None:
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        config.mixed_precision = launched if launched in ("fp16", "bf16") else native_precision()
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--mixed_precision fp16 needs a GPU; take bf16 or no")
+    torch.set_float32_matmul_precision("high")
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        # The loop feeds itself, so there is no end of a data loader for accumulation to align with.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=config.logger,
+        project_config=ProjectConfiguration(
+            project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / config.logging_dir)
+        ),
+    )
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(
+            f"launched for {accelerator.distributed_type.value}; checkpoints here are for one process or data "
+            "parallelism (MULTI_GPU, MULTI_CPU): choose that in `accelerate config`"
+        )
+    return accelerator

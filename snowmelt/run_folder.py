@@ -1,0 +1,75 @@
+"""The folder a run writes to: whether it may, what it holds at the start, what is said of it at the end."""
+
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from snowmelt.checkpoint import find
+from snowmelt.errors import UserError
+from snowmelt.options import UnconditionalConfig
+from snowmelt.tracking import METRICS_FILE
+
+CONFIG_FILE = "config.yaml"
+OWN = (
+    "checkpoint-*",
+    ".partial-*",
+    "unet*",
+    "scheduler",
+    "samples",
+    "model_index.json",
+    "loss.png",
+    METRICS_FILE,
+    CONFIG_FILE,
+)
+"""What a run leaves, and so what --overwrite_output_dir removes: nothing else in the folder is touched."""
+
+
+def check(config: UnconditionalConfig) -> Path | None:
+    """The checkpoint to resume, if one was asked for, without writing anything.
+
+    Raises:
+        UserError: if the folder isn't empty and neither overwriting nor resuming was asked for, or there is no such
+            checkpoint.
+    """
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file; name a folder")
+    if config.resume_from_checkpoint:
+        if config.overwrite_output_dir:
+            raise UserError("--overwrite_output_dir would delete what --resume_from_checkpoint reads; drop one of them")
+        return find(folder, config.resume_from_checkpoint)
+    if folder.exists() and any(folder.iterdir()) and not config.overwrite_output_dir:
+        raise UserError(
+            f"--output_dir {folder} is not empty; add --overwrite_output_dir, or --resume_from_checkpoint latest"
+        )
+    return None
+
+
+def prepare(config: UnconditionalConfig, accelerator: Accelerator, *, fresh: bool) -> None:
+    """Make the folder ready: clear an earlier run's files when a fresh one overwrites it, and save the configuration."""
+    accelerator.wait_for_everyone()  # every process has checked the folder before one changes it
+    folder = Path(config.output_dir)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fresh and config.overwrite_output_dir:
+            for path in (p for pattern in OWN for p in folder.glob(pattern)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        config.save(folder / CONFIG_FILE)
+    accelerator.wait_for_everyone()
+    if config.logger:
+        accelerator.init_trackers(
+            "snowmelt", {k: v for k, v in config.to_dict().items() if isinstance(v, str | int | float)}
+        )
+
+
+def summary(config: UnconditionalConfig) -> str:
+    """Where everything is, and how to use it."""
+    folder = Path(config.output_dir)
+    grids = sorted((folder / "samples").iterdir())
+    return (
+        f"\npipeline   {folder}\nsamples    {grids[-1]}\nloss       {folder / 'loss.png'}\n\n"
+        "from pipelines import PixelDiffusionPipeline\n"
+        f'pipeline = PixelDiffusionPipeline.from_pretrained("{folder}")\n'
+        'pipeline(num_inference_steps=50).images[0].save("sample.png")'
+    )

@@ -1,0 +1,268 @@
+"""The training loop. One for every model: what differs is in the objective, the codec and the conditioning."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from tqdm import tqdm
+
+from snowmelt.checkpoint import (
+    Checkpoints,
+    ModelPart,
+    OptimizerPart,
+    Part,
+    ScalerPart,
+    read_state,
+    save_atomically,
+)
+from snowmelt.codec import PixelCodec
+from snowmelt.conditioning import Conditioning
+from snowmelt.config import differences
+from snowmelt.data.cache import ImageCache
+from snowmelt.data.loader import batches
+from snowmelt.ema import make_emas
+from snowmelt.errors import UserError
+from snowmelt.interrupts import Interrupts
+from snowmelt.meter import Meter
+from snowmelt.objectives import Objective
+from snowmelt.options import UnconditionalConfig
+from snowmelt.samples import sample_grid
+from snowmelt.tracking import Metrics, plot_loss
+
+NOISE_STREAM = 1
+"""Keeps the noise's random stream apart from those of the loader, which are seeded alike."""
+
+
+class Trainer:
+    """Trains a network, and leaves a pipeline folder with checkpoints, samples and metrics beside it.
+
+    Every random number of a step follows from (seed, step, shard), where the shards of an optimizer step are its
+    forward passes, counted over processes and accumulation alike. So a resumed run needs no stored random state,
+    and two processes take the steps that one process takes with twice the accumulation.
+
+    Args:
+        net: the network.
+        objective: its loss.
+        codec: cached values to x0.
+        conditioning: batch to the network's keyword arguments.
+        data: the decoded images.
+        config: options; `output_dir` must be ready to be written to.
+        accelerator: processes, device and precision.
+        make_pipeline: network to the pipeline that samples it and is saved.
+    """
+
+    def __init__(
+        self,
+        net: ModelMixin,
+        objective: Objective,
+        codec: PixelCodec,
+        conditioning: Conditioning,
+        data: ImageCache,
+        config: UnconditionalConfig,
+        accelerator: Accelerator,
+        make_pipeline: Callable[[ModelMixin], DiffusionPipeline],
+    ) -> None:
+        self.objective = objective
+        self.codec = codec
+        self.conditioning = conditioning
+        self.data = data
+        self.config = config
+        self.accelerator = accelerator
+        self.make_pipeline = make_pipeline
+        self.folder = Path(config.output_dir)
+        self.generator = torch.Generator(accelerator.device)
+        self.step = 0
+
+        net.train().to(accelerator.device)
+        self.emas = make_emas(net, config)
+        optimizer = torch.optim.AdamW(
+            net.parameters(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        schedule = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=self.total_steps,
+        )
+        self.lr_factor: Callable[[int], float] = schedule.lr_lambdas[0]  # of optimizer steps, whoever counts them
+        self.net, self.optimizer = accelerator.prepare(net, optimizer)
+        self.forward = torch.compile(self.net) if config.compile else self.net
+        parts: dict[str, Part] = {"unet": ModelPart(net), "optimizer": OptimizerPart(optimizer)}
+        parts |= {name: ModelPart(net, ema) for name, ema in self.emas.items()}
+        if accelerator.scaler is not None:
+            parts["scaler"] = ScalerPart(accelerator.scaler)
+        self.checkpoints = Checkpoints(self.folder, parts, config.checkpoints_total_limit)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images in an optimizer step, over all processes."""
+        return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        if self.config.max_train_steps is not None:
+            return self.config.max_train_steps
+        return math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint, as if the run had never stopped.
+
+        Raises:
+            UserError: if it is damaged or was made by a run that trains differently.
+        """
+        state = read_state(checkpoint)
+        changed = differences(state["config"], self.config)
+        changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state[k] != v]
+        if changed:
+            raise UserError(
+                f"{checkpoint} was made with {', '.join(changed)}; resume with the same, or start a new run"
+            )
+        self.checkpoints.load(checkpoint, state)
+        self.step = state["step"]
+
+    def fit(self) -> None:
+        """Train to the last step, or until a signal or the time limit asks to stop; then save."""
+        config, accelerator = self.config, self.accelerator
+        meter = Meter(accelerator, config.gradient_accumulation_steps)
+        metrics = Metrics(self.folder, accelerator, self.step)
+        stream = self._stream()
+        deadline = time.monotonic() + 60 * (config.max_train_minutes or math.inf)
+        stop: str | None = None
+        bar = tqdm(total=self.total_steps, initial=self.step, disable=not accelerator.is_main_process, unit="step")
+        with Interrupts() as interrupts, bar:
+            while self.step < self.total_steps and not stop:
+                for micro in range(config.gradient_accumulation_steps):
+                    self.train_step(next(stream), micro, meter)
+                self.step += 1
+                bar.update()
+                wish = interrupts.requested or ("time limit" if time.monotonic() > deadline else None)
+                saving = self.step % config.checkpointing_steps == 0 or self.step == self.total_steps
+                # Processes can agree to stop only where they meet, at a flush.
+                if saving or self.step % config.logging_steps == 0 or (wish and accelerator.num_processes == 1):
+                    values, stop = meter.flush(self.step, wish)
+                    metrics.log(self.step, values | {"lr": self.learning_rate(self.step - 1)})
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", speed=f"{values['images_per_second']:.0f} images/s")
+                with meter.paused():
+                    if saving or stop:
+                        self.save_checkpoint()
+                    self._save_by_epoch()
+        if stop:
+            accelerator.print(f"stopped at step {self.step} ({stop}); go on with --resume_from_checkpoint latest")
+        self.save_pipeline()
+        self.save_samples()
+        if accelerator.is_main_process:
+            plot_loss(self.folder)
+        accelerator.end_training()
+
+    def train_step(self, batch: dict[str, Tensor], micro: int, meter: Meter) -> None:
+        """One forward and backward pass and, after the last of them, an optimizer step: no waiting for the device."""
+        accelerator = self.accelerator
+        shard = micro * accelerator.num_processes + accelerator.process_index
+        seed = int(np.random.SeedSequence((NOISE_STREAM, self.config.seed, self.step, shard)).generate_state(1)[0])
+        self.generator.manual_seed(seed)
+        torch.manual_seed(seed)  # for the network's dropout
+        with accelerator.accumulate(self.net):
+            x0 = self.codec.from_cache(batch["images"])
+            condition = self.conditioning.embed(batch, self.generator)
+            losses = self.objective.loss(self.forward, x0, condition, self.generator)
+            accelerator.backward(losses.loss.mean())
+            meter.add(losses, batch["indices"])
+            if not accelerator.sync_gradients:
+                return
+            meter.add_norm(accelerator.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.step)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            for ema in self.emas.values():
+                ema.update(self.step + 1)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the optimizer step that follows `step` others."""
+        return self.config.learning_rate * self.lr_factor(step)
+
+    def save_checkpoint(self) -> None:
+        """Write `checkpoint-{step}`. Under data parallelism every process holds the same, so one writes."""
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.step, {"config": self.config.to_dict(), **self._identity()})
+        self.accelerator.wait_for_everyone()
+
+    def save_pipeline(self) -> None:
+        """Write the pipeline folder, its network being the first average; several averages are kept beside it."""
+        if self.accelerator.is_main_process:
+            with self._averaged() as net:
+                save_atomically(self.make_pipeline(net), self.folder)
+            if len(self.emas) > 1:
+                for name, ema in self.emas.items():
+                    ModelPart(net, ema).save(self.folder / name)
+        self.accelerator.wait_for_everyone()
+
+    def save_samples(self) -> None:
+        """Draw a grid of samples, seeds fixed, from the first average."""
+        if self.accelerator.is_main_process:
+            with self._averaged() as net:
+                images = sample_grid(
+                    self.make_pipeline(net.eval()),
+                    num_images=self.config.eval_batch_size,
+                    num_inference_steps=self.config.ddpm_num_inference_steps,
+                    seed=self.config.seed,
+                    path=self.folder / "samples" / f"step-{self.step:06d}.png",
+                )
+                net.train()
+            for tracker in self.accelerator.trackers:
+                tracker.log_images({"samples": images}, step=self.step)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[ModelMixin]:
+        """The bare network, holding the average that is sampled and saved, if there is one."""
+        average = next(iter(self.emas.values()), None)
+        with average.applied() if average else nullcontext():
+            yield self.accelerator.unwrap_model(self.net)
+
+    def _stream(self) -> Iterator[dict[str, Tensor]]:
+        return batches(
+            self.data,
+            batch_size=self.config.train_batch_size,
+            seed=self.config.seed,
+            start_step=self.step,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            accumulation=self.config.gradient_accumulation_steps,
+            device=self.accelerator.device,
+            num_workers=self.config.dataloader_num_workers,
+            random_flip=self.config.random_flip,
+            labels=self.config.class_conditional,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with its checkpoint besides the configuration."""
+        return {"data": self.data.fingerprint, "num_processes": self.accelerator.num_processes}
+
+    def _save_by_epoch(self) -> None:
+        if self.step == self.total_steps:
+            return
+        after = self.step * self.images_per_step
+        before = after - self.images_per_step
+        for every, save in (
+            (self.config.save_model_epochs, self.save_pipeline),
+            (self.config.save_images_epochs, self.save_samples),
+        ):
+            period = every * len(self.data)
+            if every and after // period > before // period:
+                save()

@@ -1,0 +1,69 @@
+"""Train a diffusion model on images: unconditional, or on class labels with --class_conditional.
+
+Without a data set or a configuration it trains recipes/digits.yaml, on data that comes with scikit-learn.
+"""
+
+from snowmelt.config import parse
+from snowmelt.errors import UserError, run
+from snowmelt.options import UnconditionalConfig
+
+
+def main() -> None:
+    config = parse(UnconditionalConfig, default_recipe="digits", needs=("dataset_name", "train_data_dir"))
+
+    # Here, not above, so that --help doesn't wait for torch and diffusers.
+    from pipelines import PixelDiffusionPipeline
+    from snowmelt import publishing, run_folder
+    from snowmelt.codec import PixelCodec
+    from snowmelt.conditioning import LabelConditioning, NoConditioning
+    from snowmelt.data.sources import load_images
+    from snowmelt.environment import make_accelerator
+    from snowmelt.models import make_unet
+    from snowmelt.objectives import make_objective
+    from snowmelt.trainer import Trainer
+
+    objective = make_objective(config)
+    accelerator = make_accelerator(config)
+    checkpoint = run_folder.check(config)
+    publishing.check(config, accelerator)
+
+    data = load_images(config)
+    conditioning: NoConditioning | LabelConditioning = NoConditioning()
+    id2label = None
+    if config.class_conditional:
+        if data.labels is None or data.class_names is None:
+            raise UserError("--class_conditional: the data set has no column of labels; name one with --label_column")
+        conditioning = LabelConditioning(len(data.class_names), config.label_dropout)
+        id2label = dict(enumerate(data.class_names))
+    net = make_unet(
+        config.model_size,
+        config.model_config_name_or_path,
+        resolution=config.resolution,
+        channels=data.channels,
+        num_class_embeds=getattr(conditioning, "num_class_embeds", None),
+    )
+    if config.gradient_checkpointing:
+        net.enable_gradient_checkpointing()
+
+    trainer = Trainer(
+        net,
+        objective,
+        PixelCodec(data.value_range),
+        conditioning,
+        data,
+        config,
+        accelerator,
+        make_pipeline=lambda unet: PixelDiffusionPipeline(
+            unet, objective.scheduler(), prediction_type=objective.prediction_type, id2label=id2label
+        ),
+    )
+    if checkpoint:
+        trainer.resume(checkpoint)
+    run_folder.prepare(config, accelerator, fresh=checkpoint is None)
+    trainer.fit()
+    publishing.push(config, accelerator)
+    accelerator.print(run_folder.summary(config))
+
+
+if __name__ == "__main__":
+    run(main)
