@@ -1,0 +1,7 @@
+"""Diffusion pipelines: what users import, and what ships with the weights."""
+
+from pipelines.base import SamplingOutput, Trajectory
+from pipelines.pixel import PixelDiffusionPipeline
+from pipelines.seeding import image_generators
+
+__all__ = ["PixelDiffusionPipeline", "SamplingOutput", "Trajectory", "image_generators"]

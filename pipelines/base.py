@@ -1,0 +1,259 @@
+"""The reverse process: from noise to data with any stock scheduler, shared by all pipelines."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+Row = Callable[[Any, Tensor, Tensor], tuple[Any, Any]]
+"""(scheduler, alpha, sigma) -> (a, b) of a prediction F = a x0 + b eps."""
+
+
+@dataclass
+class Trajectory:
+    """What a sampler saw and thought, network evaluation by network evaluation; float32 tensors on the CPU.
+
+    Attributes:
+        timesteps: the times that the network was shown, (N,).
+        noisy: x_t scaled to alpha^2 + sigma^2 = 1, where all kinds of scheduler look alike, (N, B, C, H, W).
+        denoised: the data x0 that the network expected at x_t, about [-1, 1], (N, B, C, H, W).
+    """
+
+    timesteps: Tensor
+    noisy: Tensor
+    denoised: Tensor
+
+
+@dataclass
+class SamplingOutput(BaseOutput):
+    """Generated images, and how they came about where that was asked for.
+
+    Attributes:
+        images: B PIL images, or an array (B, H, W, C) or tensor (B, C, H, W) in [0, 1].
+        trajectory: the evaluations, for `return_trajectory=True`.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | Tensor
+    trajectory: Trajectory | None = None
+
+
+class ReverseProcessPipeline(DiffusionPipeline):
+    """Base of pipelines: `denoise` runs the scheduler, `to_images` ends the way.
+
+    Every network's output F = a x0 + b eps at x_t = alpha x0 + sigma eps is one row (a, b), so
+    x0 = (b x_t - sigma F) / (alpha b - sigma a), and any prediction converts to the one a scheduler expects.
+    """
+
+    ROWS: dict[str, Row] = {
+        "epsilon": lambda scheduler, alpha, sigma: (0.0, 1.0),
+        "sample": lambda scheduler, alpha, sigma: (1.0, 0.0),
+        "v_prediction": lambda scheduler, alpha, sigma: (-sigma, alpha),
+        "flow_prediction": lambda scheduler, alpha, sigma: (-1.0, 1.0),
+        "edm": lambda scheduler, alpha, sigma: ReverseProcessPipeline._edm_row(scheduler, sigma),
+    }
+    MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+    scheduler: Any
+    _callback_tensor_inputs = ["latents", "pred_original_sample"]
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        network: Any,
+        shape: tuple[int, int, int, int],
+        condition: dict[str, Tensor],
+        null_condition: dict[str, Tensor] | None = None,
+        *,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[float] | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        return_trajectory: bool = False,
+    ) -> tuple[Tensor, Trajectory | None]:
+        """Run the scheduler from noise to data.
+
+        Args:
+            network: called as `network(x, t, **condition, return_dict=False)`; has a `dtype`.
+            shape: (B, C, H, W) of the data.
+            condition: keyword arguments of the network, tensors of B rows.
+            null_condition: the same for no condition; needed unless `guidance_scale` is 1.
+
+        The other arguments are those of the pipelines' `__call__`.
+
+        Returns:
+            Data of that shape, float32, and the trajectory if asked for.
+
+        Raises:
+            ValueError: for arguments that don't fit the scheduler or each other.
+        """
+        scheduler = self.scheduler
+        step_arguments = self._step_arguments(eta, generator)
+        names = self._callback_names(callback_on_step_end_tensor_inputs)
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(f"generator: {len(generator)} given for {shape[0]} images; give one, or one per image")
+        self._set_timesteps(num_inference_steps, timesteps)
+        x = self._initial_noise(shape, generator, latents)
+        lowest, highest = guidance_interval or (0.0, float("inf"))
+        seen: list[tuple[Tensor, Tensor]] = []
+        for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
+            x_t, alpha, sigma = self._noise_level(x, i, t)
+            guided = guidance_scale != 1 and lowest < sigma / alpha <= highest
+            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            output = self._predict(network, scaled, t, condition, null_condition if guided else None, guidance_scale)
+            x0, output = self._convert(output, x_t, alpha, sigma)
+            x = scheduler.step(output, t, x, **step_arguments, return_dict=False)[0]
+            if return_trajectory:
+                seen.append(((x_t / torch.hypot(alpha, sigma)).cpu(), x0.cpu()))
+            if callback_on_step_end is not None:
+                tensors = {"latents": x, "pred_original_sample": x0}
+                x = callback_on_step_end(self, i, t, {k: tensors[k] for k in names}).get("latents", x)
+        self.maybe_free_model_hooks()
+        if not return_trajectory:
+            return x, None
+        noisy, denoised = (torch.stack(frames) for frames in zip(*seen, strict=True))
+        return x, Trajectory(scheduler.timesteps.float().cpu(), noisy, denoised)
+
+    def to_images(self, x0: Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | Tensor:
+        """Data (B, C, H, W) in [-1, 1] as "pil" images, or as "np" (B, H, W, C) or "pt" tensor in [0, 1].
+
+        Raises:
+            ValueError: for another `output_type`, or for "pil" where PIL has no mode of that many channels.
+        """
+        x0 = (x0 / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return x0
+        array = x0.cpu().permute(0, 2, 3, 1).float().numpy()
+        if output_type == "np":
+            return array
+        self._check_output_type(output_type, array.shape[-1])
+        pixels = (array * 255).round().astype(np.uint8)
+        return [PIL.Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+    def _check_output_type(self, output_type: str, channels: int) -> None:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type: {output_type!r} is not one of pil, np, pt")
+        if output_type == "pil" and channels not in self.MODES:
+            raise ValueError(f"output_type: no PIL image has {channels} channels; use output_type='np' or 'pt'")
+
+    def _check_prediction_type(self, prediction_type: str | None) -> None:
+        if prediction_type is not None and prediction_type not in self.ROWS:
+            raise ValueError(f"prediction_type: {prediction_type!r} is not one of {', '.join(self.ROWS)}")
+
+    def _step_arguments(self, eta: float, generator: Any) -> dict[str, Any]:
+        accepted = inspect.signature(self.scheduler.step).parameters
+        if eta and "eta" not in accepted:
+            raise ValueError(f"eta: {type(self.scheduler).__name__} takes none; DDIMScheduler does")
+        return {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
+
+    def _callback_names(self, names: list[str] | None) -> list[str]:
+        names = ["latents"] if names is None else names
+        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+        if unknown:
+            allowed = ", ".join(self._callback_tensor_inputs)
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {', '.join(unknown)} not among {allowed}")
+        return names
+
+    def _set_timesteps(self, num_inference_steps: int, timesteps: list[float] | None) -> None:
+        scheduler, device = self.scheduler, self._execution_device
+        accepted = inspect.signature(scheduler.set_timesteps).parameters
+        if timesteps is None:
+            scheduler.set_timesteps(num_inference_steps, device=device)
+        elif "timesteps" not in accepted:
+            raise ValueError(
+                f"timesteps: {type(scheduler).__name__} takes no list; DDPM, EulerDiscrete, HeunDiscrete, "
+                "DPMSolverMultistep, DPMSolverSinglestep and FlowMatchEulerDiscrete do"
+            )
+        elif self._expected == "flow_prediction" and "sigmas" in accepted:
+            # Given as times, the sigmas alone would go through the scheduler's shift, and the two disagree.
+            sigmas = [t / scheduler.config.num_train_timesteps for t in timesteps]
+            scheduler.set_timesteps(sigmas=sigmas, device=device)
+        else:
+            scheduler.set_timesteps(timesteps=timesteps, device=device)
+        if hasattr(scheduler, "set_begin_index"):
+            # Else the first step searches its index by value, and may find a later step of the same timestep.
+            scheduler.set_begin_index(0)
+
+    def _initial_noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        elif tuple(latents.shape) != tuple(shape):
+            raise ValueError(f"latents: of shape {tuple(latents.shape)}, but {tuple(shape)} is to be generated")
+        latents = latents.to(self._execution_device, torch.float32)
+        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def _noise_level(self, x: Tensor, i: int, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t = alpha x0 + sigma eps on the path of training, alpha, sigma; from the scheduler's x at step i."""
+        scheduler = self.scheduler
+        if not hasattr(scheduler, "sigmas"):  # DDPM, DDIM, PNDM: the variance-preserving chain at whole timesteps
+            alpha2 = scheduler.alphas_cumprod[t]
+            return x, alpha2.sqrt(), (1 - alpha2).sqrt()
+        sigma = scheduler.sigmas[i]
+        if self._expected == "flow_prediction":
+            return x, 1 - sigma, sigma
+        if self._expected == "edm":
+            return x, torch.ones_like(sigma), sigma
+        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver, UniPC, DEIS
+            return x, *scheduler._sigma_to_alpha_sigma_t(sigma)
+        # Euler and its kin keep x0 + sigma eps, and show the network that times alpha = (1 + sigma^2)^-1/2.
+        if not getattr(scheduler, "state_in_first_order", True) and hasattr(scheduler, "sigmas_interpol"):
+            # The half step of DPM-Solver-2; the ancestral kind keeps its levels one place earlier.
+            sigma = scheduler.sigmas_interpol[i - ("generator" in inspect.signature(scheduler.step).parameters)]
+        alpha = (1 + sigma**2) ** -0.5
+        return x * alpha, alpha, sigma * alpha
+
+    def _predict(
+        self,
+        network: Any,
+        x: Tensor,
+        t: Tensor,
+        condition: dict[str, Tensor],
+        null_condition: dict[str, Tensor] | None,
+        scale: float,
+    ) -> Tensor:
+        """The network's output, guided away from the null condition if given (Ho & Salimans 2022, eq. 6)."""
+        x = x.to(network.dtype)
+        if null_condition is None:
+            return network(x, t, **condition, return_dict=False)[0].float()
+        both = {k: torch.cat([null_condition[k], v]) for k, v in condition.items()}
+        null, conditional = network(torch.cat([x, x]), t, **both, return_dict=False)[0].float().chunk(2)
+        return null + scale * (conditional - null)
+
+    @property
+    def _expected(self) -> str:
+        """The prediction that the scheduler takes a network's output for."""
+        if hasattr(self.scheduler, "precondition_outputs"):
+            return "edm"
+        return self.scheduler.config.get("prediction_type", "flow_prediction")
+
+    def _convert(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """x0, and the output as the scheduler expects it."""
+        expected = self._expected
+        predicted = self.config.get("prediction_type") or expected
+        a, b = self.ROWS[predicted](self.scheduler, alpha, sigma)
+        det = alpha * b - sigma * a
+        # At alpha = 0 a predicted epsilon says nothing of x0: take the middle of its range.
+        x0 = (b * x_t - sigma * output) / det if det != 0 else torch.zeros_like(x_t)
+        if predicted == expected:
+            return x0, output
+        a, b = self.ROWS[expected](self.scheduler, alpha, sigma)
+        return x0, a * x0 + b * (x_t - alpha * x0) / sigma
+
+    @staticmethod
+    def _edm_row(scheduler: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """F = (x0 - c_skip x_t) / c_out (Karras et al. 2022, eq. 8)."""
+        c_skip = scheduler.precondition_outputs(1.0, 0.0, sigma)
+        c_out = scheduler.precondition_outputs(0.0, 1.0, sigma)
+        return (1 - c_skip) / c_out, -c_skip * sigma / c_out

@@ -1,0 +1,16 @@
+"""Randomness that belongs to an image, not to its batch, process or device."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+
+def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """A CPU generator for each image of a run, by its index, so that results depend on (seed, index) alone.
+
+    torch's CPU generator keeps only 32 bits of its seed, so independent hashes would collide (with even odds
+    among 77,000 images). Counting up from a hash of the run's seed gives 2^32 images without a collision.
+    """
+    start = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return [torch.Generator().manual_seed((start + index) % 2**32) for index in indices]
