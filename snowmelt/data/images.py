@@ -1,0 +1,182 @@
+"""One row of a data set to an array of pixels: open, orient, convert, resize, crop.
+
+There are two roads. *Pictures*, what Pillow reads at 8 bits per channel, are converted between gray, RGB and RGBA
+as the user asks. *Arrays*, which are 16-bit and float images, `.npy` files and array columns, have channels whose
+meaning isn't known: they are resized one channel at a time in float32 and never mixed.
+"""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
+
+from snowmelt.errors import UserError
+from snowmelt.options import DataOptions
+
+PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+BAD_IMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow and numpy raise for a file that is broken, truncated or not an image at all."""
+
+Opened = Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before its pixels are decoded."""
+
+    channels: int  # 1 gray, 3 colour, 4 with transparency; the array's own count for arrays
+    depth: str  # "uint8", "uint16" or "float32"
+    is_picture: bool
+    height: int
+    width: int
+
+
+def open_item(item: Any) -> Opened:
+    """Open, without decoding, what a row holds.
+
+    Args:
+        item: `{"bytes", "path"}` of an undecoded `datasets.Image`, or a numeric array.
+
+    Returns:
+        A Pillow image, or an array (H, W, C) with the dtype it had.
+
+    Raises:
+        One of `BAD_IMAGE` if it isn't an image.
+    """
+    if item is None or (isinstance(item, dict) and item["bytes"] is None and item["path"] is None):
+        raise ValueError("no image there")
+    if isinstance(item, np.ndarray):
+        return _channels_last(item)
+    file = item["path"] if item["bytes"] is None else io.BytesIO(item["bytes"])
+    if (item["path"] or "").lower().endswith(".npy"):
+        return _channels_last(np.load(file, mmap_mode="r" if item["bytes"] is None else None, allow_pickle=False))
+    return Image.open(file)
+
+
+def header(image: Opened) -> Header:
+    if isinstance(image, np.ndarray):
+        height, width, channels = image.shape
+        return Header(channels, _depth(image), False, height, width)
+    depth = _depth(image)
+    if depth != "uint8":
+        channels = 1
+    elif image.has_transparency_data:
+        channels = 4
+    else:
+        channels = 1 if image.mode in ("1", "L") else 3
+    return Header(channels, depth, depth == "uint8", image.height, image.width)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns an opened image into the pixels that are cached."""
+
+    channels: int
+    dtype: np.dtype
+    resolution: int
+    resampling: Image.Resampling
+    center_crop: bool
+    background: tuple[int, int, int]
+
+    def __call__(self, image: Opened) -> np.ndarray:
+        """Pixels (C, H, W) of dtype `self.dtype`, min(H, W) == resolution, H == W after a centre crop.
+
+        Raises:
+            One of `BAD_IMAGE` if it can't be decoded, or holds values that can't be represented.
+        """
+        if isinstance(image, Image.Image):
+            ImageOps.exif_transpose(image, in_place=True)
+        pixels = self._picture(image) if header(image).is_picture else self._array(image)  # (H, W, C)
+        if self.center_crop:
+            top, left = ((side - self.resolution) // 2 for side in pixels.shape[:2])
+            pixels = pixels[top : top + self.resolution, left : left + self.resolution]
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _picture(self, image: Any) -> np.ndarray:
+        if self.channels != 4 and image.has_transparency_data:
+            canvas = Image.new("RGBA", image.size, self.background)
+            canvas.alpha_composite(image.convert("RGBA"))
+            image = canvas
+        image = image.convert(PICTURE_MODES[self.channels])
+        size = self.resized(image.width, image.height)
+        if image.size != size:
+            # Pillow filters RGBA premultiplied by alpha, so transparent pixels' colours don't bleed.
+            image = image.resize(size, self.resampling)
+        pixels = np.array(image).reshape(size[1], size[0], self.channels)
+        if self.channels == 4:
+            # Encoders leave anything under alpha 0; one colour there is one less thing to learn.
+            pixels[pixels[..., 3] == 0, :3] = self.background
+        return pixels if self.dtype == np.uint8 else _cast(pixels.astype(np.float32), "uint8", self.dtype)
+
+    def _array(self, image: Opened) -> np.ndarray:
+        depth = _depth(image)
+        with np.errstate(over="ignore"):  # checked below
+            values = _channels_last(np.asarray(image)).astype(np.float32)  # (H, W, C)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN, infinity or values beyond float32")
+        if depth == "uint16" and (values.min() < 0 or values.max() > 65535):
+            raise ValueError("32-bit integers outside 0..65535; save it as float")
+        if np.asarray(image).dtype == bool:
+            values *= 255
+        size = self.resized(values.shape[1], values.shape[0])
+        if size != (values.shape[1], values.shape[0]):
+            planes = [Image.fromarray(plane) for plane in np.ascontiguousarray(values.transpose(2, 0, 1))]
+            resized = np.stack([np.asarray(p.resize(size, self.resampling)) for p in planes], axis=-1)
+            values = resized.clip(values.min(), values.max())  # bicubic and lanczos overshoot
+        return _cast(np.broadcast_to(values, (*values.shape[:2], self.channels)), depth, self.dtype)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that has the shorter side at the resolution."""
+        scale = self.resolution / min(width, height)
+        return max(self.resolution, round(width * scale)), max(self.resolution, round(height * scale))
+
+
+def background_color(options: DataOptions) -> tuple[int, int, int]:
+    """`options.background` as RGB.
+
+    Raises:
+        UserError: if it names no colour.
+    """
+    try:
+        red, green, blue = ImageColor.getrgb(options.background)[:3]
+    except ValueError as error:
+        raise UserError(
+            f"--background {options.background!r} is not a colour; give a name such as 'white', or '#rrggbb'"
+        ) from error
+    return red, green, blue
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    """(H, W), (H, W, C) or (C, H, W) as (H, W, C): of the first and last axes the smaller is the channels."""
+    if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"an array of {array.dtype} {array.shape}, not (H, W), (H, W, C) or (C, H, W) numbers")
+    if array.ndim == 2:
+        return array[..., None]
+    return array.transpose(1, 2, 0) if array.shape[0] < array.shape[2] else array
+
+
+def _depth(image: Opened) -> str:
+    if isinstance(image, Image.Image):
+        return "float32" if image.mode == "F" else "uint16" if image.mode.startswith("I") else "uint8"
+    if image.dtype.kind in "bu" and image.dtype.itemsize <= 2:
+        return "uint8" if image.dtype.itemsize == 1 else "uint16"
+    return "float32"  # wider integers too: nothing tells which of their values are black and white
+
+
+def _cast(values: np.ndarray, depth: str, dtype: np.dtype) -> np.ndarray:
+    """Float32 values of an image of `depth`, rescaled and rounded to `dtype`."""
+    if dtype == np.float32:
+        return values
+    return np.rint(values * (np.iinfo(dtype).max / np.iinfo(depth).max)).astype(dtype)
