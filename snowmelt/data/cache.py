@@ -171,7 +171,9 @@ def _fingerprint(dataset: datasets.Dataset, image_column: str, options: DataOpti
 
 def _build(folder: Path, dataset: datasets.Dataset, column: str, options: DataOptions) -> None:
     """Write the cache beside its final name and rename it when complete. The caller holds its lock."""
-    background = background_color(options)
+    partial = folder.with_suffix(".partial")
+    if partial.exists():  # its builder was killed
+        shutil.rmtree(partial)
     headers = [h for _, h in readable(dataset, column, header, options, "checking images", skipped=[])]
     if not headers:
         raise UserError(f"none of the {len(dataset)} images can be decoded; check the files, or --image_column")
@@ -181,12 +183,9 @@ def _build(folder: Path, dataset: datasets.Dataset, column: str, options: DataOp
         resolution=options.resolution,
         resampling=Image.Resampling[options.interpolation.upper()],
         center_crop=options.center_crop,
-        background=background,
+        background=background_color(options),
     )
     _check_space(folder.parent, headers, preprocess)
-    partial = folder.with_suffix(".partial")
-    if partial.exists():  # its builder was killed
-        shutil.rmtree(partial)
     partial.mkdir()
     try:
         _write(partial, dataset, column, options, preprocess)

@@ -19,7 +19,9 @@ def image_column(features: datasets.Features, name: str | None) -> str:
     if name is not None:
         _check_exists("image_column", name, features)
         if not _is_image(features[name]) and not _may_be_image(features[name]):
-            raise UserError(f"--image_column {name}: {features[name]} is not a type of images; {_listing(features)}")
+            raise UserError(
+                f"--image_column {name}: {_type_name(features[name])} is no type of images; {_listing(features)}"
+            )
         return name
     for test in (_is_image, _may_be_image):
         found = [column for column, feature in features.items() if test(feature)]
@@ -34,30 +36,38 @@ def read_labels(dataset: datasets.Dataset, name: str | None) -> tuple[np.ndarray
     """Classes of all rows, (rows,) int64 in 0..K-1, and the names of the K classes; (None, None) without any.
 
     When no column is named it is the only ClassLabel, or else the only integer or string column called
-    `label` or `labels`. Integers and strings are numbered in sorted order.
+    `label` or `labels`, provided that each row has a class: sets on the Hub often mark hidden labels by -1.
+    Integers and strings are numbered in sorted order.
 
     Raises:
         UserError: if the column doesn't exist, has another type, or a row's label is missing or negative.
     """
     features = dataset.features
-    if name is None:
-        found = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        found = found or [column for column in LABEL_NAMES if column in features and _is_discrete(features[column])]
-        if len(found) != 1:
-            return None, None
-        name = found[0]
-    _check_exists("label_column", name, features)
-    feature = features[name]
+    column = name or _label_column(features)
+    if column is None:
+        return None, None
+    _check_exists("label_column", column, features)
+    feature = features[column]
     if not _is_discrete(feature):
-        raise UserError(f"--label_column {name}: {feature} is no class; give a ClassLabel, integer or string column")
-    values: list[Any] = dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+        raise UserError(
+            f"--label_column {column}: {_type_name(feature)} is no class; give a ClassLabel, integer or string column"
+        )
+    values: list[Any] = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     for row, value in enumerate(values):
         if value is None or (not isinstance(value, str) and value < 0):
-            raise UserError(f"column {name}, row {row}: {value} is no class; every row needs one, from 0 up")
+            if name is None:
+                return None, None
+            raise UserError(f"--label_column {name}: row {row} has {value}; every row needs a class, from 0 up")
     if isinstance(feature, datasets.ClassLabel):
         return np.array(values, np.int64), list(feature.names)
     classes, labels = np.unique(values, return_inverse=True)
     return labels.astype(np.int64), [str(c) for c in classes.tolist()]
+
+
+def _label_column(features: datasets.Features) -> str | None:
+    found = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    found = found or [column for column in LABEL_NAMES if column in features and _is_discrete(features[column])]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_image(feature: Any) -> bool:
