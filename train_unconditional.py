@@ -41,6 +41,7 @@ def main() -> None:
         resolution=config.resolution,
         channels=data.channels,
         num_class_embeds=getattr(conditioning, "num_class_embeds", None),
+        seed=config.seed,
     )
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()

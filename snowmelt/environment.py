@@ -37,6 +37,7 @@ def make_accelerator(config: UnconditionalConfig) -> Accelerator:
         raise UserError("--mixed_precision fp16 needs a GPU; take bf16 or no")
     torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes on CPUs wouldn't know of each other
         mixed_precision=config.mixed_precision,
         # The loop feeds itself, so there is no end of a data loader for accumulation to align with.
         gradient_accumulation_plugin=GradientAccumulationPlugin(

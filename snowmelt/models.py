@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
 
 from snowmelt.errors import UserError
@@ -56,6 +57,7 @@ def make_unet(
     resolution: int,
     channels: int,
     num_class_embeds: int | None,
+    seed: int,
 ) -> UNet2DModel:
     """A freshly initialized network for pictures (channels, resolution, resolution).
 
@@ -65,6 +67,7 @@ def make_unet(
         resolution: side of the pictures.
         channels: of the pictures.
         num_class_embeds: number of labels, the null label included, or None.
+        seed: of the initial weights.
 
     Raises:
         UserError: if the configuration can't be read or the side can't be halved as often as the network does.
@@ -88,4 +91,5 @@ def make_unet(
         "out_channels": channels,
         "num_class_embeds": num_class_embeds,
     }
+    torch.manual_seed(seed)
     return UNet2DModel.from_config(config)

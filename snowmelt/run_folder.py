@@ -47,7 +47,7 @@ def check(config: UnconditionalConfig) -> Path | None:
 
 
 def prepare(config: UnconditionalConfig, accelerator: Accelerator, *, fresh: bool) -> None:
-    """Make the folder ready: clear an earlier run's files when a fresh one overwrites it, and save the configuration."""
+    """Make the folder ready: clear what an earlier run left if a fresh one overwrites it, save the configuration."""
     accelerator.wait_for_everyone()  # every process has checked the folder before one changes it
     folder = Path(config.output_dir)
     if accelerator.is_main_process:

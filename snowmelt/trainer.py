@@ -143,7 +143,13 @@ class Trainer:
         stream = self._stream()
         deadline = time.monotonic() + 60 * (config.max_train_minutes or math.inf)
         stop: str | None = None
-        bar = tqdm(total=self.total_steps, initial=self.step, disable=not accelerator.is_main_process, unit="step")
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            disable=not accelerator.is_main_process,
+            unit="step",
+            mininterval=1,
+        )
         with Interrupts() as interrupts, bar:
             while self.step < self.total_steps and not stop:
                 for micro in range(config.gradient_accumulation_steps):

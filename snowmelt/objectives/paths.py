@@ -87,7 +87,7 @@ class DiscretePath:
 
 @dataclass(frozen=True)
 class StraightPath:
-    """The straight line x_t = (1 - t) x0 + t eps, t in (0, 1) (Liu et al. 2023, eq. 1; Lipman et al. 2023, section 4.1).
+    """The straight line x_t = (1 - t) x0 + t eps, t in (0, 1) (Liu et al. 2023, eq. 1).
 
     The network sees t scaled to (0, 1000), as flow-matching schedulers show it.
     """
