@@ -2,6 +2,14 @@
 
 from pipelines.base import SamplingOutput, Trajectory
 from pipelines.pixel import PixelDiffusionPipeline
+from pipelines.schedulers import fitting_schedulers, make_scheduler
 from pipelines.seeding import image_generators
 
-__all__ = ["PixelDiffusionPipeline", "SamplingOutput", "Trajectory", "image_generators"]
+__all__ = [
+    "PixelDiffusionPipeline",
+    "SamplingOutput",
+    "Trajectory",
+    "fitting_schedulers",
+    "image_generators",
+    "make_scheduler",
+]

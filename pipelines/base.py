@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import KDPM2AncestralDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -107,24 +108,22 @@ class ReverseProcessPipeline(DiffusionPipeline):
         self._set_timesteps(num_inference_steps, timesteps)
         x = self._initial_noise(shape, generator, latents)
         lowest, highest = guidance_interval or (0.0, float("inf"))
-        seen: list[tuple[Tensor, Tensor]] = []
+        seen: list[tuple[Tensor, ...]] = []
         for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
             x_t, alpha, sigma = self._noise_level(x, i, t)
             guided = guidance_scale != 1 and lowest < sigma / alpha <= highest
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            output = self._predict(network, scaled, t, condition, null_condition if guided else None, guidance_scale)
+            time = self._network_time(i, t)
+            output = self._predict(network, scaled, time, condition, null_condition if guided else None, guidance_scale)
             x0, output = self._convert(output, x_t, alpha, sigma)
             x = scheduler.step(output, t, x, **step_arguments, return_dict=False)[0]
             if return_trajectory:
-                seen.append(((x_t / torch.hypot(alpha, sigma)).cpu(), x0.cpu()))
+                seen.append((time.float().cpu(), (x_t / torch.hypot(alpha, sigma)).cpu(), x0.cpu()))
             if callback_on_step_end is not None:
                 tensors = {"latents": x, "pred_original_sample": x0}
                 x = callback_on_step_end(self, i, t, {k: tensors[k] for k in names}).get("latents", x)
         self.maybe_free_model_hooks()
-        if not return_trajectory:
-            return x, None
-        noisy, denoised = (torch.stack(frames) for frames in zip(*seen, strict=True))
-        return x, Trajectory(scheduler.timesteps.float().cpu(), noisy, denoised)
+        return x, Trajectory(*map(torch.stack, zip(*seen, strict=True))) if return_trajectory else None
 
     def to_images(self, x0: Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | Tensor:
         """Data (B, C, H, W) in [-1, 1] as "pil" images, or as "np" (B, H, W, C) or "pt" tensor in [0, 1].
@@ -210,9 +209,16 @@ class ReverseProcessPipeline(DiffusionPipeline):
         # Euler and its kin keep x0 + sigma eps, and show the network that times alpha = (1 + sigma^2)^-1/2.
         if not getattr(scheduler, "state_in_first_order", True) and hasattr(scheduler, "sigmas_interpol"):
             # The half step of DPM-Solver-2; the ancestral kind keeps its levels one place earlier.
-            sigma = scheduler.sigmas_interpol[i - ("generator" in inspect.signature(scheduler.step).parameters)]
+            sigma = scheduler.sigmas_interpol[i - isinstance(scheduler, KDPM2AncestralDiscreteScheduler)]
         alpha = (1 + sigma**2) ** -0.5
         return x * alpha, alpha, sigma * alpha
+
+    def _network_time(self, i: int, t: Tensor) -> Tensor:
+        """The time that the network was trained to see at step i."""
+        if not self.scheduler.config.get("use_flow_sigmas"):
+            return t
+        # DPM-Solver and UniPC round a flow's times down to integers, which biases what the network predicts.
+        return self.scheduler.sigmas[i].to(t.device) * self.scheduler.config.num_train_timesteps
 
     def _predict(
         self,
@@ -244,8 +250,8 @@ class ReverseProcessPipeline(DiffusionPipeline):
         predicted = self.config.get("prediction_type") or expected
         a, b = self.ROWS[predicted](self.scheduler, alpha, sigma)
         det = alpha * b - sigma * a
-        # At alpha = 0 a predicted epsilon says nothing of x0: take the middle of its range.
-        x0 = (b * x_t - sigma * output) / det if det != 0 else torch.zeros_like(x_t)
+        # Where alpha vanishes, a predicted epsilon says nothing of x0: take the middle of its range.
+        x0 = (b * x_t - sigma * output) / det if abs(det) > 1e-5 else torch.zeros_like(x_t)
         if predicted == expected:
             return x0, output
         a, b = self.ROWS[expected](self.scheduler, alpha, sigma)

@@ -26,7 +26,7 @@ class PixelDiffusionPipeline(ClassLabelsMixin, ReverseProcessPipeline):
     """
 
     unet: Any
-    model_cpu_offload_seq = "unet"  # type: ignore[assignment]  # diffusers declares it None
+    model_cpu_offload_seq = "unet"
 
     def __init__(
         self,

@@ -1,0 +1,128 @@
+"""Samplers by name, and which of them fit a model."""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A stock scheduler, the settings that make it the named one, and what it can't do.
+
+    Attributes:
+        scheduler: its class.
+        settings: arguments that differ from the model's own.
+        refuses: predictions that it doesn't implement.
+        needs_signal: goes astray where an epsilon is predicted from (almost) pure noise, as cosine betas have it.
+    """
+
+    scheduler: type
+    settings: dict[str, Any] = field(default_factory=dict)
+    refuses: tuple[str, ...] = ()
+    needs_signal: bool = False
+
+    @property
+    def accepts(self) -> set[str]:
+        """Names of the class's arguments."""
+        return set(inspect.signature(self.scheduler).parameters)
+
+    def fits(self, model: SchedulerMixin) -> bool:
+        """Whether it can run a model that was saved with this scheduler."""
+        prediction = model.config.get("prediction_type")
+        if self.needs_signal and prediction == "epsilon" and model.alphas_cumprod[-1] < 1e-6:
+            return False
+        zero_snr = model.config.get("rescale_betas_zero_snr")
+        return prediction not in self.refuses and (not zero_snr or "rescale_betas_zero_snr" in self.accepts)
+
+
+ODE, SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
+SINGLE = ODE | {"lower_order_final": True}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+SAMPLERS: dict[str, dict[str, Sampler]] = {
+    "discrete": {
+        "ddpm": Sampler(DDPMScheduler),
+        "ddim": Sampler(DDIMScheduler),
+        "dpmsolver++": Sampler(DPMSolverMultistepScheduler, ODE),
+        "dpmsolver++-single": Sampler(DPMSolverSinglestepScheduler, SINGLE),
+        "sde-dpmsolver++": Sampler(DPMSolverMultistepScheduler, SDE),
+        "unipc": Sampler(UniPCMultistepScheduler),
+        "deis": Sampler(DEISMultistepScheduler),
+        "pndm": Sampler(PNDMScheduler, {"skip_prk_steps": True}, ("sample",), needs_signal=True),
+        "euler": Sampler(EulerDiscreteScheduler),
+        "euler-a": Sampler(EulerAncestralDiscreteScheduler, refuses=("sample",)),
+        "heun": Sampler(HeunDiscreteScheduler, needs_signal=True),
+        "kdpm2": Sampler(KDPM2DiscreteScheduler, refuses=("sample",), needs_signal=True),
+        "kdpm2-a": Sampler(KDPM2AncestralDiscreteScheduler, refuses=("sample",), needs_signal=True),
+        "lms": Sampler(LMSDiscreteScheduler),
+    },
+    "flow": {
+        "flow-euler": Sampler(FlowMatchEulerDiscreteScheduler),
+        "flow-heun": Sampler(FlowMatchHeunDiscreteScheduler),
+        "dpmsolver++": Sampler(DPMSolverMultistepScheduler, ODE | FLOW),
+        "dpmsolver++-single": Sampler(DPMSolverSinglestepScheduler, SINGLE | FLOW),
+        "sde-dpmsolver++": Sampler(DPMSolverMultistepScheduler, SDE | FLOW),
+        "unipc": Sampler(UniPCMultistepScheduler, FLOW),
+    },
+    "edm": {
+        "edm-euler": Sampler(EDMEulerScheduler),
+        "edm-dpmsolver++": Sampler(EDMDPMSolverMultistepScheduler),
+    },
+}
+"""Family of the training: name: sampler."""
+
+
+def family(scheduler: SchedulerMixin) -> str:
+    """What a model of this scheduler was trained for: "discrete", "flow" or "edm"."""
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
+    if flow or scheduler.config.get("use_flow_sigmas"):
+        return "flow"
+    return "edm" if hasattr(scheduler, "precondition_outputs") else "discrete"
+
+
+def fitting_schedulers(scheduler: SchedulerMixin) -> list[str]:
+    """Names of the samplers that can run a model saved with this scheduler."""
+    return [name for name, sampler in SAMPLERS[family(scheduler)].items() if sampler.fits(scheduler)]
+
+
+def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The named sampler, set up for the model that `scheduler` was saved with.
+
+    Raises:
+        ValueError: if there is no such sampler, or it doesn't fit the model.
+    """
+    kind = family(scheduler)
+    fitting = fitting_schedulers(scheduler)
+    if name not in fitting:
+        raise ValueError(f"scheduler: {name!r} doesn't fit this {kind} model; these do: {', '.join(fitting)}")
+    sampler = SAMPLERS[kind][name]
+    # `from_config` by itself forgets every value that was a default of the old class, and would take the new
+    # class's: linear betas from 0.0001 to 0.02 would silently become 0.00085 to 0.012 in Heun and KDPM2.
+    config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    if kind == "flow":
+        config["shift"] = config["flow_shift"] = config.get("flow_shift", config.get("shift"))
+    elif config["prediction_type"] == "epsilon":
+        # DPM-Solver divides an epsilon's error by alpha, which all but vanishes at the end of cosine betas.
+        config["lambda_min_clipped"] = -5.1
+    return sampler.scheduler(**{k: v for k, v in (config | sampler.settings).items() if k in sampler.accepts})
