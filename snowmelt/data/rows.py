@@ -43,7 +43,7 @@ def _items(dataset: datasets.Dataset, column: str) -> Iterator[Any]:
     if isinstance(feature, datasets.Image | datasets.Value | dict):
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
     else:
-        dataset = dataset.with_format("numpy")
+        dataset = dataset.with_format("numpy", dtype=None)  # the column's; the default is int64 or float32
     for batch in dataset.iter(batch_size=32):
         yield from batch[column]
 

@@ -25,9 +25,7 @@ def load_images(options: DataOptions) -> ImageCache:
     Raises:
         UserError: for anything in the options or the data that the user can mend.
     """
-    if options.resolution < 1:
-        raise UserError(f"--resolution {options.resolution}: must be at least 1")
-    background_color(options)
+    background_color(options)  # refused here rather than after a download
     dataset = open_dataset(options)
     if len(dataset) == 0:
         raise UserError(f"--split {options.split}: no rows in it")
@@ -72,7 +70,10 @@ def _open_named(name: str, options: DataOptions) -> datasets.Dataset:
     # Before the download: as_dataset notices an unknown split only after it.
     _check_split(options.split, list(builder.info.splits or builder.config.data_files or []), name)
     builder.download_and_prepare()
-    return builder.as_dataset(options.split)
+    try:
+        return builder.as_dataset(options.split)
+    except ValueError as error:  # a slice that can't be read, or that is empty
+        raise UserError(f"--split {options.split}: {_one_line(error)}") from error
 
 
 def _is_saved(folder: Path) -> bool:

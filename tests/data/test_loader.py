@@ -1,0 +1,149 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from snowmelt.data import loader
+from snowmelt.data.loader import batches
+from snowmelt.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def digits(load):
+    return load(dataset_name="digits", resolution=8)
+
+
+@pytest.fixture
+def mixed(load, folder):
+    """23 images of which some aren't square, so that crops are drawn."""
+    rng = np.random.default_rng(0)
+    for n in range(23):
+        Image.fromarray(rng.integers(0, 256, (8, 8 + n % 5, 3), dtype=np.uint8)).save(folder / f"{n:02}.png")
+    return load(train_data_dir=str(folder), resolution=8)
+
+
+def take(cache, count, **changes):
+    """The first `count` micro-steps."""
+    options = {
+        "batch_size": 10,
+        "seed": 0,
+        "start_step": 0,
+        "rank": 0,
+        "world_size": 1,
+        "accumulation": 1,
+        "device": CPU,
+        "num_workers": 0,
+        "random_flip": True,
+        "labels": False,
+    }
+    return list(islice(batches(cache, **{**options, **changes}), count))
+
+
+def same(left, right):
+    return len(left) == len(right) and all(
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [10, 50])
+def test_each_epoch_shows_each_row_once_in_its_own_order(mixed, batch_size):
+    stream = torch.cat([b["indices"] for b in take(mixed, 20, batch_size=batch_size)])
+    assert stream.dtype == torch.int64
+    epochs = [stream[start : start + 23].tolist() for start in range(0, len(stream) - 23, 23)]
+    assert len(epochs) > 7
+    assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_the_seed_decides_order_crops_and_flips(mixed):
+    assert same(take(mixed, 5), take(mixed, 5))
+    assert not same(take(mixed, 5), take(mixed, 5, seed=1))
+
+
+@pytest.mark.parametrize("name", ["digits", "mixed"])
+def test_accumulation_and_processes_see_the_same(request, name):
+    cache = request.getfixturevalue(name)
+    alone = take(cache, 8, accumulation=2)
+    pair = [take(cache, 4, world_size=2, rank=rank) for rank in range(2)]
+    assert same(alone, [batch for step in zip(*pair, strict=True) for batch in step])
+    four = [take(cache, 4, world_size=2, rank=rank, accumulation=2) for rank in range(2)]
+    assert same(take(cache, 8, accumulation=4), [batch for step in zip(*four, strict=True) for batch in step])
+
+
+def test_shards_of_a_step_draw_differently(load, folder):
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(image).save(folder / "a.png")
+    cache = load(train_data_dir=str(folder), resolution=8)
+    shards = take(cache, 4, batch_size=64, accumulation=2)
+    assert len({tuple(b["images"][:, 0, 0, 0].tolist()) for b in shards}) == 4
+
+
+@pytest.mark.parametrize("name", ["digits", "mixed"])
+def test_a_restart_equals_the_tail(request, name):
+    cache = request.getfixturevalue(name)
+    whole = take(cache, 24, accumulation=2)
+    assert same(whole[14:], take(cache, 10, accumulation=2, start_step=7))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_set_that_is_not_resident_gives_the_same(digits, monkeypatch, workers):
+    resident = take(digits, 6, accumulation=2, labels=True)
+    monkeypatch.setattr(loader, "_resident", lambda cache, device: None)
+    assert same(resident, take(digits, 6, accumulation=2, labels=True, num_workers=workers))
+
+
+def test_workers_draw_the_same_crops(mixed):
+    assert same(take(mixed, 6), take(mixed, 6, num_workers=2))
+
+
+def test_a_set_is_resident_only_within_half_of_the_memory(digits, mixed, monkeypatch):
+    class Memory:
+        available = 2 * 1797 * 64
+
+    monkeypatch.setattr(loader.psutil, "virtual_memory", lambda: Memory)
+    assert loader._resident(digits, CPU) is not None
+    Memory.available -= 1
+    assert loader._resident(digits, CPU) is None
+    Memory.available = 2**60
+    assert loader._resident(mixed, CPU) is None
+
+
+def test_labels_and_images_are_those_of_the_indices(digits):
+    (batch,) = take(digits, 1, labels=True, random_flip=False)
+    assert torch.equal(batch["images"], digits.as_tensor()[batch["indices"]])
+    assert batch["labels"].dtype == torch.int64
+    assert (batch["labels"].numpy() == digits.labels[batch["indices"]]).all()
+
+
+def test_half_of_the_images_are_mirrored(digits):
+    flipped, plain = (take(digits, 1, batch_size=1000, random_flip=flag)[0]["images"] for flag in (True, False))
+    mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
+    kept = (flipped == plain).flatten(1).all(1)
+    assert (mirrored | kept).all()
+    assert 400 < mirrored.sum() < 600
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_16_bit_batches_have_the_right_values(load, folder, monkeypatch, workers):
+    values = np.random.default_rng(0).integers(0, 65536, (4, 8, 8), dtype=np.uint16)
+    for n, image in enumerate(values):
+        Image.fromarray(image).save(folder / f"{n}.png")
+    cache = load(train_data_dir=str(folder), resolution=8, preserve_input_precision=True)
+    if workers is not None:
+        monkeypatch.setattr(loader, "_resident", lambda cache, device: None)
+    (batch,) = take(cache, 1, batch_size=64, num_workers=workers or 0)
+    assert batch["images"].dtype == torch.uint16
+    expected = values[batch["indices"]].astype(np.float32)
+    shown = batch["images"].float().numpy()[:, 0]
+    mirrored = (shown != expected).any((1, 2))
+    assert 16 < mirrored.sum() < 48
+    assert (np.where(mirrored[:, None, None], expected[..., ::-1], expected) == shown).all()
+
+
+def test_labels_must_exist(mixed):
+    with pytest.raises(UserError, match="no labels; name their column with --label_column"):
+        take(mixed, 0, labels=True)
