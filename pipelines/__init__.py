@@ -4,6 +4,7 @@ from pipelines.base import SamplingOutput, Trajectory
 from pipelines.pixel import PixelDiffusionPipeline
 from pipelines.schedulers import fitting_schedulers, make_scheduler
 from pipelines.seeding import image_generators
+from pipelines.trajectory import image_grid, save_gif, save_strip
 
 __all__ = [
     "PixelDiffusionPipeline",
@@ -11,5 +12,8 @@ __all__ = [
     "Trajectory",
     "fitting_schedulers",
     "image_generators",
+    "image_grid",
     "make_scheduler",
+    "save_gif",
+    "save_strip",
 ]
