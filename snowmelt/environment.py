@@ -21,6 +21,16 @@ def native_precision() -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
 
 
+def use_all_cores() -> None:
+    """Undo the single thread that `accelerate launch` gives a process on a CPU when nothing else was asked for."""
+    launched = "ACCELERATE_USE_CPU" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if launched and threads > 1 and not torch.accelerator.is_available():
+        print(f"{threads} threads instead of accelerate launch's 1; its --num_cpu_threads_per_process sets another number")
+        torch.set_num_threads(threads)
+
+
 def make_accelerator(config: UnconditionalConfig) -> Accelerator:
     """Start this process's part of the run, and settle `config.mixed_precision`.
 
@@ -36,6 +46,7 @@ def make_accelerator(config: UnconditionalConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU; take bf16 or no")
     torch.set_float32_matmul_precision("high")
+    use_all_cores()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else several processes on CPUs wouldn't know of each other
         mixed_precision=config.mixed_precision,

@@ -23,7 +23,7 @@ def sample_grid(
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(pipeline.scheduler, DDPMScheduler):
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    classes = len(pipeline.config.id2label or {})
+    classes = len(pipeline.id2label or {})
     output = pipeline(
         batch_size=num_images,
         class_labels=[i % classes for i in range(num_images)] if classes else None,

@@ -1,0 +1,150 @@
+"""The table (a, b): closed forms, inverses, and agreement with diffusers' own schedulers."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EDMEulerScheduler
+
+from snowmelt.objectives import RECIPES, Objective
+from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
+from snowmelt.objectives.targets import TARGETS
+
+DISCRETE = [name for name, o in RECIPES.items() if isinstance(o.path, DiscretePath)]
+SHAPE = (16, 2, 3, 3)
+
+
+def draw(objective: Objective, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """x0, eps, t and the noisy x_t of an objective."""
+    g = torch.Generator().manual_seed(seed)
+    t, _ = objective.draw_times(SHAPE[0], g)
+    x0, eps = torch.randn(SHAPE, generator=g), torch.randn(SHAPE, generator=g)
+    alpha, sigma = (c.view(-1, 1, 1, 1) for c in objective.path.alpha_sigma(t))
+    return x0, eps, t, alpha * x0 + sigma * eps
+
+
+def target(objective: Objective, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    _, _, a, b = (c.view(-1, 1, 1, 1) for c in objective.coefficients(t))
+    return a * x0 + b * eps
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_denoise_recovers_both(name):
+    objective = RECIPES[name]
+    x0, eps, t, x_t = draw(objective)
+    got_x0, got_eps = objective.denoise(x_t, target(objective, x0, eps, t), t)
+    # What can be recovered in float32 shrinks with the share of what is recovered in x_t.
+    alpha, sigma = (c.view(-1, 1, 1, 1) for c in objective.path.alpha_sigma(t))
+    assert ((got_x0 - x0) * alpha / (alpha + sigma)).abs().max() < 1e-5
+    assert ((got_eps - eps) * sigma / (alpha + sigma)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_discrete_noising_is_the_schedulers(schedule, zero_snr):
+    path = DiscretePath(schedule, 100, zero_snr)
+    scheduler = path.scheduler("v_prediction")
+    t = torch.arange(100)
+    x0, eps = torch.randn(100, 1, 2, 2), torch.randn(100, 1, 2, 2)
+    alpha, sigma = (c.view(-1, 1, 1, 1) for c in path.alpha_sigma(t))
+    torch.testing.assert_close(alpha * x0 + sigma * eps, scheduler.add_noise(x0, eps, t), atol=1e-5, rtol=1e-5)
+    a, b = (c.view(-1, 1, 1, 1) for c in TARGETS["v_prediction"](path, t, alpha.flatten(), sigma.flatten()))
+    torch.testing.assert_close(a * x0 + b * eps, scheduler.get_velocity(x0, eps, t), atol=1e-5, rtol=1e-5)
+    assert (alpha[-1].item() == 0) == zero_snr
+
+
+@pytest.mark.parametrize("target_name", ["epsilon", "sample", "v_prediction"])
+def test_discrete_step_sees_the_same_x0(target_name):
+    """DDPM's and DDIM's own predicted x0, from the exact output, is x0."""
+    objective = Objective(DiscretePath("squaredcos_cap_v2"), target_name)
+    x0, eps, _, _ = draw(objective)
+    for step in (1, 200, 700):
+        t = torch.full((SHAPE[0],), step)
+        alpha, sigma = (c.view(-1, 1, 1, 1) for c in objective.path.alpha_sigma(t))
+        x_t, output = alpha * x0 + sigma * eps, target(objective, x0, eps, t)
+        for scheduler in (objective.scheduler(), DDIMScheduler.from_config(objective.scheduler().config)):
+            scheduler.register_to_config(clip_sample=False)
+            scheduler.set_timesteps(1000)
+            predicted = scheduler.step(output, step, x_t).pred_original_sample
+            torch.testing.assert_close(predicted, objective.denoise(x_t, output, t)[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(predicted, x0, atol=2e-5, rtol=1e-5)
+
+
+def test_flow_step_follows_the_line():
+    """From the exact velocity, one Euler step of the saved scheduler lands on the path at the next time."""
+    objective = RECIPES["flow"]
+    scheduler = objective.scheduler()
+    scheduler.set_timesteps(10)
+    x0, eps, _, _ = draw(objective)
+    for i in range(10):
+        now, after = scheduler.sigmas[i], scheduler.sigmas[i + 1]
+        t = now.expand(SHAPE[0])
+        x_t = (1 - now) * x0 + now * eps
+        got = scheduler.step(target(objective, x0, eps, t), scheduler.timesteps[i], x_t).prev_sample
+        torch.testing.assert_close(got, (1 - after) * x0 + after * eps, atol=1e-5, rtol=1e-5)
+        fed, shown = objective.path.network_input(x_t, t)
+        torch.testing.assert_close(shown, scheduler.timesteps[i].expand(SHAPE[0]), atol=1e-5, rtol=1e-5)
+        assert fed is x_t
+
+
+def test_mixture_moves_part_of_the_way():
+    """x + (t' - t)(x - x0) / t is a step of (t - t') / t of the way to the predicted picture."""
+    objective = RECIPES["mixture"]
+    x0, eps, t, x_t = draw(objective)
+    part = t.view(-1, 1, 1, 1)
+    torch.testing.assert_close(x_t, (1 - part) * x0 + part * eps)
+    _, got_eps = objective.denoise(x_t, x0, t)
+    torch.testing.assert_close(got_eps - x0, (x_t - x0) / part, atol=1e-4, rtol=1e-4)
+    assert objective.prediction_type == "sample"
+
+
+def test_edm_preconditioning_is_the_schedulers():
+    objective = RECIPES["edm"]
+    scheduler = objective.scheduler()
+    assert isinstance(scheduler, EDMEulerScheduler)
+    x0, eps, t, x_t = draw(objective)
+    output = target(objective, x0, eps, t)
+    fed, shown = objective.path.network_input(x_t, t)
+    for i, sigma in enumerate(t):
+        torch.testing.assert_close(fed[i], scheduler.precondition_inputs(x_t[i], sigma), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(shown[i], scheduler.precondition_noise(sigma), atol=1e-6, rtol=1e-5)
+        theirs = scheduler.precondition_outputs(x_t[i], output[i], sigma)
+        torch.testing.assert_close(theirs, x0[i], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(objective.denoise(x_t, output, t)[0][i], theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_edm_target_has_unit_variance():
+    """What the preconditioning is for: unit variance of input and target at any noise level (Karras et al. 2022, B.6)."""
+    objective = Objective(EdmPath(), "edm", law="log_normal")
+    g = torch.Generator().manual_seed(1)
+    x0, eps = 0.5 * torch.randn(3, 40000, generator=g), torch.randn(3, 40000, generator=g)
+    t = torch.tensor([0.01, 0.7, 40.0])
+    _, _, a, b = (c[:, None] for c in objective.coefficients(t))
+    assert torch.allclose((a * x0 + b * eps).std(1), torch.ones(3), atol=0.02)
+    fed, _ = objective.path.network_input(x0 + t[:, None] * eps, t)
+    assert torch.allclose(fed.std(1), torch.ones(3), atol=0.02)
+
+
+def test_flow_is_refused_off_the_straight_path():
+    with pytest.raises(AttributeError):
+        Objective(DiscretePath(), "flow").coefficients(torch.tensor([1]))
+
+
+def test_prediction_type_is_told_only_where_the_scheduler_cannot_be():
+    told = {name: o.prediction_type for name, o in RECIPES.items()}
+    assert {name for name, kind in told.items() if kind} == {"mixture"}
+    for name in DISCRETE:
+        assert RECIPES[name].scheduler().config.prediction_type == RECIPES[name].target
+
+
+def test_first_timesteps_are_noisy_in_float32():
+    """In half precision the first timesteps of the linear betas would get no noise at all."""
+    alpha, sigma = DiscretePath("linear").alpha_sigma(torch.arange(3))
+    assert alpha.dtype == sigma.dtype == torch.float32
+    assert sigma[0].item() == pytest.approx(math.sqrt(1e-4), rel=1e-3)
+
+
+def test_straight_path_reaches_both_ends():
+    alpha, sigma = StraightPath().alpha_sigma(torch.tensor([0.0, 1.0]))
+    assert alpha.tolist() == [1, 0]
+    assert sigma.tolist() == [0, 1]

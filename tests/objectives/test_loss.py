@@ -1,0 +1,173 @@
+"""Losses, weights and laws of time."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy import stats
+
+from snowmelt.errors import UserError
+from snowmelt.objectives import DEFAULT, RECIPES, Objective, make_objective
+from snowmelt.objectives.paths import DiscretePath, StraightPath
+from snowmelt.objectives.times import LAWS, uniform
+from snowmelt.options import UnconditionalConfig
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def zero(x, t, **condition):
+    return SimpleNamespace(sample=torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_loss_of_a_network_that_says_nothing(name):
+    """It is the mean square of the target, a^2 E x0^2 + b^2, since x0 and eps are independent."""
+    objective = RECIPES[name]
+    x0 = 0.5 * torch.randn(256, 3, 16, 16, generator=generator(1))
+    losses = objective.loss(zero, x0, {}, generator())
+    t, u = objective.draw_times(256, generator())
+    _, _, a, b = objective.coefficients(t)
+    expected = a**2 * x0.square().flatten(1).mean(1) + b**2
+    torch.testing.assert_close(losses.loss, expected, atol=0.02, rtol=0.25)
+    assert losses.loss.mean().item() == pytest.approx(expected.mean().item(), rel=0.02)
+    assert torch.equal(losses.level, u)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_exact_network_has_no_loss(name):
+    """A network that knows x0 returns F* from what it is given alone, so the target is a function of (x_t, t, x0)."""
+    objective = RECIPES[name]
+    x0 = torch.randn(8, 3, 4, 4, generator=generator(1))
+    t, _ = objective.draw_times(8, generator())
+    alpha, sigma, a, b = (c.view(-1, 1, 1, 1) for c in objective.coefficients(t))
+
+    def oracle(x, shown, **condition):
+        scale, _ = objective.path.network_input(torch.ones_like(x), t)
+        eps = (x / scale - alpha * x0) / sigma
+        return SimpleNamespace(sample=(a * x0 + b * eps).bfloat16() if condition else a * x0 + b * eps)
+
+    assert objective.loss(oracle, x0, {}, generator()).loss.max() < 1e-6
+    half = objective.loss(oracle, x0, {"class_labels": None}, generator()).loss
+    assert half.dtype == torch.float32
+    assert 0 < half.max() < 1e-2
+
+
+CLOSED = {
+    # target -> weight on its own error that min-SNR puts, from SNR and gamma (Hang et al. 2023, section 3.4)
+    "epsilon": lambda snr, gamma: snr.clamp(max=gamma) / snr,
+    "sample": lambda snr, gamma: snr.clamp(max=gamma),
+    "v_prediction": lambda snr, gamma: snr.clamp(max=gamma) / (snr + 1),
+}
+
+
+@pytest.mark.parametrize("target", CLOSED)
+def test_min_snr_weights(target):
+    objective = Objective(DiscretePath("linear"), target, weight="min_snr", gamma=5.0)
+    t = torch.arange(0, 1000, 7)
+    alpha, sigma = objective.path.alpha_sigma(t)
+    snr = (alpha / sigma) ** 2
+    torch.testing.assert_close(objective.weights(t), CLOSED[target](snr, 5.0), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_say_the_same_of_every_target():
+    """A weight is on the error of x0: two targets with the same x0 error have the same weighted loss."""
+    t = torch.arange(50, 950, 50)
+    error = 0.1 * torch.randn(len(t), generator=generator())
+    for weight in ("min_snr", "soft_min_snr", "p2", "edm"):
+        weighted = []
+        for target in ("epsilon", "sample", "v_prediction"):
+            objective = Objective(DiscretePath("linear"), target, weight=weight)
+            alpha, sigma, a, b = objective.coefficients(t)
+            output_error = -error * (alpha * b - sigma * a) / sigma
+            weighted.append(objective.weights(t) * output_error**2)
+        torch.testing.assert_close(weighted[0], weighted[1], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(weighted[0], weighted[2], rtol=1e-3, atol=1e-6)
+
+
+def test_p2_and_edm_weights_closed_form():
+    t = torch.arange(1, 1000, 13)
+    epsilon = Objective(DiscretePath("linear"), "epsilon", weight="p2")
+    alpha, sigma = epsilon.path.alpha_sigma(t)
+    torch.testing.assert_close(epsilon.weights(t), 1 / (1 + (alpha / sigma) ** 2), rtol=1e-4, atol=1e-6)
+    edm = RECIPES["edm"]
+    sigmas = torch.tensor([0.01, 0.5, 3.0, 50.0])
+    named = Objective(edm.path, "edm", weight="edm", law="log_normal")
+    torch.testing.assert_close(named.weights(sigmas), edm.weights(sigmas), rtol=1e-4, atol=1e-4)
+
+
+def test_soft_min_snr_is_a_smooth_minimum():
+    objective = Objective(StraightPath(), "sample", weight="soft_min_snr", gamma=5.0)
+    r = lambda t: (t / (1 - t)) ** 2  # noqa: E731
+    t = torch.tensor([0.001, 0.3, 0.999])
+    snr = 1 / r(t)
+    torch.testing.assert_close(objective.weights(t), snr * 5 / (snr + 5), rtol=1e-4, atol=1e-6)
+
+
+def test_zero_terminal_snr_trains():
+    objective = Objective(DiscretePath("linear", 10, zero_snr=True), "v_prediction", weight="min_snr")
+    weights = objective.weights(torch.arange(10))
+    assert weights.isfinite().all()
+
+
+LAW = {
+    "uniform": stats.uniform(),
+    "logit_normal": stats.norm(),
+    "log_normal": stats.norm(-1.2, 1.2),
+}
+
+
+@pytest.mark.parametrize("low_discrepancy", [False, True])
+@pytest.mark.parametrize("name", LAW)
+def test_laws(name, low_discrepancy):
+    u = torch.cat([uniform(64, generator(i), low_discrepancy) for i in range(60)])
+    draws = LAWS[name].quantile(u)
+    seen = {"uniform": draws, "logit_normal": draws.logit(), "log_normal": draws.log()}[name]
+    assert stats.kstest(seen.numpy(), LAW[name].cdf).pvalue > 1e-3
+    assert draws.isfinite().all()
+
+
+def test_low_discrepancy_covers_every_bin():
+    u = uniform(64, generator(), low_discrepancy=True)
+    assert sorted((u * 64).long().tolist()) == list(range(64))
+    assert sorted((uniform(64, generator(), low_discrepancy=False) * 64).long().tolist()) != list(range(64))
+
+
+def test_discrete_times_cover_all_steps():
+    path = DiscretePath("linear", 4)
+    assert path.time(torch.tensor([0.0, 0.26, 0.5, 0.99, 1.0])).tolist() == [0, 1, 2, 3, 3]
+
+
+def options(**values):
+    return UnconditionalConfig(**values)
+
+
+def test_default_and_diffusers_flags():
+    assert make_objective(options()) == RECIPES[DEFAULT]
+    assert make_objective(options(prediction_type="epsilon")) == RECIPES["epsilon"]
+    changed = make_objective(options(ddpm_num_steps=500, ddpm_beta_schedule="scaled_linear", prediction_type="sample"))
+    scheduler = changed.scheduler()
+    assert (scheduler.config.num_train_timesteps, scheduler.config.beta_schedule) == (500, "scaled_linear")
+    assert scheduler.config.prediction_type == "sample"
+    kept = make_objective(options(objective="v", ddpm_num_steps=100))
+    assert (kept.target, kept.path.beta_schedule, kept.path.num_train_timesteps) == (
+        "v_prediction",
+        "squaredcos_cap_v2",
+        100,
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"objective": "elbo"}, "known: epsilon"),
+        ({"objective": "flow", "prediction_type": "epsilon"}, "--prediction_type is for discrete-time objectives"),
+        ({"objective": "edm", "timestep_sampling": "uniform"}, "takes log_normal"),
+        ({"loss_weight": "big"}, "known: unit"),
+        ({"rescale_betas_zero_snr": True}, "add --prediction_type v_prediction"),
+    ],
+)
+def test_combinations_that_cannot_be_trained(values, said):
+    with pytest.raises(UserError, match=said):
+        make_objective(options(**values))
