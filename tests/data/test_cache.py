@@ -126,7 +126,7 @@ def test_pickling_copies_no_pixels(load):
 
 def test_two_processes_build_one_cache(tmp_path):
     children = [start_child(tmp_path, seconds=1) for _ in range(2)]
-    outputs = [child.communicate(timeout=60)[0].split("\n") for child in children]
+    outputs = [child.communicate(timeout=120)[0].split("\n") for child in children]
     assert sorted(len(lines) for lines in outputs) == [2, 3], "one process writes, the other waits"
     assert len({lines[-2] for lines in outputs}) == 1
 

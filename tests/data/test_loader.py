@@ -59,9 +59,24 @@ def test_each_epoch_shows_each_row_once_in_its_own_order(mixed, batch_size):
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
-def test_the_seed_decides_order_crops_and_flips(mixed):
-    assert same(take(mixed, 5), take(mixed, 5))
-    assert not same(take(mixed, 5), take(mixed, 5, seed=1))
+@pytest.fixture
+def wide(load, folder):
+    """One image of 8 x 40: all that differs between batches is crops and flips."""
+    Image.fromarray(np.arange(320, dtype=np.uint16).reshape(8, 40)).save(folder / "a.png")
+    return load(train_data_dir=str(folder), resolution=8, preserve_input_precision=True)
+
+
+def test_the_seed_decides_the_order(mixed):
+    first, again, other = (take(mixed, 5, seed=seed) for seed in (0, 0, 1))
+    assert same(first, again)
+    assert not torch.equal(first[0]["indices"], other[0]["indices"])
+
+
+def test_crops_follow_seed_step_and_shard(wide):
+    drawn = [*take(wide, 4, accumulation=2, random_flip=False), *take(wide, 4, seed=1, random_flip=False)]
+    corners = [tuple(batch["images"][:, 0, 0, 0].tolist()) for batch in drawn]
+    assert len(set(corners)) == 8
+    assert set(sum(corners, ())) <= set(range(33))
 
 
 @pytest.mark.parametrize("name", ["digits", "mixed"])
@@ -74,12 +89,11 @@ def test_accumulation_and_processes_see_the_same(request, name):
     assert same(take(cache, 8, accumulation=4), [batch for step in zip(*four, strict=True) for batch in step])
 
 
-def test_shards_of_a_step_draw_differently(load, folder):
-    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    Image.fromarray(image).save(folder / "a.png")
+def test_flips_follow_seed_step_and_shard(load, folder):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "a.png")
     cache = load(train_data_dir=str(folder), resolution=8)
-    shards = take(cache, 4, batch_size=64, accumulation=2)
-    assert len({tuple(b["images"][:, 0, 0, 0].tolist()) for b in shards}) == 4
+    drawn = [*take(cache, 4, batch_size=64, accumulation=2), *take(cache, 4, batch_size=64, seed=1)]
+    assert len({tuple(batch["images"][:, 0, 0, 0].tolist()) for batch in drawn}) == 8
 
 
 @pytest.mark.parametrize("name", ["digits", "mixed"])
