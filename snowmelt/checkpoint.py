@@ -106,22 +106,23 @@ class Checkpoints:
             UserError: if the disk is full; earlier checkpoints are left as they were.
         """
         final = self.root / f"checkpoint-{step}"
-        if final.exists():  # a run that was resumed without having gone further
-            return final
         partial = self.root / f"{_PARTIAL}{final.name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        with _full_disk(partial, self.root):
+        for leftover in self.root.glob(f"{_PARTIAL}*"):  # of a run that was killed
+            shutil.rmtree(leftover)
+        with full_disk(self.root, final.name), _removed_on_failure(partial):
             partial.mkdir()
             for name, part in self.parts.items():
                 part.save(partial / name)
             files = {str(p.relative_to(partial)): _digest(p) for p in sorted(partial.rglob("*")) if p.is_file()}
             state = {"step": step, **meta, "files": files}
-            (partial / STATE_FILE).write_text(json.dumps(state, indent=1))
-            _sync(partial)
+            (partial / STATE_FILE).write_text(json.dumps(state | {"sha256": _state_digest(state)}, indent=1))
+            _settle(partial)
+            if final.exists():  # left by a run that went further than the checkpoint that this one resumed from
+                _remove(final)
             os.rename(partial, final)
         if self.limit is not None:
-            for path in complete(self.root)[: -self.limit]:
-                shutil.rmtree(path)
+            for path in [p for p in complete(self.root) if _step(p) <= step][: -self.limit]:
+                _remove(path)
         return final
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
@@ -129,9 +130,7 @@ class Checkpoints:
         for name, digest in state["files"].items():
             file = path / name
             if not file.is_file() or _digest(file) != digest:
-                others = [p.name for p in complete(path.parent) if p != path]
-                hint = f"resume from {others[-1]}" if others else "start a new run"
-                raise UserError(f"{path} is damaged: {name} is missing or has changed; {hint}")
+                raise _damaged(path, name)
         for name, part in self.parts.items():
             part.load(path / name)
 
@@ -139,7 +138,7 @@ class Checkpoints:
 def complete(root: Path) -> list[Path]:
     """The complete checkpoints below `root`, oldest first."""
     found = [p for p in root.glob("checkpoint-*") if p.name[11:].isdigit() and (p / STATE_FILE).is_file()]
-    return sorted(found, key=lambda p: int(p.name[11:]))
+    return sorted(found, key=_step)
 
 
 def find(root: Path, name: str) -> Path | None:
@@ -154,7 +153,7 @@ def find(root: Path, name: str) -> Path | None:
     existing = complete(root)
     if name == "latest":
         return existing[-1] if existing else None
-    for candidate in (root / Path(name).name, Path(name)):
+    for candidate in (root / name, Path(name), root / Path(name).name):
         if (candidate / STATE_FILE).is_file():
             return candidate
     known = ", ".join(p.name for p in existing) or "none"
@@ -168,9 +167,12 @@ def read_state(path: Path) -> dict[str, Any]:
         UserError: if it can't be read.
     """
     try:
-        return json.loads((path / STATE_FILE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged: {STATE_FILE} can't be read; resume from another checkpoint") from error
+        state = json.loads((path / STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(path, STATE_FILE) from error
+    if not isinstance(state, dict) or state.pop("sha256", None) != _state_digest(state):
+        raise _damaged(path, STATE_FILE)
+    return state
 
 
 def save_atomically(pipeline: DiffusionPipeline, folder: Path) -> None:
@@ -181,9 +183,9 @@ def save_atomically(pipeline: DiffusionPipeline, folder: Path) -> None:
     """
     partial = folder / f"{_PARTIAL}pipeline"
     shutil.rmtree(partial, ignore_errors=True)
-    with _full_disk(partial, folder):
+    with full_disk(folder, "the pipeline"), _removed_on_failure(partial):
         pipeline.save_pretrained(partial)
-        _sync(partial)
+        _settle(partial)
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
         target = folder / file.relative_to(partial)
         target.parent.mkdir(exist_ok=True)
@@ -192,21 +194,49 @@ def save_atomically(pipeline: DiffusionPipeline, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk(partial: Path, root: Path) -> Iterator[None]:
+def full_disk(root: Path, what: str) -> Iterator[None]:
+    """A full disk inside becomes a `UserError`, whoever notices it: Python, or safetensors with an error of its own."""
     try:
         yield
     except Exception as error:
-        size = sum(p.stat().st_size for p in partial.rglob("*") if p.is_file())
-        shutil.rmtree(partial, ignore_errors=True)
-        free = shutil.disk_usage(root).free
-        if "No space left" not in str(error):
+        if "No space left" not in str(error) and "quota exceeded" not in str(error):
             raise
         kept = complete(root)
         raise UserError(
-            f"disk full while saving {partial.name.removeprefix(_PARTIAL)} ({size / 1e6:.0f} MB written, "
-            f"{free / 1e6:.0f} MB free now); {kept[-1].name if kept else 'no checkpoint'} is intact: "
+            f"disk full while saving {what} ({shutil.disk_usage(root).free / 1e6:.0f} MB free now); "
+            f"{kept[-1].name if kept else 'no checkpoint'} is intact: "
             "free some space, then resume with --resume_from_checkpoint latest"
         ) from error
+
+
+@contextlib.contextmanager
+def _removed_on_failure(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _damaged(path: Path, file: str) -> UserError:
+    others = [p.name for p in complete(path.parent) if p != path]
+    hint = f"resume from {others[-1]}" if others else "start a new run"
+    return UserError(f"{path} is damaged: {file} is missing or has changed; {hint}")
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that, if this is interrupted, what is left of it isn't taken for a complete one."""
+    doomed = path.with_name(f"{_PARTIAL}old-{path.name}")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _state_digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -214,9 +244,16 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    """Reach the disk before the rename does, so that a power cut can't leave a complete name on empty files."""
+def _settle(folder: Path) -> None:
+    """Reach the disk before the rename does, so that a power cut can't leave a complete name on empty files.
+
+    Files get the permissions that the umask grants; safetensors keeps its own to their owner.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
     for path in [*folder.rglob("*"), folder]:
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

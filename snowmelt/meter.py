@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -20,11 +21,13 @@ class Meter:
     Args:
         accelerator: gathers what the processes hold.
         micro_steps: forward passes per optimizer step.
+        rows: (N,) the row of the data set that each image comes from.
     """
 
-    def __init__(self, accelerator: Accelerator, micro_steps: int) -> None:
+    def __init__(self, accelerator: Accelerator, micro_steps: int, rows: np.ndarray) -> None:
         self.accelerator = accelerator
         self.micro_steps = micro_steps
+        self.rows = rows
         self._restart()
 
     def _restart(self) -> None:
@@ -36,7 +39,7 @@ class Meter:
         self._start = time.monotonic()
 
     def add(self, losses: Losses, indices: Tensor) -> None:
-        """Take note of one forward pass: its losses, and the rows (B,) of the data set that it saw."""
+        """Take note of one forward pass: its losses, and the indices (B,) of the images that it saw."""
         self._losses.append(losses.loss.detach())
         self._levels.append(losses.level)
         self._indices.append(indices)
@@ -60,26 +63,15 @@ class Meter:
             stop: this process's reason to stop, if it has one.
 
         Raises:
-            UserError: in every process, if a loss of any process wasn't finite.
+            UserError: in every process, if a loss of any process wasn't finite, or a gradient that was applied.
         """
         loss, level = self._gather(self._losses), self._gather(self._levels)  # (passes, processes * B)
-        bad = ~loss.isfinite()
-        if bad.any():
-            index = self._gather([i.to(self.accelerator.device) for i in self._indices])
-            first = int(bad.any(1).nonzero()[0])
-            at = step - (len(loss) - 1 - first) // self.micro_steps
-            where = ", ".join(
-                f"row {i} at {u:.3f}"
-                for i, u in zip(index[first][bad[first]][:8], level[first][bad[first]], strict=False)
-            )
-            raise UserError(
-                f"the loss is not finite at step {at}: {where} (rows of the data set, noise level from 0 to 1). The last "
-                "checkpoint is from before that; look at those rows, or lower --learning_rate or --max_grad_norm"
-            )
-        values: dict[str, Any] = {
-            "loss": loss.mean().item(),
-            "grad_norm": torch.stack(self._norms).mean().item(),
-        }
+        norms = torch.stack(self._norms).cpu()  # (steps,)
+        self._refuse("loss", ~loss.isfinite(), level, step)
+        if self.accelerator.scaler is None:  # which leaves out steps whose gradient overflows
+            refused = (~norms.isfinite()).repeat_interleave(self.micro_steps)
+            self._refuse("gradient", refused[:, None].expand_as(loss), level, step)
+        values: dict[str, Any] = {"loss": loss.mean().item(), "grad_norm": norms.mean().item()}
         quartile = (level * 4).long().clamp_(max=3)
         for q in range(4):
             here = loss[quartile == q]
@@ -91,6 +83,20 @@ class Meter:
             stop = (stop or "as another process") if self.accelerator.gather(reasons).any() else None
         self._restart()
         return values, stop
+
+    def _refuse(self, what: str, bad: Tensor, level: Tensor, step: int) -> None:
+        """Stop with the first of the passes (passes, processes * B) that has a bad image, if there is one."""
+        if not bad.any():
+            return
+        index = self._gather([i.to(self.accelerator.device) for i in self._indices])
+        first = int(bad.any(1).nonzero()[0])
+        at = step - (len(bad) - 1 - first) // self.micro_steps
+        rows, levels = self.rows[index[first][bad[first]]], level[first][bad[first]]
+        where = ", ".join(f"row {i} at {u:.3f}" for i, u in zip(rows[:8], levels[:8], strict=True))
+        raise UserError(
+            f"the {what} is not finite at step {at}: {where} (rows of the data set, noise level from 0 to 1). "
+            "Checkpoints are from before that; look at those rows, or lower --learning_rate or --max_grad_norm"
+        )
 
     def _gather(self, passes: list[Tensor]) -> Tensor:
         own = torch.stack(passes)  # (passes, B)

@@ -40,7 +40,9 @@ class Metrics:
         self.accelerator = accelerator
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(folder) if line["step"] <= step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial = folder / f".partial-{METRICS_FILE}"  # a kill or a full disk must not lose the lines
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial.replace(self.path)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -21,6 +21,7 @@ from snowmelt.checkpoint import (
     OptimizerPart,
     Part,
     ScalerPart,
+    full_disk,
     read_state,
     save_atomically,
 )
@@ -137,8 +138,22 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last step, or until a signal or the time limit asks to stop; then save."""
+        with Interrupts() as interrupts, full_disk(self.folder, "metrics or samples"):
+            stop = self._train(interrupts)
+            if stop:
+                self.accelerator.print(
+                    f"stopped at step {self.step} ({stop}); go on with --resume_from_checkpoint latest"
+                )
+            self.save_pipeline()
+            self.save_samples()
+            if self.accelerator.is_main_process:
+                plot_loss(self.folder)
+            self.accelerator.end_training()
+
+    def _train(self, interrupts: Interrupts) -> str | None:
+        """The loop. Returns the reason why it ended early, if it did; a checkpoint was saved then, too."""
         config, accelerator = self.config, self.accelerator
-        meter = Meter(accelerator, config.gradient_accumulation_steps)
+        meter = Meter(accelerator, config.gradient_accumulation_steps, self.data.rows)
         metrics = Metrics(self.folder, accelerator, self.step)
         stream = self._stream()
         deadline = time.monotonic() + 60 * (config.max_train_minutes or math.inf)
@@ -150,7 +165,7 @@ class Trainer:
             unit="step",
             mininterval=1,
         )
-        with Interrupts() as interrupts, bar:
+        with bar:
             while self.step < self.total_steps and not stop:
                 for micro in range(config.gradient_accumulation_steps):
                     self.train_step(next(stream), micro, meter)
@@ -167,13 +182,7 @@ class Trainer:
                     if saving or stop:
                         self.save_checkpoint()
                     self._save_by_epoch()
-        if stop:
-            accelerator.print(f"stopped at step {self.step} ({stop}); go on with --resume_from_checkpoint latest")
-        self.save_pipeline()
-        self.save_samples()
-        if accelerator.is_main_process:
-            plot_loss(self.folder)
-        accelerator.end_training()
+        return stop
 
     def train_step(self, batch: dict[str, Tensor], micro: int, meter: Meter) -> None:
         """One forward and backward pass and, after the last of them, an optimizer step: no waiting for the device."""

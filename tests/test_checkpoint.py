@@ -1,0 +1,216 @@
+"""Checkpoints: whole or absent, checked before they are loaded, and never lost to a full disk."""
+
+import errno
+import os
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from diffusers import UNet2DModel
+
+from snowmelt.checkpoint import Checkpoints, complete, find, read_state
+from snowmelt.errors import UserError
+from tests.conftest import trained
+
+
+class Number:
+    """A part that holds one number, and runs out of disk when told to."""
+
+    def __init__(self, value: int = 0, full: bool = False) -> None:
+        self.value = value
+        self.full = full
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "number").write_text(str(self.value))
+        if self.full:
+            Path("/dev/full").write_text("one byte too many")
+
+    def load(self, folder: Path) -> None:
+        self.value = int((folder / "number").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(train, tmp_path_factory):
+    """A run of four steps with a checkpoint of each."""
+    return train(tmp_path_factory.mktemp("run") / "run", max_train_steps=4, checkpointing_steps=1)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def load(path: Path, number: Number) -> None:
+    Checkpoints(path.parent, {"a": number}).load(path, read_state(path))
+
+
+def test_round_trip(tmp_path):
+    path = Checkpoints(tmp_path, {"a": Number(3)}).save(7, {"config": {"seed": 1}})
+    state = read_state(path)
+    assert (path.name, state["step"], state["config"]) == ("checkpoint-7", 7, {"seed": 1})
+    number = Number()
+    load(path, number)
+    assert number.value == 3
+
+
+def test_limit_keeps_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {"a": Number()}, limit=2)
+    for step in (9, 10, 11):
+        checkpoints.save(step, {})
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-10", "checkpoint-11"]
+    assert find(tmp_path, "latest").name == "checkpoint-11"
+
+
+def test_resuming_an_earlier_one_replaces_the_later(tmp_path):
+    number = Number()
+    checkpoints = Checkpoints(tmp_path, {"a": number}, limit=2)
+    for number.value, step in ((1, 2), (2, 4), (3, 2), (4, 3)):
+        checkpoints.save(step, {})
+    assert [p.name for p in complete(tmp_path)] == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+    load(tmp_path / "checkpoint-2", number)
+    assert number.value == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_failing_part_leaves_nothing(tmp_path):
+    first, second = Number(1), Number(2)
+    checkpoints = Checkpoints(tmp_path, {"a": first, "b": second}, limit=1)
+    checkpoints.save(1, {})
+    second.full = True
+    with pytest.raises(UserError, match="disk full while saving checkpoint-2 .*; checkpoint-1 is intact") as caught:
+        checkpoints.save(2, {})
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == ["checkpoint-1"]
+    load(tmp_path / "checkpoint-1", first)
+
+
+def test_partial_ones_are_ignored_and_cleared(tmp_path):
+    for name in (".partial-checkpoint-3", "checkpoint-4", "checkpoint-best"):  # none has a state file
+        (tmp_path / name).mkdir()
+    (tmp_path / ".partial-checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert find(tmp_path, "latest") is None
+    checkpoints = Checkpoints(tmp_path, {"a": Number()})
+    checkpoints.save(2, {})
+    assert find(tmp_path, "latest").name == "checkpoint-2"
+    assert not (tmp_path / ".partial-checkpoint-3").exists()
+
+
+def test_find(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for root in (here, there):
+        root.mkdir()
+        for step in (2, 4):
+            Checkpoints(root, {"a": Number()}).save(step, {})
+    assert find(here, "checkpoint-2") == here / "checkpoint-2"
+    assert find(here, str(there / "checkpoint-2")) == there / "checkpoint-2"
+    assert find(here, "moved/checkpoint-2") == here / "checkpoint-2"
+    with pytest.raises(UserError, match="checkpoint-3: no complete .*; there are: checkpoint-2, checkpoint-4"):
+        find(here, "checkpoint-3")
+
+
+def test_networks_load_in_diffusers_and_others_may_read_them(run):
+    for name in ("unet", "unet_ema"):
+        path = run / "checkpoint-4" / name
+        assert UNet2DModel.from_pretrained(path).config.sample_size == 8
+    modes = {p.stat().st_mode & 0o777 for p in run.rglob("*") if p.suffix in (".safetensors", ".json")}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert modes == {0o666 & ~umask}
+
+
+def test_nothing_is_pickled(run):
+    for path in (p for p in run.rglob("*") if p.is_file()):
+        start = path.read_bytes()[:2]
+        assert path.suffix in (".safetensors", ".json", ".jsonl", ".yaml", ".png"), path
+        assert not zipfile.is_zipfile(path), path
+        assert not (start[:1] == b"\x80" and start[1] in range(1, 6)), path  # a pickle's protocol
+
+
+@pytest.mark.parametrize("part", ["unet", "unet_ema", "optimizer"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_damage_is_found(part, damage, copy, train):
+    file = next((copy / "checkpoint-4" / part).glob("*.safetensors"))
+    content = file.read_bytes()
+    if damage == "delete":
+        file.unlink()
+    else:
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + (bytes([content[middle] ^ 1]) + content[middle + 1 :]) * (damage == "flip"))
+    with pytest.raises(UserError, match=f"checkpoint-4 is damaged: {part}/{file.name} .*; resume from checkpoint-3$"):
+        train(copy, max_train_steps=4, resume_from_checkpoint="latest")
+
+
+def test_damaged_checkpoint_is_replaced(run, copy, train):
+    (copy / "checkpoint-4" / "unet" / "config.json").unlink()
+    train(copy, max_train_steps=4, checkpointing_steps=1, resume_from_checkpoint="checkpoint-3")
+    assert trained(copy) == trained(run)
+
+
+def test_any_flipped_byte_of_the_state_is_found(copy):
+    file = copy / "checkpoint-4" / "trainer_state.json"
+    content = file.read_bytes()
+    for place in range(0, len(content), 7):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(UserError, match=r"trainer_state.json .*; resume from checkpoint-3"):
+            read_state(file.parent)
+
+
+def test_other_training_is_refused(copy, train):
+    with pytest.raises(UserError, match=r"checkpoint-4 was made with (?!.*max_train)") as caught:
+        train(copy, resume_from_checkpoint="latest", learning_rate=0.5, ema_power=0.7, max_train_steps=9)
+    assert "learning_rate=0.0001 (now 0.5)" in str(caught.value)
+    assert "ema_power=0.75 (now 0.7)" in str(caught.value)
+
+
+def test_other_data_is_refused(tmp_path, tiny_unet, train):
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    options = {"dataset_name": None, "train_data_dir": pictures, "class_conditional": False}
+    Image.new("L", (8, 8), 9).save(pictures / "a.png")
+    train(tmp_path / "run", **options)
+    Image.new("L", (8, 8), 200).save(pictures / "a.png")
+    with pytest.raises(UserError, match="checkpoint-2 was made with data="):
+        train(tmp_path / "run", **options, resume_from_checkpoint="latest")
+
+
+def test_what_may_change(run, copy, train):
+    """Reporting, saving and the length of the run do not change a step."""
+    changed = {"logging_steps": 3, "checkpointing_steps": 2, "eval_batch_size": 2, "max_train_steps": 6}
+    train(copy, **changed, resume_from_checkpoint="latest")
+    assert [p.name for p in complete(copy)][-2:] == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB, for those who may mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_full_disk(small_disk, train, tmp_path):
+    """It ends in one line; with more space the run goes on and ends as one that had it from the start."""
+    options = {"max_train_steps": 5, "checkpointing_steps": 1}
+    with pytest.raises(UserError, match=r"disk full while saving checkpoint-(\d) .*; checkpoint-\d is intact: free"):
+        train(small_disk / "run", **options)
+    assert complete(small_disk / "run")
+    assert not list((small_disk / "run").glob(".partial*"))
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    train(small_disk / "run", **options, resume_from_checkpoint="latest")
+    assert trained(small_disk / "run") == trained(train(tmp_path / "whole", **options))
+
+
+def test_full_disk_while_logging(small_disk, train):
+    with (small_disk / "ballast").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, (2 << 20) - 5 * 4096)  # all but a few pages
+    with pytest.raises(UserError, match="disk full while saving metrics or samples .*no checkpoint is intact"):
+        train(small_disk / "run", max_train_steps=400)
