@@ -123,7 +123,8 @@ def load_pipeline(config: GenerateConfig) -> "PixelDiffusionPipeline":
         pipeline = PixelDiffusionPipeline.from_pretrained(config.model, **components, **source)
     except (OSError, ValueError) as error:
         raise UserError(f"--model: can't load {config.model}: {' '.join(str(error).split())}") from error
-    pipeline.to(getattr(torch, config.torch_dtype))
+    # `to` would warn of modules to keep in float32, of which this network has none.
+    pipeline.unet.type(getattr(torch, config.torch_dtype))
     try:
         if config.scheduler is not None:
             pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler)

@@ -98,7 +98,7 @@ class ReverseProcessPipeline(DiffusionPipeline):
             Data of that shape, float32, and the trajectory if asked for.
 
         Raises:
-            ValueError: for arguments that don't fit the scheduler or each other.
+            ValueError: for arguments that don't fit the scheduler or each other, or if the samples overflow.
         """
         scheduler = self.scheduler
         step_arguments = self._step_arguments(eta, generator)
@@ -123,6 +123,11 @@ class ReverseProcessPipeline(DiffusionPipeline):
                 tensors = {"latents": x, "pred_original_sample": x0}
                 x = callback_on_step_end(self, i, t, {k: tensors[k] for k in names}).get("latents", x)
         self.maybe_free_model_hooks()
+        if not x.isfinite().all():
+            raise ValueError(
+                f"samples: not finite after {len(scheduler.timesteps)} steps of {type(scheduler).__name__} with a "
+                f"{network.dtype} network; take more steps, another scheduler or float32"
+            )
         return x, Trajectory(*map(torch.stack, zip(*seen, strict=True))) if return_trajectory else None
 
     def to_images(self, x0: Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | Tensor:

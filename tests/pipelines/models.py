@@ -1,0 +1,37 @@
+"""Small real networks and the pipelines around them."""
+
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from pipelines import PixelDiffusionPipeline
+
+
+def tiny_unet(channels: int = 1, num_class_embeds: int | None = None) -> UNet2DModel:
+    """An untrained network, whose last layer is large enough to matter."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        num_class_embeds=num_class_embeds,
+    )
+    return unet.eval()
+
+
+def quiet(pipeline: PixelDiffusionPipeline) -> PixelDiffusionPipeline:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_pipeline(
+    scheduler: Any = None, channels: int = 1, num_class_embeds: int | None = None, **arguments: Any
+) -> Any:
+    scheduler = scheduler or DDPMScheduler(timestep_spacing="trailing")
+    return quiet(PixelDiffusionPipeline(tiny_unet(channels, num_class_embeds), scheduler, **arguments))

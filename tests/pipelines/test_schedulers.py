@@ -1,0 +1,59 @@
+import inspect
+
+import pytest
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+
+from pipelines import fitting_schedulers, make_scheduler
+from pipelines.schedulers import SAMPLERS
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, to the schedulers
+
+DISCRETE = DDPMScheduler(timestep_spacing="trailing", beta_schedule="scaled_linear", beta_end=0.015)
+
+
+@pytest.mark.parametrize("name", SAMPLERS["discrete"])
+def test_the_models_betas_survive(name: str) -> None:
+    """`from_config` would take the new class's defaults for values that were the old class's defaults."""
+    config = make_scheduler(name, DISCRETE).config
+    for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type"):
+        assert config[key] == DISCRETE.config[key]
+    assert config.get("timestep_spacing", "trailing") == "trailing"
+
+
+def test_a_sampler_can_be_changed_again() -> None:
+    sde = make_scheduler("sde-dpmsolver++", DISCRETE)
+    assert sde.config.algorithm_type == "sde-dpmsolver++"
+    assert make_scheduler("dpmsolver++", sde).config.algorithm_type == "dpmsolver++"
+    for name in SAMPLERS["discrete"]:
+        again = make_scheduler("ddpm", make_scheduler(name, DISCRETE))
+        assert again.alphas_cumprod.equal(DISCRETE.alphas_cumprod)
+    solver = make_scheduler("unipc", FlowMatchEulerDiscreteScheduler(shift=3.0))
+    assert solver.config.flow_shift == make_scheduler("flow-euler", solver).config.shift == 3.0
+
+
+def test_families_do_not_mix() -> None:
+    with pytest.raises(ValueError, match="'ddim' doesn't fit this flow model; these do: flow-euler, flow-heun"):
+        make_scheduler("ddim", FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="edm model; these do: edm-euler, edm-dpmsolver"):
+        make_scheduler("flow-euler", EDMEulerScheduler())
+    with pytest.raises(ValueError, match="discrete model; these do: ddpm, ddim"):
+        make_scheduler("edm-euler", DISCRETE)
+
+
+def test_what_a_sampler_cannot_do_is_refused() -> None:
+    no_sample = {"pndm", "euler-a", "kdpm2", "kdpm2-a"}
+    assert set(fitting_schedulers(DISCRETE)) == set(SAMPLERS["discrete"])
+    assert set(fitting_schedulers(DDPMScheduler(prediction_type="sample"))) == set(SAMPLERS["discrete"]) - no_sample
+    zero_snr = fitting_schedulers(DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    assert {"ddpm", "ddim", "euler", "unipc"} < set(zero_snr)
+    assert not {"heun", "pndm", "deis"} & set(zero_snr)
+    unstable = set(SAMPLERS["discrete"]) - set(fitting_schedulers(DDPMScheduler(beta_schedule="squaredcos_cap_v2")))
+    assert unstable == {"pndm", "heun", "kdpm2", "kdpm2-a"}
+
+
+@pytest.mark.parametrize("name", SAMPLERS["discrete"] | SAMPLERS["flow"] | SAMPLERS["edm"])
+def test_samplers_are_stock_classes_with_a_step(name: str) -> None:
+    for samplers in SAMPLERS.values():
+        if name in samplers:
+            assert samplers[name].scheduler.__module__.startswith("diffusers.")
+            assert "timestep" in inspect.signature(samplers[name].scheduler.step).parameters

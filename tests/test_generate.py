@@ -1,0 +1,191 @@
+"""generate.py, in this process where possible: starting another takes seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+
+import generate
+from pipelines import image_generators
+from snowmelt.errors import UserError
+from tests.pipelines.models import tiny_pipeline, tiny_unet
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Saved models: `classes` (RGB, with an average beside it), `gray` and `two` (channels)."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_pipeline(channels=3, num_class_embeds=4, id2label={0: "ant", 1: "bee", 2: "2"}).save_pretrained(
+        folder / "classes"
+    )
+    average = tiny_unet(3, 4)
+    average.conv_out.weight.data.mul_(0.5)
+    average.save_pretrained(folder / "classes/unet_ema_0.050")
+    tiny_pipeline(EDMEulerScheduler()).save_pretrained(folder / "gray")
+    tiny_pipeline(FlowMatchEulerDiscreteScheduler(), channels=2).save_pretrained(folder / "two")
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, model: Path, output: Path, *flags: str) -> Path:
+    arguments = ["--model", str(model), "--output_dir", str(output), "--num_inference_steps", "2", *flags]
+    monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
+    generate.main()
+    return output
+
+
+def pixels(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(PIL.Image.open(path)) for path in sorted(folder.glob("0*.png"))]
+
+
+def test_images_are_those_of_their_indices(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes in turn, generators by index: the same from any batch size."""
+    folder = run(monkeypatch, models / "classes", tmp_path / "a", "--num_images", "5", "--batch_size", "2")
+    assert sorted(p.name for p in folder.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "grid.png"]
+    pipeline = tiny_pipeline(channels=3, num_class_embeds=4)
+    expected = pipeline(
+        5, class_labels=[0, 1, 2, 0, 1], num_inference_steps=2, generator=image_generators(0, range(5))
+    ).images
+    for ours, theirs in zip(pixels(folder), expected, strict=True):
+        assert abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+    grid = np.asarray(PIL.Image.open(folder / "grid.png"))
+    assert grid.shape == (32, 48, 3)
+    assert np.array_equal(grid[16:, 16:32], pixels(folder)[4])
+    other = run(monkeypatch, models / "classes", tmp_path / "b", "--num_images", "1", "--seed", "1")
+    assert not np.array_equal(pixels(other)[0], pixels(folder)[0])
+
+
+@pytest.mark.parametrize(("label", "number"), [("bee", 1), ("0", 0), ("2", 2)])
+def test_options_reach_the_pipeline(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, number: int
+) -> None:
+    flags = ("--num_images", "2", "--class_label", label, "--guidance_scale", "3", "--guidance_interval", "0.5", "9")
+    folder = run(monkeypatch, models / "classes", tmp_path, *flags, "--scheduler", "ddim", "--eta", "0.5")
+    expected = tiny_pipeline(DDIMScheduler(timestep_spacing="trailing"), channels=3, num_class_embeds=4)(
+        2,
+        class_labels=number,
+        guidance_scale=3.0,
+        guidance_interval=(0.5, 9.0),
+        eta=0.5,
+        num_inference_steps=2,
+        generator=image_generators(0, range(2)),
+    ).images
+    assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(pixels(folder), expected, strict=True))
+
+
+def test_average(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = run(monkeypatch, models / "classes", tmp_path / "a", "--num_images", "1")
+    average = run(monkeypatch, models / "classes", tmp_path / "b", "--num_images", "1", "--ema", "0.05")
+    assert not np.array_equal(pixels(model)[0], pixels(average)[0])
+    with pytest.raises(UserError, match="--ema: .* has no average of width 0.100; it has 0.050"):
+        run(monkeypatch, models / "classes", tmp_path / "c", "--ema", "0.1")
+
+
+def test_16_bits(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shallow = run(monkeypatch, models / "gray", tmp_path / "a", "--num_images", "3")
+    deep = run(monkeypatch, models / "gray", tmp_path / "b", "--num_images", "3", "--bit_depth", "16")
+    for a, b in zip(pixels(shallow), pixels(deep), strict=True):
+        assert b.dtype == np.uint16
+        assert abs(b / 257 - a).max() <= 0.51
+        assert (b % 257).any()
+    assert PIL.Image.open(deep / "grid.png").mode == "L"
+    with pytest.raises(UserError, match="--bit_depth: 16 is for gray images, this model's have 3 channels"):
+        run(monkeypatch, models / "classes", tmp_path / "c", "--bit_depth", "16")
+
+
+def test_other_channels(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run(monkeypatch, models / "two", tmp_path / "a", "--num_images", "2")
+    assert sorted(p.name for p in folder.iterdir()) == ["000000.npy", "000001.npy"]
+    image = np.load(folder / "000001.npy")
+    assert image.shape == (16, 16, 2)
+    assert image.dtype == np.float32
+    with pytest.raises(UserError, match="--trajectory: can't draw images of 2 channels"):
+        run(monkeypatch, models / "two", tmp_path / "b", "--trajectory")
+
+
+def test_trajectory(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run(monkeypatch, models / "gray", tmp_path, "--num_images", "2", "--trajectory")
+    strip = np.asarray(PIL.Image.open(folder / "strip.png"))
+    assert strip.shape == (4 * 16, 10 * 16)
+    # The last predicted x0 is the image itself, since EDM's Euler ends at sigma = 0.
+    for i, image in enumerate(pixels(folder)):
+        assert abs(strip[(2 * i + 1) * 16 : (2 * i + 2) * 16, -16:].astype(int) - image).max() <= 1
+    assert PIL.Image.open(folder / "trajectory.gif").n_frames == 2
+
+
+def test_files_of_another_run(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, models / "gray", tmp_path, "--num_images", "3")
+    (tmp_path / "notes.txt").touch()
+    run(monkeypatch, models / "gray", tmp_path, "--num_images", "3", "--seed", "1")
+    with pytest.raises(UserError, match=r"holds 1 files of another run \(000002.png, ...\)"):
+        run(monkeypatch, models / "gray", tmp_path, "--num_images", "2")
+    run(monkeypatch, models / "gray", tmp_path, "--num_images", "2", "--overwrite_output_dir")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000.png", "000001.png", "grid.png", "notes.txt"]
+
+
+def test_bfloat16(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = run(monkeypatch, models / "gray", tmp_path / "a", "--num_images", "1")
+    half = run(monkeypatch, models / "gray", tmp_path / "b", "--num_images", "1", "--torch_dtype", "bfloat16")
+    difference = abs(pixels(full)[0].astype(int) - pixels(half)[0])
+    assert difference.max() > 0
+    assert difference.mean() < 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scheduler", "flow-euler"], "--scheduler: 'flow-euler' doesn't fit this discrete model; these do: ddpm,"),
+        (["--class_label", "dog"], r"class_labels: 'dog' is not among 0 to 2 \(ant, bee, 2\)"),
+        (["--eta", "1"], "eta: DDPMScheduler takes none; DDIMScheduler does"),
+        (["--guidance_interval", "1"], "--guidance_interval: takes LO and HI, got 1 numbers"),
+        (["--num_images", "0"], "--num_images: must be at least 1, got 0"),
+        (["--bit_depth", "12"], "--bit_depth: 12 is not one of 8, 16"),
+    ],
+)
+def test_mistakes(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, models / "classes", tmp_path / "out", *flags)
+
+
+def test_no_model(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="holds no model_index.json, so it is not the folder of a pipeline"):
+        run(monkeypatch, models, tmp_path / "out")
+    with pytest.raises(UserError, match="--model: can't load .*nowhere"):
+        run(monkeypatch, tmp_path / "nowhere", tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["generate.py"])
+    with pytest.raises(UserError, match="--model: needed"):
+        generate.main()
+
+
+def test_processes_share_the_work(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes under `accelerate launch` write what one does."""
+    alone = run(monkeypatch, models / "classes", tmp_path / "a", "--num_images", "3")
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    flags = ["--mixed_precision", "no", "--dynamo_backend", "no", "generate.py", "--num_images", "3"]
+    flags += ["--num_inference_steps", "2"]
+    command = [sys.executable, *launch, *flags, "--model", str(models / "classes"), "--output_dir"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "b")], cwd=ROOT, env=environment, check=True, capture_output=True)
+    together = tmp_path / "b"
+    assert sorted(p.name for p in alone.iterdir()) == sorted(p.name for p in together.iterdir())
+    for a, b in zip(pixels(alone), pixels(together), strict=True):
+        assert abs(a.astype(int) - b).max() <= 1
+
+
+def test_help_is_immediate() -> None:
+    """It doesn't wait for torch."""
+    code = "import sys, generate; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_default_scheduler_is_the_models(models: Path) -> None:
+    config = generate.GenerateConfig(model=str(models / "classes"))
+    assert type(generate.load_pipeline(config).scheduler) is DDPMScheduler
