@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler
 from diffusers.utils import make_image_grid
 
-from pipelines import PixelDiffusionPipeline, image_generators
+from pipelines import PixelDiffusionPipeline, image_generators, make_scheduler
 
 
 def sample_grid(
@@ -22,7 +22,7 @@ def sample_grid(
     """
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(pipeline.scheduler, DDPMScheduler):
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler)
     classes = len(pipeline.id2label or {})
     output = pipeline(
         batch_size=num_images,
