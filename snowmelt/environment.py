@@ -27,7 +27,7 @@ def use_all_cores() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if launched and threads > 1 and not torch.accelerator.is_available():
-        print(f"{threads} threads instead of accelerate launch's 1; its --num_cpu_threads_per_process sets another number")
+        print(f"{threads} threads, not accelerate launch's default of 1; --num_cpu_threads_per_process sets others")
         torch.set_num_threads(threads)
 
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from diffusers import DDPMScheduler
-from diffusers.utils import make_image_grid
 
-from pipelines import PixelDiffusionPipeline, image_generators, make_scheduler
+from pipelines import PixelDiffusionPipeline, image_generators, image_grid, make_scheduler
 
 
 def sample_grid(
@@ -18,12 +17,12 @@ def sample_grid(
     saved as `.npy` instead.
 
     Returns:
-        The images, float32 (N, H, W, C) in [0, 1].
+        The images, uint8 (N, H, W, C).
     """
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(pipeline.scheduler, DDPMScheduler):
         pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler)
-    classes = len(pipeline.id2label or {})
+    classes = pipeline.num_classes
     output = pipeline(
         batch_size=num_images,
         class_labels=[i % classes for i in range(num_images)] if classes else None,
@@ -32,13 +31,10 @@ def sample_grid(
         output_type="np",
         return_dict=False,
     )
-    images: np.ndarray = output[0]
+    pixels: np.ndarray = (output[0] * 255).round().astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if images.shape[-1] not in (1, 3, 4):
-        np.save(path.with_suffix(".npy"), images)
-        return images
-    columns = classes if classes and num_images % classes == 0 else int(np.ceil(num_images**0.5))
-    blank = np.zeros_like(images[:1]).repeat(-num_images % columns, axis=0)
-    pictures = pipeline.numpy_to_pil(np.concatenate([images, blank]))
-    make_image_grid(pictures, len(pictures) // columns, columns).save(path)
-    return images
+    if pixels.shape[-1] in pipeline.MODES:
+        image_grid(pixels, classes if classes and num_images % classes == 0 else None).save(path)
+    else:
+        np.save(path.with_suffix(".npy"), pixels)
+    return pixels
