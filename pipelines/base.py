@@ -53,12 +53,19 @@ class ReverseProcessPipeline(DiffusionPipeline):
     x0 = (b x_t - sigma F) / (alpha b - sigma a), and any prediction converts to the one a scheduler expects.
     """
 
+    @staticmethod
+    def _edm_row(scheduler: Any, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """F = (x0 - c_skip x_t) / c_out (Karras et al. 2022, eq. 8)."""
+        c_skip = scheduler.precondition_outputs(1.0, 0.0, sigma)
+        c_out = scheduler.precondition_outputs(0.0, 1.0, sigma)
+        return (1 - c_skip) / c_out, -c_skip * sigma / c_out
+
     ROWS: dict[str, Row] = {
         "epsilon": lambda scheduler, alpha, sigma: (0.0, 1.0),
         "sample": lambda scheduler, alpha, sigma: (1.0, 0.0),
         "v_prediction": lambda scheduler, alpha, sigma: (-sigma, alpha),
         "flow_prediction": lambda scheduler, alpha, sigma: (-1.0, 1.0),
-        "edm": lambda scheduler, alpha, sigma: ReverseProcessPipeline._edm_row(scheduler, sigma),
+        "edm": _edm_row,
     }
     MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -269,10 +276,3 @@ class ReverseProcessPipeline(DiffusionPipeline):
             return x0, output
         a, b = self.ROWS[expected](self.scheduler, alpha, sigma)
         return x0, a * x0 + b * (x_t - alpha * x0) / sigma
-
-    @staticmethod
-    def _edm_row(scheduler: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """F = (x0 - c_skip x_t) / c_out (Karras et al. 2022, eq. 8)."""
-        c_skip = scheduler.precondition_outputs(1.0, 0.0, sigma)
-        c_out = scheduler.precondition_outputs(0.0, 1.0, sigma)
-        return (1 - c_skip) / c_out, -c_skip * sigma / c_out
