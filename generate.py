@@ -149,7 +149,7 @@ def average_folder(path: Path, width: float) -> str:
 
 
 def has_pictures(pipeline: "PixelDiffusionPipeline") -> bool:
-    return pipeline.unet.config.in_channels in pipeline.MODES
+    return pipeline.unet.config.in_channels in pipeline.PICTURE_CHANNELS
 
 
 def file_name(pipeline: "PixelDiffusionPipeline", index: int) -> str:

@@ -67,7 +67,7 @@ class ReverseProcessPipeline(DiffusionPipeline):
         "flow_prediction": lambda scheduler, alpha, sigma: (-1.0, 1.0),
         "edm": _edm_row,
     }
-    MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+    PICTURE_CHANNELS = (1, 3, 4)
 
     scheduler: Any
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
@@ -164,7 +164,7 @@ class ReverseProcessPipeline(DiffusionPipeline):
     def _check_output_type(self, output_type: str, channels: int) -> None:
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: {output_type!r} is not one of pil, np, pt")
-        if output_type == "pil" and channels not in self.MODES:
+        if output_type == "pil" and channels not in self.PICTURE_CHANNELS:
             raise ValueError(f"output_type: no PIL image has {channels} channels; use output_type='np' or 'pt'")
 
     def _check_prediction_type(self, prediction_type: str | None) -> None:

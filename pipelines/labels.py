@@ -1,11 +1,12 @@
 """Class labels: numbers or names in, the network's keyword arguments out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ClassLabels = int | str | list[int] | list[str] | Tensor
+ClassLabels = int | str | Sequence[int] | Sequence[str] | Tensor
 """One label for all images or one for each, as numbers or as names."""
 
 
@@ -60,8 +61,8 @@ class ClassLabelsMixin:
     def _label_ids(self, class_labels: ClassLabels, known: int) -> list[int]:
         given = class_labels.flatten().tolist() if isinstance(class_labels, Tensor) else class_labels
         by_name = {name: i for i, name in (self.id2label or {}).items()}
-        labels = given if isinstance(given, list) else [given]
-        ids = [by_name.get(label, -1) if isinstance(label, str) else label for label in labels]
+        labels = [given] if isinstance(given, int | str) else list(given)
+        ids = [by_name.get(label, -1) if isinstance(label, str) else int(label) for label in labels]
         for label, i in zip(labels, ids, strict=True):
             if not 0 <= i < known:
                 raise ValueError(f"class_labels: {label!r} is not among {self._allowed(known)}")

@@ -87,7 +87,9 @@ def test_latents() -> None:
         pipeline(3, latents=noise, **FAST)
 
 
-@pytest.mark.parametrize("labels", [2, "cat", [2], ["cat", "cat"], torch.tensor([2, 2]), torch.tensor(2)])
+@pytest.mark.parametrize(
+    "labels", [2, "cat", [2], ["cat", "cat"], torch.tensor([2, 2]), torch.tensor(2), np.array([2, 2])]
+)
 def test_class_labels(labels: Any) -> None:
     pipeline = tiny_pipeline(num_class_embeds=4, id2label=NAMES)
     seen = calls(pipeline)

@@ -73,6 +73,15 @@ def test_other_predictions_on_the_path_of_a_scheduler(model: str, target: str) -
         assert torch.allclose(oracle_samples(model, scheduler, target), expected, atol=tolerance), name
 
 
+@pytest.mark.parametrize("name", ["flow-euler", "unipc"])
+def test_epsilon_of_pure_noise_is_not_taken_for_a_picture(name: str) -> None:
+    """UniPC begins at alpha = 1e-6, by which an imperfect network's error would be divided."""
+    pipeline = tiny_pipeline(make_scheduler(name, TRAINED["flow"]), prediction_type="epsilon")
+    trajectory = pipeline(num_inference_steps=8, return_trajectory=True).trajectory
+    assert not trajectory.denoised[0].any()
+    assert trajectory.denoised[1].any()
+
+
 def recorded(scheduler: Any, method: str, pick: Any) -> list[torch.Tensor]:
     """What a method of the scheduler returns from now on."""
     original, seen = getattr(scheduler, method), []
