@@ -60,7 +60,7 @@ def main() -> None:
     right = judge.predict(shrink(np.concatenate(images))) == np.arange(args.num_images) % 10
     error = np.sqrt(right.mean() * (1 - right.mean()) / len(right))
     print(
-        f"samples, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}  {right.mean():.1%} +- {error:.1%}"
+        f"samples, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}  {right.mean():.1%} ± {error:.1%}"
     )
 
 

@@ -16,7 +16,9 @@ class DataOptions(Config):
     train_data_dir: str | None = option(None, "folder of images (sub-folders are classes), parquet or .npy files")
     split: str = option("train", "split to train on")
     image_column: str | None = option(None, "column of the images; found by type when not given")
-    label_column: str | None = option(None, "column of the labels (ClassLabel, integers or strings); found by type")
+    label_column: str | None = option(
+        None, "column of the labels (ClassLabel, integers or strings); the only ClassLabel, or the one called label"
+    )
     cache_dir: str | None = option(None, "where downloads and decoded images are kept", resumable=True)
     resolution: int = option(64, "side, in pixels, to which the images' shorter side is resized", minimum=1)
     interpolation: str = option(
@@ -28,7 +30,7 @@ class DataOptions(Config):
         None, "1 gray, 3 RGB, 4 RGBA, N for arrays; that of the images when not given", minimum=1
     )
     background: str = option("white", "colour that transparent pixels are laid on when channels is 1 or 3")
-    preserve_input_precision: bool = option(False, "keep 16-bit and float images at full precision")
+    preserve_input_precision: bool = option(False, "keep 16-bit images at full precision, as float ones always are")
     skip_bad_images: bool = option(False, "leave out and list files that can't be decoded instead of stopping")
     dataloader_num_workers: int = option(
         0,

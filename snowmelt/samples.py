@@ -33,7 +33,7 @@ def sample_grid(
     )
     pixels: np.ndarray = (output[0] * 255).round().astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if pixels.shape[-1] in pipeline.MODES:
+    if pixels.shape[-1] in pipeline.PICTURE_CHANNELS:
         image_grid(pixels, classes if classes and num_images % classes == 0 else None).save(path)
     else:
         np.save(path.with_suffix(".npy"), pixels)

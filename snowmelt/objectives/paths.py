@@ -43,7 +43,7 @@ def _expand(coefficient: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DiscretePath:
-    """The variance-preserving chain of T steps (Ho et al. 2020, eq. 4): alpha^2 = alphas_cumprod, sigma^2 = 1 - alpha^2.
+    """The chain of T steps (Ho et al. 2020, eq. 4): alpha^2 = alphas_cumprod, sigma^2 = 1 - alpha^2.
 
     Args:
         beta_schedule: linear (Ho et al. 2020), scaled_linear (Rombach et al. 2022) or squaredcos_cap_v2, the
