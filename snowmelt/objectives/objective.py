@@ -79,8 +79,9 @@ class Objective:
         t, u = self.draw_times(len(x0), generator)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         alpha, sigma, a, b = (_expand(c, x0) for c in self.coefficients(t))
+        # Half-precision outputs are promoted by the float32 target.
         prediction = net(*self.path.network_input(alpha * x0 + sigma * noise, t), **condition).sample
-        error = (prediction.float() - (a * x0 + b * noise)).square().flatten(1).mean(1)
+        error = (prediction - (a * x0 + b * noise)).square().flatten(1).mean(1)
         return Losses(error * self.weights(t), u)
 
     def denoise(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

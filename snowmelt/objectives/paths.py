@@ -60,7 +60,7 @@ class DiscretePath:
     _alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_alphas_cumprod", self.scheduler("epsilon").alphas_cumprod.double())
+        object.__setattr__(self, "_alphas_cumprod", self.scheduler("epsilon").alphas_cumprod)
 
     def time(self, s: Tensor) -> Tensor:
         return (s * self.num_train_timesteps).long().clamp_(max=self.num_train_timesteps - 1)
@@ -69,7 +69,7 @@ class DiscretePath:
         if self._alphas_cumprod.device != t.device:
             object.__setattr__(self, "_alphas_cumprod", self._alphas_cumprod.to(t.device))
         alpha2 = self._alphas_cumprod[t]
-        return alpha2.sqrt().float(), (1 - alpha2).sqrt().float()
+        return alpha2.sqrt(), (1 - alpha2).sqrt()
 
     def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x_t, t

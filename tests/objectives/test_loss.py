@@ -54,6 +54,20 @@ def test_exact_network_has_no_loss(name):
     assert 0 < half.max() < 1e-2
 
 
+def test_loss_is_weighted():
+    plain, weighted = (Objective(DiscretePath("linear"), "epsilon", weight=w) for w in ("unit", "min_snr"))
+    x0 = torch.randn(32, 1, 4, 4, generator=generator(1))
+    t, _ = plain.draw_times(32, generator())
+    expected = plain.loss(zero, x0, {}, generator()).loss * weighted.weights(t)
+    torch.testing.assert_close(weighted.loss(zero, x0, {}, generator()).loss, expected)
+
+
+def test_low_discrepancy_reaches_the_loss():
+    objective = Objective(DiscretePath("linear"), "epsilon", low_discrepancy=True)
+    levels = objective.loss(zero, torch.zeros(16, 1, 2, 2), {}, generator()).level
+    assert sorted((levels * 16).long().tolist()) == list(range(16))
+
+
 CLOSED = {
     # target -> weight on its own error that min-SNR puts, from SNR and gamma (Hang et al. 2023, section 3.4)
     "epsilon": lambda snr, gamma: snr.clamp(max=gamma) / snr,
@@ -150,6 +164,8 @@ def test_default_and_diffusers_flags():
     scheduler = changed.scheduler()
     assert (scheduler.config.num_train_timesteps, scheduler.config.beta_schedule) == (500, "scaled_linear")
     assert scheduler.config.prediction_type == "sample"
+    weighted = make_objective(options(loss_weight="min_snr", snr_gamma=3.0, low_discrepancy=True))
+    assert (weighted.weight, weighted.gamma, weighted.low_discrepancy) == ("min_snr", 3.0, True)
     kept = make_objective(options(objective="v", ddpm_num_steps=100))
     assert (kept.target, kept.path.beta_schedule, kept.path.num_train_timesteps) == (
         "v_prediction",
