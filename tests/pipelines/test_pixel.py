@@ -228,9 +228,11 @@ def test_callback() -> None:
     assert (output.trajectory.noisy[1] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmsolver++"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmsolver++", "edm-euler"])
 def test_trajectory(name: str) -> None:
-    pipeline = tiny_pipeline(make_scheduler(name, DDPMScheduler(timestep_spacing="trailing", clip_sample=False)))
+    discrete = DDPMScheduler(timestep_spacing="trailing", clip_sample=False)
+    trained = EDMEulerScheduler() if name == "edm-euler" else discrete
+    pipeline = tiny_pipeline(make_scheduler(name, trained))
     output = pipeline(2, num_inference_steps=5, output_type="pt", return_trajectory=True)
     trajectory = output.trajectory
     assert trajectory.noisy.shape == trajectory.denoised.shape == (5, 2, 1, 16, 16)

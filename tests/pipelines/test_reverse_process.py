@@ -177,6 +177,15 @@ def test_half_precision_is_the_networks_alone() -> None:
     assert not torch.equal(half, half.bfloat16().float())
 
 
+def test_the_first_step_is_the_first_although_its_timestep_is_repeated() -> None:
+    """UniPC rounds a flow's times, and left to itself starts at the second step of the same time."""
+    scheduler = make_scheduler("unipc", FlowMatchEulerDiscreteScheduler(num_train_timesteps=10))
+    pipeline = tiny_pipeline(scheduler)
+    shown = pipeline(num_inference_steps=30, return_trajectory=True).trajectory.timesteps
+    assert scheduler.timesteps[0] == scheduler.timesteps[1]
+    assert scheduler.step_index == len(shown.unique()) == 30
+
+
 def test_samples_that_overflow_are_not_passed_off_as_black_images() -> None:
     pipeline = tiny_pipeline()
     pipeline.unet.conv_out.bias.data.fill_(float("nan"))

@@ -31,6 +31,14 @@ def test_a_sampler_can_be_changed_again() -> None:
     assert solver.config.flow_shift == make_scheduler("flow-euler", solver).config.shift == 3.0
 
 
+def test_dpm_solver_begins_where_an_epsilon_still_tells_of_x0() -> None:
+    cosine = {"timestep_spacing": "trailing", "beta_schedule": "squaredcos_cap_v2"}
+    for prediction, highest in (("epsilon", 165), ("v_prediction", 30_000)):
+        scheduler = make_scheduler("dpmsolver++", DDPMScheduler(prediction_type=prediction, **cosine))
+        scheduler.set_timesteps(20)
+        assert highest / 2 < scheduler.sigmas[0] < highest
+
+
 def test_families_do_not_mix() -> None:
     with pytest.raises(ValueError, match="'ddim' doesn't fit this flow model; these do: flow-euler, flow-heun"):
         make_scheduler("ddim", FlowMatchEulerDiscreteScheduler())
