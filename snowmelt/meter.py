@@ -91,7 +91,7 @@ class Meter:
         index = self._gather([i.to(self.accelerator.device) for i in self._indices])
         first = int(bad.any(1).nonzero()[0])
         at = step - (len(bad) - 1 - first) // self.micro_steps
-        rows, levels = self.rows[index[first][bad[first]]], level[first][bad[first]]
+        rows, levels = self.rows[index[first][bad[first]].numpy()], level[first][bad[first]]
         where = ", ".join(f"row {i} at {u:.3f}" for i, u in zip(rows[:8], levels[:8], strict=True))
         raise UserError(
             f"the {what} is not finite at step {at}: {where} (rows of the data set, noise level from 0 to 1). "

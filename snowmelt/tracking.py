@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
@@ -49,6 +50,15 @@ class Metrics:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(values, step=step)
+
+
+def log_samples(accelerator: Accelerator, images: np.ndarray, step: int) -> None:
+    """Show samples, uint8 (N, H, W, C), in the tracker; each kind takes gray and RGB, not all take others."""
+    images = images[..., :3] if images.shape[-1] == 4 else images
+    if images.shape[-1] in (1, 3):
+        for tracker in accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": images}, step=step, **layout)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ from snowmelt.meter import Meter
 from snowmelt.objectives import Objective
 from snowmelt.options import UnconditionalConfig
 from snowmelt.samples import sample_grid
-from snowmelt.tracking import Metrics, plot_loss
+from snowmelt.tracking import Metrics, log_samples, plot_loss
 
 NOISE_STREAM = 1
 """Keeps the noise's random stream apart from those of the loader, which are seeded alike."""
@@ -239,8 +239,7 @@ class Trainer:
                     path=self.folder / "samples" / f"step-{self.step:06d}.png",
                 )
                 net.train()
-            for tracker in self.accelerator.trackers:
-                tracker.log_images({"samples": images}, step=self.step)
+            log_samples(self.accelerator, images, self.step)
         self.accelerator.wait_for_everyone()
 
     @contextmanager

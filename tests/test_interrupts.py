@@ -1,0 +1,115 @@
+"""Runs that are told to stop, or are killed, and go on as if nothing had been."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import PixelDiffusionPipeline
+from snowmelt.checkpoint import complete
+from snowmelt.tracking import read_metrics
+from tests.conftest import trained
+
+STEPS = 120
+OPTIONS = {"max_train_steps": STEPS, "checkpointing_steps": 7, "label_dropout": 0.3, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("whole") / "run", **OPTIONS)
+
+
+def wait_for(condition, process) -> bool:
+    """Wait until the condition holds, for as long as the process lives; tell whether it does."""
+    poll = getattr(process, "poll", None) or (lambda: process.exitcode)
+    while not condition():
+        if poll() is not None:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def logged(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal(number, start, train, whole, tmp_path):
+    process = start(tmp_path / "run", **OPTIONS)
+    assert wait_for(lambda: logged(tmp_path / "run") >= 3, process)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    (last,) = complete(tmp_path / "run")[-1:]
+    step = int(last.name.removeprefix("checkpoint-"))
+    assert step < STEPS
+    assert f"stopped at step {step} ({number.name}); go on with --resume_from_checkpoint latest" in out
+    assert PixelDiffusionPipeline.from_pretrained(tmp_path / "run")(output_type="np", num_inference_steps=1)
+    train(tmp_path / "run", **OPTIONS, resume_from_checkpoint="latest")
+    extra = (f"checkpoint-{step}/", f"samples/step-{step:06d}")  # what only a run that stopped there leaves
+    runs = [{k: v for k, v in trained(run).items() if not k.startswith(extra)} for run in (tmp_path / "run", whole)]
+    assert runs[0] == runs[1]
+
+
+@pytest.fixture(scope="module")
+def survivor(fork):
+    """`survivor(folder, kills, **options)`: start a run, kill it that many times, then let it end."""
+
+    def survivor(folder: Path, kills: int, **options: object) -> int:
+        """Returns how many of the kills fell while a checkpoint was being written."""
+        chance, amid = random.Random(kills), 0
+        for kill in range(kills + 1):
+            (process,) = fork(folder, **options, resume_from_checkpoint="latest")
+            if kill < kills:
+                before = logged(folder)
+                assert wait_for(lambda before=before: logged(folder) != before, process), "it ended before the kill"
+                if kill % 2:  # as soon as a checkpoint is begun; else at any time
+                    wait_for(lambda: any(folder.glob(".partial-checkpoint-*")), process)
+                time.sleep(chance.uniform(0, 0.005 if kill % 2 else 0.5))
+                assert process.exitcode is None, "it ended before the kill"
+                process.kill()
+            process.join()
+            amid += any(folder.glob(".partial-checkpoint-*"))
+        assert process.exitcode == 0
+        return amid
+
+    return survivor
+
+
+def check_kills(survivor, train, folder: Path, kills: int, **options: object) -> int:
+    amid = survivor(folder / "killed", kills, **options)
+    whole = train(folder / "whole", **options)
+    assert trained(folder / "killed") == trained(whole)
+    assert not list((folder / "killed").glob(".partial*"))
+    lines = [[(line["step"], line["loss"]) for line in read_metrics(run)] for run in (folder / "killed", whole)]
+    assert lines[0] == lines[1]
+    return amid
+
+
+def test_kill(survivor, train, tmp_path):
+    check_kills(survivor, train, tmp_path, 3, max_train_steps=40, checkpointing_steps=1, checkpoints_total_limit=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 2])
+def test_many_kills(every, survivor, train, tmp_path):
+    options = {"max_train_steps": 400, "checkpointing_steps": every, "ema_widths": [0.05, 0.1]}
+    assert check_kills(survivor, train, tmp_path, 24, **options), "no kill fell while a checkpoint was being written"
+
+
+@pytest.mark.slow
+def test_kill_of_one_process_of_two(fork, launch, tmp_path):
+    """The other doesn't go on alone, and the two resume exactly."""
+    options = {"max_train_steps": 60, "checkpointing_steps": 5, "gradient_accumulation_steps": 2}
+    assert launch(tmp_path / "whole", 2, **options)[0] == [0, 0]
+    first, second = fork(tmp_path / "killed", 2, **options)
+    assert wait_for(lambda: logged(tmp_path / "killed") >= 13, first)
+    second.kill()
+    first.join(60)
+    assert first.exitcode != 0
+    assert launch(tmp_path / "killed", 2, **options, resume_from_checkpoint="latest")[0] == [0, 0]
+    assert trained(tmp_path / "killed") == trained(tmp_path / "whole")
