@@ -74,9 +74,13 @@ def main() -> None:
     config = parse(GenerateConfig)
 
     # Here, not above, so that --help doesn't wait for torch and diffusers.
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    from snowmelt.environment import use_all_cores
+
+    use_all_cores()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     pipeline = load_pipeline(config).to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)
     folder = Path(config.output_dir)
