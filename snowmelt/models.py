@@ -72,14 +72,7 @@ def make_unet(
     Raises:
         UserError: if the configuration can't be read or the side can't be halved as often as the network does.
     """
-    if config_name_or_path:
-        try:
-            config = dict(UNet2DModel.load_config(config_name_or_path))
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--model_config_name_or_path {config_name_or_path}: {reason}") from error
-    else:
-        config = named_config(size, resolution)
+    config = _stored_config(config_name_or_path) if config_name_or_path else named_config(size, resolution)
     halvings = len(config["block_out_channels"]) - 1
     if resolution % 2**halvings:
         below = resolution - resolution % 2**halvings
@@ -92,4 +85,21 @@ def make_unet(
         "num_class_embeds": num_class_embeds,
     }
     torch.manual_seed(seed)
-    return UNet2DModel.from_config(config)
+    try:
+        return UNet2DModel.from_config(config)
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--model_config_name_or_path {config_name_or_path}: no such network: {reason}") from error
+
+
+def _stored_config(name_or_path: str) -> dict[str, Any]:
+    flag = f"--model_config_name_or_path {name_or_path}"
+    try:
+        config = dict(UNet2DModel.load_config(name_or_path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: {str(error).splitlines()[0]}") from error
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel" or "block_out_channels" not in config:
+        raise UserError(
+            f"{flag}: describes no UNet2DModel: its _class_name is another, or it has no block_out_channels"
+        )
+    return config

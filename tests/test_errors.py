@@ -1,0 +1,60 @@
+"""Mistakes end as one line on stderr and exit status 2, before anything long."""
+
+import subprocess
+import sys
+
+import pytest
+
+from snowmelt.errors import UserError
+from tests.conftest import ROOT
+
+
+def test_the_script_says_it_in_one_line(start, tmp_path):
+    """The data set has images alone, so there is nothing to condition on."""
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    process = start(tmp_path / "run", dataset_name=None, train_data_dir=tmp_path / "pictures")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    last = "error: --class_conditional: the data set has no column of labels; name one with --label_column"
+    assert err.splitlines()[-1] == last
+    assert "Traceback" not in err
+    assert not out
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_are_refused_before_torch_is_imported():
+    words = [sys.executable, "-X", "importtime", "train_unconditional.py", "--learnin_rate", "1"]
+    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "error: unknown flag --learnin_rate; did you mean --learning_rate?" in process.stderr
+    assert "torch" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_column": "absent"}, "absent"),
+        ({"image_column": "absent"}, "absent"),
+        ({"split": "test"}, "--split test: digits has train"),
+        ({"mixed_precision": "fp16"}, "--mixed_precision fp16 needs a GPU; take bf16 or no"),
+        ({"prediction_type": "epsilon", "objective": "flow"}, "--prediction_type is for discrete-time objectives"),
+        ({"resume_from_checkpoint": "checkpoint-1"}, "there are: none"),
+        ({"push_to_hub": True, "hub_token": "hf_no", "hub_model_id": "me/it"}, "--push_to_hub to me/it: .*refused"),
+        ({"push_to_hub": True, "hub_token": "hf_no", "hub_model_id": "it/has spaces"}, "--push_to_hub to it/has"),
+        ({"model_config_name_or_path": "/nowhere/config.json"}, "--model_config_name_or_path /nowhere/config.json: "),
+    ],
+)
+def test_refused_before_training(options, message, train, tmp_path):
+    if "fp16" in options.values():
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=message) as caught:
+        train(tmp_path / "run", **options)
+    assert "\n" not in str(caught.value)
+    assert "hf_no" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

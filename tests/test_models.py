@@ -1,0 +1,93 @@
+"""Networks by name and by configuration."""
+
+import json
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
+
+from snowmelt.errors import UserError
+from snowmelt.models import SIZES, make_unet
+from tests.conftest import TINY_UNET
+
+BROKEN = json.dumps(TINY_UNET | {"norm_num_groups": 3})
+
+
+def make(size="tiny", path=None, resolution=32, channels=3, num_class_embeds=None, seed=0) -> UNet2DModel:
+    return make_unet(
+        size, path and str(path), resolution=resolution, channels=channels, num_class_embeds=num_class_embeds, seed=seed
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resolution", [16, 28, 32, 48, 64, 96, 128, 256])
+def test_named_sizes(size, resolution):
+    with torch.device("meta"):
+        net = make(size, resolution=resolution, channels=2, num_class_embeds=11)
+        output = net(torch.empty(1, 2, resolution, resolution), torch.empty(1), class_labels=torch.zeros(1).long())
+    assert output.sample.shape == (1, 2, resolution, resolution)
+    heads = [m for m in net.modules() if isinstance(m, Attention)]
+    assert heads
+    assert all(m.inner_dim // m.heads == min(64, m.inner_dim) for m in heads)
+    assert net.config.sample_size == resolution
+
+
+def test_sizes_grow():
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in make(size).parameters()) for size in SIZES]
+    assert counts == sorted(set(counts))
+
+
+@pytest.mark.parametrize(
+    ("resolution", "allowed"), [(50, "this network halves it 3 times; take 48 or 56"), (1, "1 times; take 2")]
+)
+def test_resolution_that_cannot_be_halved(resolution, allowed):
+    with pytest.raises(UserError, match=f"--resolution {resolution}: .*{allowed}$"):
+        make(resolution=resolution)
+
+
+def test_resolution_says_what_works():
+    with torch.device("meta"):
+        for resolution in (48, 56):
+            net = make(resolution=resolution)
+            assert net(torch.empty(1, 3, resolution, resolution), torch.empty(1)).sample.shape[-1] == resolution
+
+
+def test_configuration_from_a_file_and_a_folder(tiny_unet, tmp_path):
+    net = make(path=tiny_unet, resolution=8, channels=1, num_class_embeds=3)
+    config = net.config
+    assert config.block_out_channels == TINY_UNET["block_out_channels"]
+    assert (config.sample_size, config.in_channels, config.out_channels, config.num_class_embeds) == (8, 1, 1, 3)
+    net.save_pretrained(tmp_path)
+    assert make(path=tmp_path, resolution=16).config.block_out_channels == config.block_out_channels
+
+
+@pytest.mark.parametrize("content", [None, "{", json.dumps({"_class_name": "VQModel"}), "[]", BROKEN])
+def test_bad_configuration(content, tmp_path):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match="--model_config_name_or_path") as caught:
+        make(path=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_initial_weights_follow_from_the_seed(tiny_unet):
+    torch.rand(3)
+    first, again, other = (make(path=tiny_unet, resolution=8, seed=seed).conv_in.weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet):
+    gradients = []
+    for checkpointing in (False, True):
+        net = make(path=tiny_unet, resolution=8).train()
+        if checkpointing:
+            net.enable_gradient_checkpointing()
+        torch.manual_seed(0)
+        net(torch.randn(2, 3, 8, 8), torch.tensor([1, 2])).sample.square().mean().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.equal(plain, checkpointed)

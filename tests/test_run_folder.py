@@ -1,0 +1,96 @@
+"""The folder of a run: never another's, laid out as diffusers' script lays it out."""
+
+import json
+
+import pytest
+from diffusers import DDPMPipeline, UNet2DModel
+
+from snowmelt.errors import UserError
+from tests.conftest import trained
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A folder with files of the user's."""
+    folder = tmp_path / "run"
+    for name in ("notes.txt", "pictures/a.png", "checkpoints/best", "united/x"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    return folder
+
+
+def test_layout(train, tmp_path):
+    """What diffusers' script leaves, loadable by diffusers alone, and what ours adds."""
+    run = train(tmp_path / "run", class_conditional=False, objective="epsilon", checkpointing_steps=1)
+    assert {p.name for p in run.iterdir()} == {
+        *("model_index.json", "unet", "scheduler", "checkpoint-1", "checkpoint-2"),
+        *("config.yaml", "metrics.jsonl", "samples", "loss.png"),
+    }
+    for folder in (run / "unet", run / "checkpoint-1" / "unet", run / "checkpoint-2" / "unet"):
+        assert UNet2DModel.from_pretrained(folder).config.sample_size == 8
+    assert DDPMPipeline.from_pretrained(run)(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+    assert json.loads((run / "model_index.json").read_text())["_class_name"] == "PixelDiffusionPipeline"
+
+
+def test_foreign_folder_is_refused(foreign, train):
+    before = contents(foreign)
+    with pytest.raises(UserError, match="is not empty; add --overwrite_output_dir, or --resume_from_checkpoint latest"):
+        train(foreign)
+    assert contents(foreign) == before
+
+
+def test_overwriting_spares_what_is_not_ours(foreign, train, tmp_path):
+    before = contents(foreign)
+    options = {"max_train_steps": 3, "checkpointing_steps": 1, "seed": 1}
+    train(foreign, overwrite_output_dir=True, **options, ema_widths=[0.1, 0.2])
+    train(foreign, overwrite_output_dir=True, **options | {"checkpointing_steps": 3})
+    after = contents(foreign)
+    assert {k: after.pop(k) for k in before} == before
+    for name in before:
+        (foreign / name).unlink()
+    fresh = train(tmp_path / "fresh", **options | {"checkpointing_steps": 3})
+    assert after.keys() == contents(fresh).keys()
+    assert trained(foreign) == trained(fresh)
+
+
+def test_refusals_leave_the_folder(train, tmp_path):
+    run = train(tmp_path / "run")
+    before = contents(run)
+    for options, message in (
+        ({"resume_from_checkpoint": "checkpoint-9"}, "checkpoint-9: no complete .*; there are: checkpoint-2"),
+        ({"resume_from_checkpoint": "latest", "overwrite_output_dir": True}, "would delete what"),
+        ({"resume_from_checkpoint": "latest", "learning_rate": 1.0}, "learning_rate=0.0001"),
+        ({"overwrite_output_dir": True, "label_column": "labels"}, "label"),
+        ({"overwrite_output_dir": True, "resolution": 9}, "--resolution 9: this network halves it 1 times"),
+        ({"overwrite_output_dir": True, "ema_widths": [0.5]}, "--ema_widths 0.5"),
+        ({"overwrite_output_dir": True, "objective": "flaw"}, "--objective flaw: unknown; known: "),
+        ({"overwrite_output_dir": True, "push_to_hub": True, "hub_model_id": "a//b"}, "--push_to_hub to a//b: "),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            train(run, **options)
+        assert "\n" not in str(caught.value)
+        assert contents(run) == before, options
+
+
+def test_a_file_is_no_folder(train, tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match="--output_dir .* is a file; name a folder"):
+        train(tmp_path / "run")
+
+
+def test_latest_of_nothing_is_a_new_run(train, tmp_path):
+    """So that a job that restarts itself can always say it."""
+    fresh = train(tmp_path / "fresh", resume_from_checkpoint="latest")
+    assert trained(fresh) == trained(train(tmp_path / "plain"))
+
+
+def test_nothing_left_to_do(train, tmp_path):
+    """Resuming a run that has ended changes nothing."""
+    run = train(tmp_path / "run")
+    before = {**trained(run), "metrics": (run / "metrics.jsonl").read_text()}
+    train(run, resume_from_checkpoint="latest")
+    assert {**trained(run), "metrics": (run / "metrics.jsonl").read_text()} == before
