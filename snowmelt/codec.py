@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -18,4 +19,4 @@ class PixelCodec:
     def from_cache(self, raw: Tensor) -> Tensor:
         """Cached images (B, C, H, W) to x0, float32 of the same shape."""
         low, high = self.value_range
-        return raw.float().sub_(low).mul_(2 / (high - low)).sub_(1)
+        return raw.to(torch.float32, copy=True).sub_(low).mul_(2 / (high - low)).sub_(1)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import zipfile
 from pathlib import Path
@@ -16,17 +17,20 @@ from tests.conftest import trained
 
 
 class Number:
-    """A part that holds one number, and runs out of disk when told to."""
+    """A part that holds one number, and can meet with a full disk or the end of the process while it saves."""
 
-    def __init__(self, value: int = 0, full: bool = False) -> None:
+    def __init__(self, value: int = 0) -> None:
         self.value = value
-        self.full = full
+        self.full = False
+        self.killed = False
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
         (folder / "number").write_text(str(self.value))
         if self.full:
             Path("/dev/full").write_text("one byte too many")
+        if self.killed:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def load(self, folder: Path) -> None:
         self.value = int((folder / "number").read_text())
@@ -85,6 +89,20 @@ def test_failing_part_leaves_nothing(tmp_path):
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == ["checkpoint-1"]
     load(tmp_path / "checkpoint-1", first)
+
+
+def test_killed_while_saving(tmp_path):
+    number = Number(1)
+    checkpoints = Checkpoints(tmp_path, {"a": number, "b": Number()}, limit=1)
+    checkpoints.save(1, {})
+    child = os.fork()
+    if not child:
+        number.killed = True
+        checkpoints.save(2, {})
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert sorted(os.listdir(tmp_path)) == [".partial-checkpoint-2", "checkpoint-1"]
+    checkpoints.save(2, {})
+    assert os.listdir(tmp_path) == ["checkpoint-2"]
 
 
 def test_partial_ones_are_ignored_and_cleared(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines import PixelDiffusionPipeline
 from snowmelt.checkpoint import complete
+from snowmelt.interrupts import Interrupts
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
 
@@ -53,6 +54,17 @@ def test_signal(number, start, train, whole, tmp_path):
     extra = (f"checkpoint-{step}/", f"samples/step-{step:06d}")  # what only a run that stopped there leaves
     runs = [{k: v for k, v in trained(run).items() if not k.startswith(extra)} for run in (tmp_path / "run", whole)]
     assert runs[0] == runs[1]
+
+
+def test_only_a_second_interrupt_interrupts():
+    previous = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert interrupts.requested == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is previous
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -60,6 +61,18 @@ def test_saving_changes_nothing(train, tmp_path):
     often = train(tmp_path / "often", max_train_steps=3, checkpointing_steps=1, save_model_epochs=1)
     once = train(tmp_path / "once", max_train_steps=3)
     assert trained(often, since=3) == trained(once, since=3)
+
+
+def test_noise_is_fresh(train, tmp_path):
+    """One image and a network that stays as it is: only the noise can tell steps, and passes of a step, apart."""
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (8, 8), 99).save(tmp_path / "pictures" / "a.png")
+    options = {"dataset_name": None, "train_data_dir": tmp_path / "pictures", "class_conditional": False}
+    options |= {"learning_rate": 0.0, "train_batch_size": 1, "max_train_steps": 6}
+    once = train(tmp_path / "once", **options)
+    twice = train(tmp_path / "twice", **options, gradient_accumulation_steps=2)
+    losses = [line["loss"] for run in (once, twice) for line in read_metrics(run)]
+    assert len(set(losses)) == 12
 
 
 def test_two_processes(train, launch, tmp_path):

@@ -45,14 +45,13 @@ def test_foreign_folder_is_refused(foreign, train):
 
 def test_overwriting_spares_what_is_not_ours(foreign, train, tmp_path):
     before = contents(foreign)
-    options = {"max_train_steps": 3, "checkpointing_steps": 1, "seed": 1}
-    train(foreign, overwrite_output_dir=True, **options, ema_widths=[0.1, 0.2])
-    train(foreign, overwrite_output_dir=True, **options | {"checkpointing_steps": 3})
+    train(foreign, overwrite_output_dir=True, max_train_steps=4, checkpointing_steps=1, ema_widths=[0.1, 0.2])
+    train(foreign, overwrite_output_dir=True, max_train_steps=3)
     after = contents(foreign)
     assert {k: after.pop(k) for k in before} == before
     for name in before:
         (foreign / name).unlink()
-    fresh = train(tmp_path / "fresh", **options | {"checkpointing_steps": 3})
+    fresh = train(tmp_path / "fresh", max_train_steps=3)
     assert after.keys() == contents(fresh).keys()
     assert trained(foreign) == trained(fresh)
 
