@@ -14,7 +14,7 @@ demo: .venv/installed
 		train_unconditional.py --overwrite_output_dir
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

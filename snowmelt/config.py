@@ -29,6 +29,7 @@ def option(
     *,
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
+    below: float | None = None,
     resumable: bool = False,
 ) -> Any:
     """A dataclass field that is also a flag.
@@ -36,7 +37,7 @@ def option(
     `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes
     what is reported or how long training goes on, never a step that both runs take.
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "resumable": resumable}
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "below": below, "resumable": resumable}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -148,9 +149,11 @@ def _checked(cls: type[Config], name: str, value: Any) -> Any:
     choices = f.metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"{name}: {value!r} is not one of {', '.join(choices)}")
-    minimum = f.metadata["minimum"]
+    minimum, below = f.metadata["minimum"], f.metadata["below"]
     if minimum is not None and value < minimum:
         raise UserError(f"{name}: {value} is less than {minimum}, the least allowed")
+    if below is not None and value >= below:
+        raise UserError(f"{name}: {value} must be less than {below}")
     return value
 
 

@@ -99,4 +99,6 @@ def make_emas(net: nn.Module, options: EmaOptions) -> dict[str, Ema]:
             max_decay=options.ema_max_decay,
         )
         return {"unet_ema": Ema(net, decay)}
+    if len({f"{w:.3f}" for w in options.ema_widths}) < len(options.ema_widths):
+        raise UserError(f"--ema_widths {options.ema_widths}: must differ in their first three decimals")
     return {f"unet_ema_{w:.3f}": Ema(net, partial(power_decay, gamma=gamma_of_width(w))) for w in options.ema_widths}

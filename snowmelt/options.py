@@ -47,7 +47,7 @@ class ModelOptions(Config):
     model_size: str = option("small", "named size of UNet2DModel", choices=("tiny", "small", "base", "large"))
     model_config_name_or_path: str | None = option(None, "a UNet2DModel configuration to use instead of a named size")
     class_conditional: bool = option(False, "condition on the label column")
-    label_dropout: float = option(0.1, "share of labels dropped, for classifier-free guidance", minimum=0)
+    label_dropout: float = option(0.1, "share of labels dropped, for classifier-free guidance", minimum=0, below=1)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
 
@@ -79,7 +79,7 @@ class OptimizationOptions(Config):
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step", minimum=1)
     num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True)
     max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", minimum=1, resumable=True)
-    max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", resumable=True)
+    max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", minimum=0, resumable=True)
     learning_rate: float = option(1e-4, "peak learning rate", minimum=0)
     lr_scheduler: str = option(
         "cosine",
@@ -94,8 +94,8 @@ class OptimizationOptions(Config):
         ),
     )
     lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up", minimum=0)
-    adam_beta1: float = option(0.95, "beta1 of AdamW")
-    adam_beta2: float = option(0.999, "beta2 of AdamW")
+    adam_beta1: float = option(0.95, "beta1 of AdamW", minimum=0, below=1)
+    adam_beta2: float = option(0.999, "beta2 of AdamW", minimum=0, below=1)
     adam_weight_decay: float = option(1e-6, "weight decay of AdamW")
     adam_epsilon: float = option(1e-8, "epsilon of AdamW")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")

@@ -133,6 +133,11 @@ class Trainer:
             raise UserError(
                 f"{checkpoint} was made with {', '.join(changed)}; resume with the same, or start a new run"
             )
+        if state["total_steps"] != self.total_steps and not self.config.lr_scheduler.startswith("constant"):
+            self.accelerator.print(
+                f"the {self.config.lr_scheduler} learning rate ends at step {self.total_steps} now, not at "
+                f"{state['total_steps']} as when {checkpoint.name} was made"
+            )
         self.checkpoints.load(checkpoint, state)
         self.step = state["step"]
 
@@ -156,7 +161,7 @@ class Trainer:
         meter = Meter(accelerator, config.gradient_accumulation_steps, self.data.rows)
         metrics = Metrics(self.folder, accelerator, self.step)
         stream = self._stream()
-        deadline = time.monotonic() + 60 * (config.max_train_minutes or math.inf)
+        deadline = time.monotonic() + 60 * (math.inf if config.max_train_minutes is None else config.max_train_minutes)
         stop: str | None = None
         bar = tqdm(
             total=self.total_steps,
@@ -214,7 +219,8 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}`. Under data parallelism every process holds the same, so one writes."""
         if self.accelerator.is_main_process:
-            self.checkpoints.save(self.step, {"config": self.config.to_dict(), **self._identity()})
+            meta = {"config": self.config.to_dict(), "total_steps": self.total_steps, **self._identity()}
+            self.checkpoints.save(self.step, meta)
         self.accelerator.wait_for_everyone()
 
     def save_pipeline(self) -> None:

@@ -203,6 +203,16 @@ def test_what_may_change(run, copy, train):
     assert [p.name for p in complete(copy)][-2:] == ["checkpoint-4", "checkpoint-6"]
 
 
+@pytest.mark.parametrize("lr_scheduler", ["linear", "constant_with_warmup"])
+def test_a_new_end_of_the_learning_rate_is_told(lr_scheduler, train, tmp_path, capsys):
+    train(tmp_path / "run", lr_scheduler=lr_scheduler)
+    train(tmp_path / "run", lr_scheduler=lr_scheduler, max_train_steps=4, resume_from_checkpoint="latest")
+    told = (
+        "the linear learning rate ends at step 4 now, not at 2 as when checkpoint-2 was made" in capsys.readouterr().out
+    )
+    assert told == (lr_scheduler == "linear")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 2 MB, for those who may mount one."""

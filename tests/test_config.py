@@ -74,6 +74,8 @@ def test_default_recipe():
         ("--resol 32", "unknown flag --resol; "),
         ("--resolution 1.5", "argument --resolution: invalid int value: '1.5'"),
         ("--resolution 0", "resolution: 0 is less than 1, the least allowed"),
+        ("--label_dropout 1", "label_dropout: 1.0 must be less than 1"),
+        ("--adam_beta1 1.5", "adam_beta1: 1.5 must be less than 1"),
         ("--seed", "argument --seed: expected one argument"),
         ("--lr_scheduler cosin", "invalid choice: 'cosin' (choose from "),
         ("--config nothing.yaml", "--config nothing.yaml: no such file or recipe; recipes: digits"),

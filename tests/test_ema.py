@@ -77,6 +77,11 @@ def test_impossible_width(width):
         gamma_of_width(width)
 
 
+def test_widths_that_would_share_a_folder(net):
+    with pytest.raises(UserError, match="must differ in their first three decimals"):
+        make_emas(net, EmaOptions(ema_widths=[0.1, 0.1001]))
+
+
 def test_applied_restores_the_bits(net):
     ema = Ema(net, lambda step: warmup_decay(step, 1, 0.75, 0.9999))
     for step in (1, 2, 3):

@@ -114,7 +114,7 @@ def test_edm_preconditioning_is_the_schedulers():
 
 
 def test_edm_target_has_unit_variance():
-    """What the preconditioning is for: unit variance of input and target at any noise level (Karras et al. 2022, B.6)."""
+    """What preconditioning is for: unit variance of input and target at any noise level (Karras et al. 2022, B.6)."""
     objective = Objective(EdmPath(), "edm", law="log_normal")
     g = torch.Generator().manual_seed(1)
     x0, eps = 0.5 * torch.randn(3, 40000, generator=g), torch.randn(3, 40000, generator=g)
