@@ -14,6 +14,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from pipelines.self_contained import SelfContainedMixin
+
 Row = Callable[[Any, Tensor, Tensor], tuple[Any, Any]]
 """(scheduler, alpha, sigma) -> (a, b) of a prediction F = a x0 + b eps."""
 
@@ -46,7 +48,7 @@ class SamplingOutput(BaseOutput):
     trajectory: Trajectory | None = None
 
 
-class ReverseProcessPipeline(DiffusionPipeline):
+class ReverseProcessPipeline(SelfContainedMixin, DiffusionPipeline):
     """Base of pipelines: `denoise` runs the scheduler, `to_images` ends the way.
 
     Every network's output F = a x0 + b eps at x_t = alpha x0 + sigma eps is one row (a, b), so
@@ -68,6 +70,10 @@ class ReverseProcessPipeline(DiffusionPipeline):
         "edm": _edm_row,
     }
     PICTURE_CHANNELS = (1, 3, 4)
+
+    # Methods name nothing else of this module: diffusers runs the code of all published pipelines in one namespace.
+    _output_class = SamplingOutput
+    _trajectory_class = Trajectory
 
     scheduler: Any
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
@@ -135,7 +141,7 @@ class ReverseProcessPipeline(DiffusionPipeline):
                 f"samples: not finite after {len(scheduler.timesteps)} steps of {type(scheduler).__name__} with a "
                 f"{network.dtype} network; take more steps, another scheduler or float32"
             )
-        return x, Trajectory(*map(torch.stack, zip(*seen, strict=True))) if return_trajectory else None
+        return x, self._trajectory_class(*map(torch.stack, zip(*seen, strict=True))) if return_trajectory else None
 
     def to_images(self, x0: Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | Tensor:
         """Data (B, C, H, W) in [-1, 1] as "pil" images, or as "np" (B, H, W, C) or "pt" tensor in [0, 1].

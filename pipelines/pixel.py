@@ -116,7 +116,7 @@ class PixelDiffusionPipeline(ClassLabelsMixin, ReverseProcessPipeline):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             return_trajectory=return_trajectory,
         )
-        output = SamplingOutput(self.to_images(x0, output_type), trajectory)
+        output = self._output_class(self.to_images(x0, output_type), trajectory)
         return output if return_dict else output.to_tuple()
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
