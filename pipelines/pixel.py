@@ -73,7 +73,7 @@ class PixelDiffusionPipeline(ClassLabelsMixin, ReverseProcessPipeline):
             batch_size: B, the number of images.
             class_labels: one label for all images or B of them, as numbers or names; None: the null class.
             guidance_scale: 1 for none; else null + scale * (conditional - null) (Ho & Salimans 2022, eq. 6).
-            guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024, eq. 5).
+            guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
             num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
             timesteps: a list of times to use instead, where the scheduler takes one.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).

@@ -21,14 +21,14 @@ def warmup_decay(step: int, inv_gamma: float, power: float, max_decay: float) ->
 
 
 def power_decay(step: int, gamma: float) -> float:
-    """(1 - 1 / step)^(gamma + 1), which weighs step t's weights by t^gamma (Karras et al. 2024, eq. 127)."""
+    """(1 - 1 / step)^(gamma + 1), which weighs step t's weights by t^gamma (Karras et al. 2024, section 3.1)."""
     return (1 - 1 / step) ** (gamma + 1)
 
 
 def gamma_of_width(width: float) -> float:
     """The exponent of the power-function average whose standard deviation is `width` of the training's length.
 
-    It solves width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (Karras et al. 2024, eq. 123).
+    It solves width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (Karras et al. 2024, appendix C).
 
     Args:
         width: sigma_rel, in (0, 0.28]: wider ones have no gamma >= 0.

@@ -31,7 +31,7 @@ def _v(path: Any, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tens
 
 
 def _flow(path: Any, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The velocity d x_t / dt (Lipman et al. 2023, eq. 8)."""
+    """The velocity d x_t / dt (Lipman et al. 2023, section 4.1)."""
     return path.derivative(t)
 
 

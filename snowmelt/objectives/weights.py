@@ -13,17 +13,17 @@ Weight = Callable[[Tensor, float], Tensor]
 
 
 def _min_snr(r: Tensor, gamma: float) -> Tensor:
-    """min(SNR, gamma) (Hang et al. 2023, eq. 8)."""
+    """min(SNR, gamma) (Hang et al. 2023)."""
     return r.reciprocal().clamp(max=gamma)
 
 
 def _soft_min_snr(r: Tensor, gamma: float) -> Tensor:
-    """SNR gamma / (SNR + gamma), without the kink (Crowson et al. 2024, section 3.5)."""
+    """SNR gamma / (SNR + gamma), without the kink (Crowson et al. 2024)."""
     return (r + 1 / gamma).reciprocal()
 
 
 def _p2(r: Tensor, gamma: float) -> Tensor:
-    """1 / (1 + SNR) on the error of eps (Choi et al. 2022, eq. 8 with k = gamma = 1), that is SNR / (1 + SNR)."""
+    """1 / (1 + SNR) on the error of eps (Choi et al. 2022, with k = gamma = 1), that is SNR / (1 + SNR)."""
     return (1 + r).reciprocal()
 
 

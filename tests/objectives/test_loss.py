@@ -69,7 +69,7 @@ def test_low_discrepancy_reaches_the_loss():
 
 
 CLOSED = {
-    # target -> weight on its own error that min-SNR puts, from SNR and gamma (Hang et al. 2023, section 3.4)
+    # target -> weight on its own error that min-SNR puts, from SNR and gamma (Hang et al. 2023)
     "epsilon": lambda snr, gamma: snr.clamp(max=gamma) / snr,
     "sample": lambda snr, gamma: snr.clamp(max=gamma),
     "v_prediction": lambda snr, gamma: snr.clamp(max=gamma) / (snr + 1),
