@@ -1,0 +1,189 @@
+"""Files on the local Hub, as the real clients see them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import EntryNotFoundError
+
+from tests.hub_server.content import CHUNK
+from tests.hub_server.examples import LARGE, WEIGHTS, bearer, contents, upload
+from tests.hub_server.repositories import PAGE
+
+pytest_plugins = ["tests.hub"]
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset", "space"])
+def test_round_trip(hub, api, model, tmp_path, kind):
+    (model / "large.bin").write_bytes(LARGE)
+    url = api.create_repo(f"alice/trip-{kind}", repo_type=kind, space_sdk="gradio" if kind == "space" else None)
+    assert (url.repo_id, url.repo_type) == (f"alice/trip-{kind}", kind)
+    options = {"repo_id": url.repo_id, "repo_type": kind}
+    made = api.upload_folder(folder_path=model, commit_message="All of it", **options)
+    repo = url.repo_id if kind == "model" else f"{kind}s/{url.repo_id}"
+    assert [(c.oid, c.title) for c in hub.commits(repo)][:1] == [(made.oid, "All of it")]
+    assert len(hub.commits(repo)) == 2
+    got = Path(api.snapshot_download(cache_dir=tmp_path / "cache", **options))
+    assert got.name == made.oid
+    published = contents(model) | {".gitattributes": (got / ".gitattributes").read_bytes()}
+    assert contents(got) == hub.files(repo) == published
+    verified = api.verify_repo_checksums(cache_dir=tmp_path / "cache", **options)
+    assert (verified.checked_count, verified.mismatches, verified.missing_paths) == (len(published), [], [])
+    in_lfs = {f.path for f in api.list_repo_tree(recursive=True, **options) if getattr(f, "lfs", None)}
+    assert in_lfs == {"unet/model.safetensors", "large.bin"}
+
+
+def test_no_commit_for_what_is_there(hub, api, repo, model):
+    first = api.upload_folder(repo_id=repo, folder_path=model)
+    assert api.upload_folder(repo_id=repo, folder_path=model).oid == first.oid
+    assert len(hub.commits(repo)) == 2
+    (model / "unet/model.safetensors").write_bytes(WEIGHTS[::-1])
+    sent = len(hub.requests())
+    assert api.upload_folder(repo_id=repo, folder_path=model).oid != first.oid
+    assert sum(" /lfs/" in line for line in hub.requests()[sent:]) == 1
+    assert hub.files(repo)["unet/model.safetensors"] == WEIGHTS[::-1]
+
+
+def test_trees(api, repo, model):
+    api.upload_folder(repo_id=repo, folder_path=model, commit_message="First")
+    upload(api, repo, b"{}", "unet/config.json", commit_message="Second")
+    upload(api, repo, b"{}", "other/config.json", commit_message="Third")
+    names = {".gitattributes", "README.md", "empty.txt", "model_index.json", "other", "unet"}
+    assert {e.path for e in api.list_repo_tree(repo)} == names
+    inside = {e.path for e in api.list_repo_tree(repo, "unet")}
+    assert inside == {"unet/config.json", "unet/model.safetensors"}
+    assert {e.path for e in api.list_repo_tree(repo, recursive=True)} == names | inside | {"other/config.json"}
+    with pytest.raises(EntryNotFoundError):
+        list(api.list_repo_tree(repo, "nothing"))
+    found = api.get_paths_info(repo, ["unet", "unet/model.safetensors", "nothing"], expand=True)
+    assert [(e.path, e.last_commit.title) for e in found] == [("unet", "Second"), ("unet/model.safetensors", "First")]
+    assert found[1].size == found[1].lfs.size == len(WEIGHTS)
+    assert api.get_paths_info(repo, "unet")[0].last_commit is None
+    sizes = {s.rfilename: s.size for s in api.model_info(repo, files_metadata=True).siblings or []}
+    assert sizes["unet/model.safetensors"] == len(WEIGHTS)
+
+
+def test_pages_of_trees(api, repo, tmp_path):
+    for number in range(2 * PAGE):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    api.upload_folder(repo_id=repo, folder_path=tmp_path)
+    assert len(list(api.list_repo_tree(repo))) == len(api.list_repo_files(repo)) == 2 * PAGE + 1
+
+
+@pytest.mark.parametrize("name", ["text.txt", "w.safetensors"])
+def test_ranges(hub, api, repo, name):
+    upload(api, repo, WEIGHTS.replace(b"\0", b"1") if name == "text.txt" else WEIGHTS, name)
+    content = hub.files(repo)[name]
+    with HfFileSystem(endpoint=hub.endpoint, token=api.token).open(f"{repo}/{name}", block_size=100) as file:
+        file.seek(1000)
+        assert file.read(300) == content[1000:1300]
+    url = f"{hub.endpoint}/{repo}/resolve/main/{name}"
+
+    def get(wanted: str) -> httpx2.Response:
+        return httpx2.get(url, headers={"Range": f"bytes={wanted}"}, follow_redirects=True)
+
+    cases = {"5-9": content[5:10], f"{len(content) - 3}-": content[-3:], "-4": content[-4:], "9-99999999": content[9:]}
+    for wanted, expected in cases.items():
+        assert (get(wanted).status_code, get(wanted).content) == (206, expected)
+    assert get("0-0").headers["Content-Range"] == f"bytes 0-0/{len(content)}"
+    assert get(f"{len(content)}-").status_code == 416
+    assert get("-").content == content
+
+
+def test_large_files_are_elsewhere(hub, api, repo, tmp_path):
+    """And their addresses are signed, since no token goes there."""
+    upload(api, repo, WEIGHTS, "w.safetensors")
+    answer = httpx2.head(f"{hub.endpoint}/{repo}/resolve/main/w.safetensors")
+    assert (answer.status_code, answer.headers["X-Repo-Commit"]) == (302, hub.commits(repo)[0].oid)
+    address = answer.headers["Location"]
+    assert address.startswith("http://localhost:")
+    assert httpx2.get(address).content == WEIGHTS
+    assert httpx2.get(address.partition("?")[0]).status_code == 403
+    with pytest.raises(EntryNotFoundError) as raised:
+        api.hf_hub_download(repo, "nothing.txt", cache_dir=tmp_path)
+    assert raised.value.response.headers["X-Repo-Commit"] == hub.commits(repo)[0].oid
+
+
+def test_uploads_are_checked(hub, repo):
+    """Content must be what its name says, and a commit needs what it names."""
+    headers, oid = bearer(hub), "ab" * 32
+
+    def actions(size: int) -> dict[str, Any]:
+        wanted = {"objects": [{"oid": oid, "size": size}]}
+        batch = httpx2.post(f"{hub.endpoint}/{repo}.git/info/lfs/objects/batch", json=wanted, headers=headers)
+        return batch.json()["objects"][0]["actions"]
+
+    small = actions(3)
+    assert httpx2.put(small["upload"]["href"], content=b"abc").status_code == 400
+    assert httpx2.put(small["upload"]["href"][:-1], content=b"abc").status_code == 403
+    large = actions(CHUNK + 1)["upload"]
+    etag = httpx2.put(large["header"]["1"], content=b"abc").headers["ETag"]
+    for tags in ([etag, '"other"'], ['"other"'], [etag]):
+        parts = {"parts": [{"partNumber": n + 1, "etag": tag} for n, tag in enumerate(tags)]}
+        assert httpx2.post(large["href"], json=parts).status_code == 400
+    verified = httpx2.post(small["verify"]["href"], json={"oid": oid, "size": 3}, headers=headers)
+    lines = [{"key": "header", "value": {"summary": "x"}}, {"key": "lfsFile", "value": {"path": "a", "oid": oid}}]
+    body = "\n".join(json.dumps(line) for line in lines)
+    made = httpx2.post(f"{hub.endpoint}/api/models/{repo}/commit/main", content=body, headers=headers)
+    assert (verified.status_code, made.status_code, len(hub.commits(repo))) == (400, 400, 1)
+
+
+LOADING = """
+import json, sys
+from datasets import load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+def numbers(*names, **options):
+    try:
+        return [row["number"] for row in load_dataset(*names, split="train", **options)]
+    except DatasetNotFoundError:
+        return "not found"
+
+print(json.dumps({
+    "private, no token": numbers("alice/secret-numbers", token=False),  # first: what was loaded before is served
+    "public": numbers("alice/numbers", token=False),
+    "revision": numbers("alice/numbers", revision="v1", token=False),
+    "streaming": numbers("alice/numbers", streaming=True),
+    "private": numbers("alice/secret-numbers"),
+    "private, streaming": numbers("alice/secret-numbers", streaming=True),
+    "nothing": numbers("alice/nothing"),
+    "torch": "torch" in sys.modules,
+}))
+"""
+
+
+def test_datasets(hub, api, tmp_path):
+    """In another process, since these read the Hub's address when they are imported."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for name, private in (("alice/numbers", False), ("alice/secret-numbers", True)):
+        api.create_repo(name, repo_type="dataset", private=private)
+        for first in (1, 10):
+            parquet.write_table(pa.table({"number": [first, first + 1]}), tmp_path / "n.parquet")
+            upload(api, name, (tmp_path / "n.parquet").read_bytes(), "data/train.parquet", repo_type="dataset")
+            if first == 1:
+                api.create_tag(name, tag="v1", repo_type="dataset")
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING],
+        env=hub.environment(hub.token("alice", "read"), tmp_path / "home") | {"USE_TORCH": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "public": [10, 11],
+        "revision": [1, 2],
+        "streaming": [10, 11],
+        "private": [10, 11],
+        "private, streaming": [10, 11],
+        "private, no token": "not found",
+        "nothing": "not found",
+        "torch": False,
+    }
