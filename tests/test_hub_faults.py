@@ -121,7 +121,7 @@ def test_corrupt(hub, api, repo, tmp_path, name):
     """One bit of the right length: accepted, until checksums are compared."""
     content = b"text" * 100 if name == "text.txt" else WEIGHTS
     upload(api, repo, content, name)
-    hub.fault("GET", f"/{re.escape(name)}", "corrupt")
+    hub.fault("GET", f"/api/|/{re.escape(name)}", "corrupt")
     folder = Path(api.snapshot_download(repo, cache_dir=tmp_path))
     got = (folder / name).read_bytes()
     assert len(got) == len(content)
@@ -165,6 +165,7 @@ def test_restart(tmp_path, hub, model):
         api.create_tag(repo, tag="v1")
         url = f"{other.endpoint}/{repo}/resolve/v1/unet/model.safetensors"
         address = httpx2.head(url, headers=bearer(other)).headers["Location"]
+        api.delete_repo(api.create_repo("alice/other").repo_id)
         other.fault("GET", "/", "unavailable", times=None)
         endpoint, files = other.endpoint, other.files(repo)
         other.stop()
@@ -175,6 +176,7 @@ def test_restart(tmp_path, hub, model):
         assert httpx2.get(address).content == WEIGHTS
         assert api.model_info(repo, revision="v1").sha == head
         assert other.files(repo) == files
+        assert [m.id for m in api.list_models()] == [repo]
         with pytest.raises(RepositoryNotFoundError):
             HfApi(endpoint, False).model_info(repo)
     assert Hub(tmp_path / "other").commits(repo)[0].oid == head

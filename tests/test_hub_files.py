@@ -1,5 +1,7 @@
 """Files on the local Hub, as the real clients see them."""
 
+import base64
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,7 +13,6 @@ import pytest
 from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import EntryNotFoundError
 
-from tests.hub_server.content import CHUNK
 from tests.hub_server.examples import LARGE, WEIGHTS, bearer, contents, upload
 from tests.hub_server.repositories import PAGE
 
@@ -36,6 +37,7 @@ def test_round_trip(hub, api, model, tmp_path, kind):
     assert (verified.checked_count, verified.mismatches, verified.missing_paths) == (len(published), [], [])
     in_lfs = {f.path for f in api.list_repo_tree(recursive=True, **options) if getattr(f, "lfs", None)}
     assert in_lfs == {"unet/model.safetensors", "large.bin"}
+    assert not list(hub.folder.rglob("*.part*"))
 
 
 def test_no_commit_for_what_is_there(hub, api, repo, model):
@@ -52,12 +54,12 @@ def test_no_commit_for_what_is_there(hub, api, repo, model):
 def test_trees(api, repo, model):
     api.upload_folder(repo_id=repo, folder_path=model, commit_message="First")
     upload(api, repo, b"{}", "unet/config.json", commit_message="Second")
-    upload(api, repo, b"{}", "other/config.json", commit_message="Third")
-    names = {".gitattributes", "README.md", "empty.txt", "model_index.json", "other", "unet"}
+    upload(api, repo, b"{}", "unet2/config.json", commit_message="Third")
+    names = {".gitattributes", "README.md", "empty.txt", "model_index.json", "unet", "unet2"}
     assert {e.path for e in api.list_repo_tree(repo)} == names
     inside = {e.path for e in api.list_repo_tree(repo, "unet")}
     assert inside == {"unet/config.json", "unet/model.safetensors"}
-    assert {e.path for e in api.list_repo_tree(repo, recursive=True)} == names | inside | {"other/config.json"}
+    assert {e.path for e in api.list_repo_tree(repo, recursive=True)} == names | inside | {"unet2/config.json"}
     with pytest.raises(EntryNotFoundError):
         list(api.list_repo_tree(repo, "nothing"))
     found = api.get_paths_info(repo, ["unet", "unet/model.safetensors", "nothing"], expand=True)
@@ -111,26 +113,48 @@ def test_large_files_are_elsewhere(hub, api, repo, tmp_path):
 
 def test_uploads_are_checked(hub, repo):
     """Content must be what its name says, and a commit needs what it names."""
-    headers, oid = bearer(hub), "ab" * 32
+    address = f"{hub.endpoint}/{repo}.git/info/lfs"
+    oids = [hashlib.sha256(content).hexdigest() for content in (b"abc", LARGE)]
 
-    def actions(size: int) -> dict[str, Any]:
-        wanted = {"objects": [{"oid": oid, "size": size}]}
-        batch = httpx2.post(f"{hub.endpoint}/{repo}.git/info/lfs/objects/batch", json=wanted, headers=headers)
-        return batch.json()["objects"][0]["actions"]
+    def post(url: str, token: str, **content: Any) -> httpx2.Response:
+        return httpx2.post(url, json=content, headers={"Authorization": f"Bearer {token}"})
 
-    small = actions(3)
-    assert httpx2.put(small["upload"]["href"], content=b"abc").status_code == 400
-    assert httpx2.put(small["upload"]["href"][:-1], content=b"abc").status_code == 403
-    large = actions(CHUNK + 1)["upload"]
-    etag = httpx2.put(large["header"]["1"], content=b"abc").headers["ETag"]
+    def verify(size: int, token: str, oid: str = oids[0]) -> int:
+        return post(f"{address}/verify", token, oid=oid, size=size).status_code
+
+    reader, writer = hub.token("alice", "read"), hub.token("alice")
+    wanted = [{"oid": oid, "size": size} for oid, size in zip(oids, (3, len(LARGE)), strict=True)]
+    assert post(f"{address}/objects/batch", reader, objects=wanted).status_code == 403
+    batch = post(f"{address}/objects/batch", writer, objects=wanted).json()["objects"]
+    small, large = (o["actions"]["upload"] for o in batch)
+    assert httpx2.put(small["href"], content=b"abd").status_code == 400
+    assert httpx2.put(small["href"][:-1], content=b"abc").status_code == 403
+    assert [verify(3, writer), verify(hub.folder.joinpath("secret").stat().st_size, writer, "../secret")] == [400, 400]
+    assert httpx2.put(small["href"], content=iter([b"ab", b"c"])).status_code == 200
+    assert [verify(3, reader), verify(4, writer), verify(3, writer)] == [403, 400, 200]
+
+    part, unsigned = large["header"]["1"], [url.partition("?")[0] for url in (large["header"]["1"], large["href"])]
+    assert httpx2.put(unsigned[0], content=b"abc").status_code == 403
+    etag = httpx2.put(part, content=b"abc").headers["ETag"]
     for tags in ([etag, '"other"'], ['"other"'], [etag]):
-        parts = {"parts": [{"partNumber": n + 1, "etag": tag} for n, tag in enumerate(tags)]}
-        assert httpx2.post(large["href"], json=parts).status_code == 400
-    verified = httpx2.post(small["verify"]["href"], json={"oid": oid, "size": 3}, headers=headers)
-    lines = [{"key": "header", "value": {"summary": "x"}}, {"key": "lfsFile", "value": {"path": "a", "oid": oid}}]
-    body = "\n".join(json.dumps(line) for line in lines)
-    made = httpx2.post(f"{hub.endpoint}/api/models/{repo}/commit/main", content=body, headers=headers)
-    assert (verified.status_code, made.status_code, len(hub.commits(repo))) == (400, 400, 1)
+        parts = [{"partNumber": n + 1, "etag": tag} for n, tag in enumerate(tags)]
+        assert post(large["href"], writer, parts=parts).status_code == 400
+        assert post(unsigned[1], writer, parts=parts).status_code == 403
+    lines = [{"key": "header", "value": {"summary": "x"}}, {"key": "lfsFile", "value": {"path": "a", "oid": oids[1]}}]
+    body, url = "\n".join(json.dumps(line) for line in lines), f"{hub.endpoint}/api/models/{repo}/commit/main"
+    assert httpx2.post(url, content=body, headers=bearer(hub)).status_code == 400
+    assert len(hub.commits(repo)) == 1
+
+
+def test_what_is_large(hub, repo):
+    """By name, by size, or because it isn't text."""
+    files = {"a.safetensors": b"text", "a.png": b"\x89PNG\0", "a.json": b"{}", "a.csv": b"1,2"}
+    asked = [{"path": p, "size": len(c), "sample": base64.b64encode(c).decode()} for p, c in files.items()]
+    asked[-1]["size"] = 11 << 20
+    url = f"{hub.endpoint}/api/models/{repo}/preupload/main"
+    answer = httpx2.post(url, json={"files": asked}, headers=bearer(hub)).json()
+    modes = {file["path"]: file["uploadMode"] for file in answer["files"]}
+    assert modes == {"a.safetensors": "lfs", "a.png": "lfs", "a.json": "regular", "a.csv": "lfs"}
 
 
 LOADING = """

@@ -1,5 +1,6 @@
 """The local Hub, as the real clients see it; its faults are in test_hub_faults.py."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -40,6 +41,7 @@ def test_private(hub, api, repo, tmp_path):
         assert repo not in [m.id for m in other.list_models()]
         with pytest.raises(RepositoryNotFoundError):
             upload(other, repo)
+    assert httpx2.get(f"{hub.endpoint}/api/models/{repo}").status_code == 401
     reader = HfApi(hub.endpoint, hub.token("alice", "read"))
     assert Path(reader.hf_hub_download(repo, "w.safetensors", cache_dir=tmp_path)).read_bytes() == WEIGHTS
     assert reader.model_info(repo).private
@@ -93,10 +95,10 @@ def test_create_and_delete(hub, api):
 
 
 def test_revisions(hub, api, repo, tmp_path):
-    first = upload(api, repo, b"1").oid
-    api.create_tag(repo, tag="v1")
-    api.create_branch(repo, branch="old/branch", revision=first)
-    second = upload(api, repo, b"2").oid
+    first, second = (upload(api, repo, content).oid for content in (b"1", b"2"))
+    api.create_tag(repo, tag="v1", revision=first)
+    api.create_branch(repo, branch="old/branch", revision="v1")
+    api.create_branch(repo, branch="new")
     third = upload(api, repo, b"3", revision="old/branch").oid
     for revision, content in {"main": b"2", "v1": b"1", first[:9]: b"1", second: b"2", "old/branch": b"3"}.items():
         got = api.hf_hub_download(repo, "file.txt", revision=revision, cache_dir=tmp_path)
@@ -104,7 +106,7 @@ def test_revisions(hub, api, repo, tmp_path):
         assert hub.files(repo, revision)["file.txt"] == content
     assert api.model_info(repo, revision="old/branch").sha == third
     refs = api.list_repo_refs(repo)
-    assert {b.name: b.target_commit for b in refs.branches} == {"main": second, "old/branch": third}
+    assert {b.name: b.target_commit for b in refs.branches} == {"main": second, "new": second, "old/branch": third}
     assert {t.ref: t.target_commit for t in refs.tags} == {"refs/tags/v1": first}
     assert [c.commit_id for c in api.list_repo_commits(repo)][:2] == [second, first]
     assert [c.commit_id for c in api.list_repo_commits(repo, revision="v1")][0] == first
@@ -136,6 +138,7 @@ def test_pull_requests(hub, api, repo):
     pulls = api.list_repo_refs(repo, include_pull_requests=True).pull_requests
     assert {p.ref: p.target_commit for p in pulls or []}["refs/pr/1"] == more.oid
     assert len(hub.commits(repo)) == 1
+    assert len(hub.commits(repo, "refs/pr/1")) == 3
 
 
 def test_changes(hub, api, repo, model):
@@ -164,6 +167,16 @@ def test_cards(api, repo, model):
             upload(api, repo, readme, "README.md")
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
         upload(api, repo, b"# Snow", "README.md")
+
+
+def test_environment(hub, tmp_path, monkeypatch):
+    """Nothing of this process's own settings reaches the clients."""
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    got = hub.environment(None, tmp_path)
+    assert {name for name in got if name.startswith(("HF_TOKEN", "HF_HUB_OFFLINE"))} == set()
+    assert (got["HF_ENDPOINT"], got["HF_HOME"], got["PATH"]) == (hub.endpoint, str(tmp_path), os.environ["PATH"])
+    assert hub.environment("hf_other", tmp_path)["HF_TOKEN"] == "hf_other"
 
 
 def test_by_hand(tmp_path, hub):

@@ -116,5 +116,4 @@ def verify(r: Request) -> Answer:
     if r.store.large(r.json["oid"]).size != r.json["size"]:
         raise Problem(400, f"{r.json['oid']} has another size")
     r.repo.large.append(r.json["oid"])
-    r.store.save()
     return Answer()

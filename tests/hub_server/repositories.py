@@ -55,13 +55,11 @@ def delete(r: Request) -> Answer:
     type_, id_ = named(r)
     if not r.store.repos.pop(f"{type_}/{id_}", None):
         raise Problem(404, "Repository not found", "RepoNotFound")
-    r.store.save()
     return Answer()
 
 
 def change_settings(r: Request) -> Answer:
     r.repo.private = r.json["visibility"] == "private"
-    r.store.save()
     return as_json({"private": r.repo.private})
 
 
@@ -108,7 +106,7 @@ def listing(r: Request) -> Answer:
         and query.get("author", repo.owner) == repo.owner
         and query.get("search", "").lower() in repo.id.lower()
     ]
-    return as_json(found[: int(query.get("limit", 1000))])
+    return as_json(found)
 
 
 def _lfs(file: File, name: str) -> dict[str, Any]:
@@ -165,8 +163,8 @@ def refs(r: Request) -> Answer:
         names = [name for name in r.repo.refs if name.startswith(start)]
         return [{"name": n.removeprefix(start), "ref": n, "targetCommit": r.repo.refs[n]} for n in names]
 
-    kinds = {"branches": those("refs/heads/"), "tags": those("refs/tags/"), "converts": []}
-    return as_json(kinds | ({"pullRequests": those("refs/pr/")} if "include_prs" in r.query else {}))
+    kinds = {"branches": "refs/heads/", "tags": "refs/tags/", "pullRequests": "refs/pr/"}
+    return as_json({"converts": []} | {kind: those(start) for kind, start in kinds.items()})
 
 
 def commits(r: Request) -> Answer:
@@ -182,7 +180,6 @@ def _new_ref(r: Request, name: str, revision: str) -> Answer:
     if name in r.repo.refs:
         raise Problem(409, f"Reference {name} already exists")
     r.repo.refs[name] = r.repo.at(revision).oid
-    r.store.save()
     return Answer()
 
 
@@ -200,7 +197,6 @@ def delete_ref(r: Request) -> Answer:
         raise Problem(403, "The branch main can't be deleted")
     if not r.repo.refs.pop(name, None):
         raise Problem(404, f"Invalid rev id: {r.words['name']}", "RevisionNotFound")
-    r.store.save()
     return Answer()
 
 
@@ -228,6 +224,8 @@ def _changed(r: Request, files: dict[str, File], key: str, value: dict[str, str]
     if key == "file":
         return files | {path: r.store.regular(base64.b64decode(value["content"]))}
     if key == "lfsFile":
+        if value["oid"] not in r.repo.large:
+            raise Problem(400, f"LFS pointer {value['oid']} points to a file that was not uploaded here")
         return files | {path: r.store.large(value["oid"])}
     gone = {path} & files.keys() if key == "deletedFile" else {p for p in files if p.startswith(f"{path}/")}
     if not gone:
@@ -253,5 +251,4 @@ def commit(r: Request) -> Answer:
         r.repo.refs[ref] = parent.oid
         answer["pullRequestUrl"] = f"{r.base}{r.repo.page}/discussions/{number}"
     made = r.repo.commit(ref, title, message, r.user or "", files)
-    r.store.save()
     return as_json(answer | {"commitOid": made.oid, "commitUrl": f"{r.base}{r.repo.page}/commit/{made.oid}"})

@@ -80,7 +80,7 @@ ROUTES: list[tuple[str, str, Access, Callable[[Request], Answer]]] = [
 
 
 def dispatch(r: Request) -> Answer:
-    """Check the token, find the route, check that the user may take it, and take it."""
+    """Check the token, find the route, check that the user may take it, take it, and keep what it changed."""
     method = "GET" if r.method == "HEAD" else r.method
     kind, _, token = r.headers.get("Authorization", "").partition(" ")
     with r.store.lock:
@@ -91,5 +91,8 @@ def dispatch(r: Request) -> Answer:
                 r.words = {name: unquote(value) if value else "" for name, value in match.groupdict().items()}
                 r.words = {n: w for n, w in r.words.items() if w or n == "type"}
                 may(r)
-                return handler(r)
+                answer = handler(r)
+                if method != "GET":
+                    r.store.save()
+                return answer
     raise Problem(404, f"The local Hub has no {r.method} {r.path}")

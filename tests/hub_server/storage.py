@@ -73,9 +73,9 @@ class Repo:
         for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
             if name in self.refs:
                 return self.commits[self.refs[name]]
-        found = [oid for oid in self.commits if oid.startswith(revision)] if len(revision) >= 7 else []
-        if len(found) == 1:
-            return self.commits[found[0]]
+        for oid, commit in self.commits.items():
+            if len(revision) >= 7 and oid.startswith(revision):
+                return commit
         raise Problem(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def history(self, revision: str) -> list[Commit]:
@@ -104,7 +104,7 @@ def git_oid(content: bytes) -> str:
 
 
 class Store:
-    """All that survives a restart. Change it only while holding `lock`, then `save`."""
+    """All that survives a restart, once it is saved. Whoever changes it holds `lock`."""
 
     def __init__(self, folder: Path):
         self.blobs, self.state = folder / "blobs", folder / "repositories.json"
@@ -129,7 +129,6 @@ class Store:
     def create(self, type_: str, id_: str, private: bool) -> Repo:
         repo = self.repos[f"{type_}/{id_}"] = Repo(type_, id_, private, now())
         repo.commit("refs/heads/main", "initial commit", "", "system", {".gitattributes": self.regular(GIT_ATTRIBUTES)})
-        self.save()
         return repo
 
     def blob(self, sha256: str) -> Path:
@@ -149,7 +148,7 @@ class Store:
     def large(self, sha256: str) -> File:
         """A file in LFS, uploaded before."""
         if not re.fullmatch("[0-9a-f]{64}", sha256) or not self.blob(sha256).exists():
-            raise Problem(400, f"LFS pointer {sha256} points to a file that was not uploaded")
+            raise Problem(400, f"LFS pointer {sha256} points to no file")
         size = self.blob(sha256).stat().st_size
         return File(sha256, size, git_oid(pointer(sha256, size)), lfs=True)
 
