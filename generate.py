@@ -87,11 +87,12 @@ def main() -> None:
     stale = stale_files(folder, expected_files(config, pipeline), config.overwrite_output_dir)
     folder.mkdir(parents=True, exist_ok=True)
 
+    value_range = pipeline.config.get("value_range") or (0.0, 1.0)
     with state.split_between_processes(list(range(config.num_images))) as indices:
         for start in range(0, len(indices), config.batch_size):
             batch = indices[start : start + config.batch_size]
             for index, image in zip(batch, sample(pipeline, config, batch).images, strict=True):
-                save_image(image, folder / file_name(pipeline, index), config.bit_depth)
+                save_image(image, folder / file_name(pipeline, index), config.bit_depth, value_range)
     state.wait_for_everyone()
     if state.is_main_process:
         for path in stale:
@@ -209,13 +210,14 @@ def sample(pipeline: "PixelDiffusionPipeline", config: GenerateConfig, indices: 
         raise UserError(str(error)) from error
 
 
-def save_image(image: "np.ndarray", path: Path, bit_depth: int) -> None:
-    """Save float32 (H, W, C) in [0, 1] as a picture, or as it is."""
+def save_image(image: "np.ndarray", path: Path, bit_depth: int, value_range: tuple[float, float]) -> None:
+    """Save float32 (H, W, C) in [0, 1] as a picture, or as an array of the data's own values."""
     import numpy as np
     import PIL.Image
 
     if path.suffix == ".npy":
-        np.save(path, image)
+        low, high = value_range
+        np.save(path, low + image * (high - low))
         return
     pixels = (image * (2**bit_depth - 1)).round().astype(np.uint8 if bit_depth == 8 else np.uint16)
     PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)

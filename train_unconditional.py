@@ -15,7 +15,7 @@ def main() -> None:
     from pipelines import PixelDiffusionPipeline
     from snowmelt import publishing, run_folder
     from snowmelt.codec import PixelCodec
-    from snowmelt.conditioning import LabelConditioning, NoConditioning
+    from snowmelt.conditioning import Conditioning, LabelConditioning, NoConditioning
     from snowmelt.data.sources import load_images
     from snowmelt.environment import make_accelerator
     from snowmelt.models import make_unet
@@ -25,14 +25,13 @@ def main() -> None:
     objective = make_objective(config)
     accelerator = make_accelerator(config)
     checkpoint = run_folder.check(config)
-    publishing.check(config, accelerator)
-
     data = load_images(config)
-    conditioning: NoConditioning | LabelConditioning = NoConditioning()
+    conditioning: Conditioning = NoConditioning()
     id2label = None
+    value_range = data.value_range if data.dtype.kind == "f" else None  # that of integers is their type's
     if config.class_conditional:
         if data.labels is None or data.class_names is None:
-            raise UserError("--class_conditional: the data set has no column of labels; name one with --label_column")
+            raise UserError("--class_conditional: no column has a class for every row; name one with --label_column")
         conditioning = LabelConditioning(len(data.class_names), config.label_dropout)
         id2label = dict(enumerate(data.class_names))
     net = make_unet(
@@ -40,7 +39,7 @@ def main() -> None:
         config.model_config_name_or_path,
         resolution=config.resolution,
         channels=data.channels,
-        num_class_embeds=getattr(conditioning, "num_class_embeds", None),
+        num_class_embeds=conditioning.num_class_embeds,
         seed=config.seed,
     )
     if config.gradient_checkpointing:
@@ -55,15 +54,20 @@ def main() -> None:
         config,
         accelerator,
         make_pipeline=lambda unet: PixelDiffusionPipeline(
-            unet, objective.scheduler(), prediction_type=objective.prediction_type, id2label=id2label
+            unet,
+            objective.scheduler(),
+            prediction_type=objective.prediction_type,
+            id2label=id2label,
+            value_range=value_range,
         ),
     )
+    publishing.check(config, accelerator)
     if checkpoint:
         trainer.resume(checkpoint)
-    run_folder.prepare(config, accelerator, fresh=checkpoint is None)
+    run_folder.prepare(config, data, accelerator, fresh=checkpoint is None)
     trainer.fit()
     publishing.push(config, accelerator)
-    accelerator.print(run_folder.summary(config))
+    accelerator.print(run_folder.summary(config, data))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ second call goes on with the objectives that aren't there yet.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from snowmelt.environment import native_precision
 from snowmelt.objectives import RECIPES
 from snowmelt.options import DataOptions
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the time is that of a CPU
 ROOT = Path(__file__).resolve().parent.parent
 # Objective to its first-order deterministic sampler and its multistep one; DDIM is the first for all others.
 SAMPLERS = {

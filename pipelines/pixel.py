@@ -19,6 +19,7 @@ class PixelDiffusionPipeline(ClassLabelsMixin, ReverseProcessPipeline):
         scheduler: any stock scheduler of the family that the network was trained for; see `make_scheduler`.
         prediction_type: what the network predicts, where the scheduler can't be told: "epsilon", "sample" or
             "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
+        value_range: the values of float data that the network's -1 and 1 stand for; in [0, 1] they are 0 and 1.
         id2label: names of the classes by number. A row of the network's label table beyond them is the null class.
 
     Raises:
@@ -34,11 +35,16 @@ class PixelDiffusionPipeline(ClassLabelsMixin, ReverseProcessPipeline):
         scheduler: Any,
         prediction_type: str | None = None,
         id2label: dict | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self._check_prediction_type(prediction_type)
         self.register_modules(unet=unet, scheduler=scheduler)
-        optional = {"prediction_type": prediction_type, "id2label": self._int_keys(id2label)}
+        optional = {
+            "prediction_type": prediction_type,
+            "id2label": self._int_keys(id2label),
+            "value_range": value_range,
+        }
         # Only what is set: diffusers' own pipelines then load a plain model without a word.
         self.register_to_config(**{k: v for k, v in optional.items() if v is not None})
 

@@ -38,7 +38,7 @@ class SelfContainedMixin:
                 if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
                     if node.module not in modules:
                         raise ValueError(f"{name} imports {node.module}, which a published {cls.__name__} won't have")
-                    lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+                    lines[node.lineno - 1 : node.end_lineno] = [""] * len(lines[node.lineno - 1 : node.end_lineno])
             parts.append("".join(lines).strip() + "\n")
         return "\n\n".join(parts)
 

@@ -10,12 +10,18 @@ from torch import Tensor
 class Conditioning(Protocol):
     """Turns a batch into the network's keyword arguments, dropping conditions at random for guidance."""
 
+    @property
+    def num_class_embeds(self) -> int | None:
+        """Rows of the network's label table, the null label's included; None for no table."""
+
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Keyword arguments for the network, from a batch of the loader."""
 
 
 class NoConditioning:
     """An unconditional network."""
+
+    num_class_embeds = None
 
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         return {}
@@ -40,5 +46,5 @@ class LabelConditioning:
 
     @property
     def num_class_embeds(self) -> int:
-        """Rows of the network's embedding table: the null label has one if labels are ever dropped."""
+        """K, and one for the null label if labels are ever dropped."""
         return self.num_classes + (self.dropout > 0)

@@ -31,13 +31,16 @@ def option(
     minimum: float | None = None,
     below: float | None = None,
     resumable: bool = False,
+    saved: bool = True,
 ) -> Any:
     """A dataclass field that is also a flag.
 
     `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes
-    what is reported or how long training goes on, never a step that both runs take.
+    what is reported or how long training goes on, never a step that both runs take. One that isn't `saved` concerns
+    a single call: it is in no file.
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "below": below, "resumable": resumable}
+    limits = {"choices": choices, "minimum": minimum, "below": below}
+    metadata = {"help": help, "resumable": resumable, "saved": saved, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -56,8 +59,9 @@ class Config:
         return {f.name: f for f in dataclasses.fields(cls)}
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, but for the token, which is never written anywhere."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "hub_token"}
+        """All values that are written down: not the token, nor what is said of one call alone."""
+        fields = self.fields()
+        return {k: v for k, v in dataclasses.asdict(self).items() if fields[k].metadata["saved"]}
 
     def save(self, path: Path) -> None:
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
@@ -206,7 +210,7 @@ def _parser(cls: type[Config]) -> argparse.ArgumentParser:
 def _add_flag(group: Any, f: dataclasses.Field) -> None:
     kind, _, is_list = _element_type(f.type)
     default = f.default if f.default is not dataclasses.MISSING else []
-    shown = "" if default in (None, False, []) else f" (default: {default})"
+    shown = "" if default is None or default is False or default == [] else f" (default: {default})"
     text = (f.metadata["help"] + shown).replace("%", "%%")
     if kind is bool:
         group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)

@@ -35,7 +35,6 @@ class Meter:
         self._levels: list[Tensor] = []
         self._indices: list[Tensor] = []
         self._norms: list[Tensor] = []
-        self._images = 0
         self._start = time.monotonic()
 
     def add(self, losses: Losses, indices: Tensor) -> None:
@@ -71,7 +70,11 @@ class Meter:
         if self.accelerator.scaler is None:  # which leaves out steps whose gradient overflows
             refused = (~norms.isfinite()).repeat_interleave(self.micro_steps)
             self._refuse("gradient", refused[:, None].expand_as(loss), level, step)
-        values: dict[str, Any] = {"loss": loss.mean().item(), "grad_norm": norms.mean().item()}
+        applied = norms[norms.isfinite()]
+        values: dict[str, Any] = {
+            "loss": loss.mean().item(),
+            "grad_norm": applied.mean().item() if len(applied) else None,
+        }
         quartile = (level * 4).long().clamp_(max=3)
         for q in range(4):
             here = loss[quartile == q]

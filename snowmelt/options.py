@@ -126,12 +126,12 @@ class RunOptions(Config):
     """Run."""
 
     output_dir: str = option("ddpm-model-64", "folder of the pipeline, checkpoints, samples and logs", resumable=True)
-    overwrite_output_dir: bool = option(False, "replace what an earlier run left there", resumable=True)
+    overwrite_output_dir: bool = option(False, "replace what an earlier run left there", resumable=True, saved=False)
     checkpointing_steps: int = option(500, "optimizer steps between checkpoints", minimum=1, resumable=True)
     checkpoints_total_limit: int | None = option(
         None, "how many of the newest checkpoints to keep", minimum=1, resumable=True
     )
-    resume_from_checkpoint: str | None = option(None, "'latest', checkpoint-N or a path", resumable=True)
+    resume_from_checkpoint: str | None = option(None, "'latest', checkpoint-N or a path", resumable=True, saved=False)
     save_images_epochs: int = option(10, "epochs between sample grids; 0 for the last only", minimum=0, resumable=True)
     save_model_epochs: int = option(
         10, "epochs between saved pipelines; 0 for the last only", minimum=0, resumable=True
@@ -153,7 +153,7 @@ class HubOptions(Config):
         None, "repository, as user/name; the output folder's name by default", resumable=True
     )
     hub_private_repo: bool = option(False, "make the repository private", resumable=True)
-    hub_token: str | None = option(None, "write token; that of `hf auth login` by default", resumable=True)
+    hub_token: str | None = option(None, "write token; that of `hf auth login` by default", resumable=True, saved=False)
 
 
 @dataclass(kw_only=True)

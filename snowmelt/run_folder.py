@@ -5,7 +5,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from pipelines import PixelDiffusionPipeline
 from snowmelt.checkpoint import find
+from snowmelt.data.cache import ImageCache
 from snowmelt.errors import UserError
 from snowmelt.options import UnconditionalConfig
 from snowmelt.tracking import METRICS_FILE
@@ -19,6 +21,8 @@ OWN = (
     "samples",
     "model_index.json",
     "loss.png",
+    "skipped.txt",
+    "logs",
     METRICS_FILE,
     CONFIG_FILE,
 )
@@ -46,7 +50,7 @@ def check(config: UnconditionalConfig) -> Path | None:
     return None
 
 
-def prepare(config: UnconditionalConfig, accelerator: Accelerator, *, fresh: bool) -> None:
+def prepare(config: UnconditionalConfig, data: ImageCache, accelerator: Accelerator, *, fresh: bool) -> None:
     """Make the folder ready: clear what an earlier run left if a fresh one overwrites it, save the configuration."""
     accelerator.wait_for_everyone()  # every process has checked the folder before one changes it
     folder = Path(config.output_dir)
@@ -56,6 +60,8 @@ def prepare(config: UnconditionalConfig, accelerator: Accelerator, *, fresh: boo
             for path in (p for pattern in OWN for p in folder.glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         config.save(folder / CONFIG_FILE)
+        if data.skipped:
+            (folder / "skipped.txt").write_text("\n".join(data.skipped) + "\n")
     accelerator.wait_for_everyone()
     if config.logger:
         accelerator.init_trackers(
@@ -63,13 +69,16 @@ def prepare(config: UnconditionalConfig, accelerator: Accelerator, *, fresh: boo
         )
 
 
-def summary(config: UnconditionalConfig) -> str:
+def summary(config: UnconditionalConfig, data: ImageCache) -> str:
     """Where everything is, and how to use it."""
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").iterdir())
+    call = "class_labels=0, num_inference_steps=50" if config.class_conditional else "num_inference_steps=50"
+    picture = data.channels in PixelDiffusionPipeline.PICTURE_CHANNELS
+    last = f'pipeline({call}).images[0].save("sample.png")' if picture else f'pipeline({call}, output_type="np").images'
     return (
         f"\npipeline   {folder}\nsamples    {grids[-1]}\nloss       {folder / 'loss.png'}\n\n"
         "from pipelines import PixelDiffusionPipeline\n"
         f'pipeline = PixelDiffusionPipeline.from_pretrained("{folder}")\n'
-        'pipeline(num_inference_steps=50).images[0].save("sample.png")'
+        f"{last}"
     )

@@ -14,7 +14,7 @@ def sample_grid(
     """Sample images 0 to num_images - 1 of a seed, classes in turn, and save them as one picture.
 
     Discrete-time models are sampled by DDIM, which needs few steps. Images with neither 1, 3 nor 4 channels are
-    saved as `.npy` instead.
+    saved as `.npy` instead, float32 in [0, 1].
 
     Returns:
         The images, uint8 (N, H, W, C).
@@ -36,5 +36,5 @@ def sample_grid(
     if pixels.shape[-1] in pipeline.PICTURE_CHANNELS:
         image_grid(pixels, classes if classes and num_images % classes == 0 else None).save(path)
     else:
-        np.save(path.with_suffix(".npy"), pixels)
+        np.save(path.with_suffix(".npy"), output[0])
     return pixels

@@ -24,7 +24,7 @@ _AVAILABLE = {
 def check_logger(name: str | None) -> None:
     """Raise a `UserError` that names the extra if the tracker isn't installed."""
     if name and not _AVAILABLE[name]():
-        raise UserError(f"--logger {name} isn't installed; pip install 'snowmelt[{name}]'")
+        raise UserError(f"--logger {name} isn't installed; pip install -e '.[{name}]'")
 
 
 class Metrics:
@@ -56,7 +56,7 @@ def log_samples(accelerator: Accelerator, images: np.ndarray, step: int) -> None
     """Show samples, uint8 (N, H, W, C), in the tracker; each kind takes gray and RGB, not all take others."""
     images = images[..., :3] if images.shape[-1] == 4 else images
     if images.shape[-1] in (1, 3):
-        for tracker in accelerator.trackers:
+        for tracker in (t for t in accelerator.trackers if hasattr(t, "log_images")):  # trackio's has none
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"samples": images}, step=step, **layout)
 

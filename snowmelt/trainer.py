@@ -29,7 +29,7 @@ from snowmelt.codec import PixelCodec
 from snowmelt.conditioning import Conditioning
 from snowmelt.config import differences
 from snowmelt.data.cache import ImageCache
-from snowmelt.data.loader import batches
+from snowmelt.data.loader import NOISE, batches
 from snowmelt.ema import make_emas
 from snowmelt.errors import UserError
 from snowmelt.interrupts import Interrupts
@@ -38,9 +38,6 @@ from snowmelt.objectives import Objective
 from snowmelt.options import UnconditionalConfig
 from snowmelt.samples import sample_grid
 from snowmelt.tracking import Metrics, log_samples, plot_loss
-
-NOISE_STREAM = 1
-"""Keeps the noise's random stream apart from those of the loader, which are seeded alike."""
 
 
 class Trainer:
@@ -177,25 +174,29 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 wish = interrupts.requested or ("time limit" if time.monotonic() > deadline else None)
-                saving = self.step % config.checkpointing_steps == 0 or self.step == self.total_steps
-                # Processes can agree to stop only where they meet, at a flush.
-                if saving or self.step % config.logging_steps == 0 or (wish and accelerator.num_processes == 1):
+                checkpointing = self.step % config.checkpointing_steps == 0 or self.step == self.total_steps
+                due = self._due_by_epoch()
+                # Processes can agree to stop only where they meet, at a flush; and nothing is saved of a network
+                # whose losses have not been looked at.
+                logging = self.step % config.logging_steps == 0 or (wish and accelerator.num_processes == 1)
+                if checkpointing or due or logging:
                     values, stop = meter.flush(self.step, wish)
                     metrics.log(self.step, values | {"lr": self.learning_rate(self.step - 1)})
                     bar.set_postfix(loss=f"{values['loss']:.4f}", speed=f"{values['images_per_second']:.0f} images/s")
                 with meter.paused():
-                    if saving or stop:
+                    if checkpointing or stop:
                         self.save_checkpoint()
-                    self._save_by_epoch()
+                    for save in due:
+                        save()
         return stop
 
     def train_step(self, batch: dict[str, Tensor], micro: int, meter: Meter) -> None:
         """One forward and backward pass and, after the last of them, an optimizer step: no waiting for the device."""
         accelerator = self.accelerator
         shard = micro * accelerator.num_processes + accelerator.process_index
-        seed = int(np.random.SeedSequence((NOISE_STREAM, self.config.seed, self.step, shard)).generate_state(1)[0])
-        self.generator.manual_seed(seed)
-        torch.manual_seed(seed)  # for the network's dropout
+        seeds = np.random.SeedSequence((NOISE, self.config.seed, self.step, shard)).generate_state(2).tolist()
+        self.generator.manual_seed(seeds[0])
+        torch.manual_seed(seeds[1])  # for the network's dropout
         with accelerator.accumulate(self.net):
             x0 = self.codec.from_cache(batch["images"])
             condition = self.conditioning.embed(batch, self.generator)
@@ -274,15 +275,12 @@ class Trainer:
         """What a resumed run must share with its checkpoint besides the configuration."""
         return {"data": self.data.fingerprint, "num_processes": self.accelerator.num_processes}
 
-    def _save_by_epoch(self) -> None:
+    def _due_by_epoch(self) -> list[Callable[[], None]]:
+        """What is to be saved at this step because an epoch ended in it; the last step saves all by itself."""
         if self.step == self.total_steps:
-            return
+            return []
         after = self.step * self.images_per_step
         before = after - self.images_per_step
-        for every, save in (
-            (self.config.save_model_epochs, self.save_pipeline),
-            (self.config.save_images_epochs, self.save_samples),
-        ):
-            period = every * len(self.data)
-            if every and after // period > before // period:
-                save()
+        savers = {self.save_pipeline: self.config.save_model_epochs, self.save_samples: self.config.save_images_epochs}
+        epochs = {save: every * len(self.data) for save, every in savers.items() if every}
+        return [save for save, images in epochs.items() if after // images > before // images]

@@ -117,6 +117,17 @@ def test_bad_yaml(text, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_saved_configuration_resumes_and_does_not_overwrite(train, tmp_path):
+    run = train(tmp_path / "run", overwrite_output_dir=True)
+    own = ["--config", str(run / "config.yaml")]
+    with pytest.raises(UserError, match="is not empty; add --overwrite_output_dir, or --resume_from_checkpoint"):
+        run_in_process(own)
+    run_in_process([*own, "--resume_from_checkpoint", "latest", "--max_train_steps", "3"])
+    assert (run / "checkpoint-3").is_dir()
+    with pytest.raises(UserError, match="is not empty"):  # the call before resumed; this one doesn't say so
+        run_in_process(own)
+
+
 def test_saved_configuration_reproduces_the_run(train, tmp_path):
     usual = {"max_train_steps": 3, "label_dropout": 0.3, "ema_widths": [0.1], "learning_rate": 3e-4}
     run = train(tmp_path / "run", **usual, mixed_precision=None, objective=None, hub_token="hf_Secret")

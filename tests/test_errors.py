@@ -18,7 +18,7 @@ def test_the_script_says_it_in_one_line(start, tmp_path):
     process = start(tmp_path / "run", dataset_name=None, train_data_dir=tmp_path / "pictures")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    last = "error: --class_conditional: the data set has no column of labels; name one with --label_column"
+    last = "error: --class_conditional: no column has a class for every row; name one with --label_column"
     assert err.splitlines()[-1] == last
     assert "Traceback" not in err
     assert not out

@@ -11,7 +11,7 @@ import pytest
 from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 import generate
-from pipelines import image_generators
+from pipelines import PixelDiffusionPipeline, image_generators
 from snowmelt.errors import UserError
 from tests.pipelines.models import tiny_pipeline, tiny_unet
 
@@ -105,6 +105,10 @@ def test_other_channels(models: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     image = np.load(folder / "000001.npy")
     assert image.shape == (16, 16, 2)
     assert image.dtype == np.float32
+    measured = PixelDiffusionPipeline.from_pretrained(models / "two", value_range=(-2.0, 6.0))
+    measured.save_pretrained(tmp_path / "measured")
+    folder = run(monkeypatch, tmp_path / "measured", tmp_path / "units", "--num_images", "2")
+    np.testing.assert_allclose(np.load(folder / "000001.npy"), -2 + 8 * image, rtol=1e-5)
     with pytest.raises(UserError, match="--trajectory: can't draw images of 2 channels"):
         run(monkeypatch, models / "two", tmp_path / "b", "--trajectory")
 

@@ -49,6 +49,15 @@ def test_two_processes(poisoned, launch, tmp_path):
         assert_refused(line)
 
 
+def test_nothing_is_saved_between_log_lines_unseen(poisoned, train, tmp_path):
+    """The pipeline and samples of an epoch's end wait for the losses before them, as checkpoints do."""
+    saves = {"save_model_epochs": 1, "save_images_epochs": 1, "logging_steps": 1000, "checkpointing_steps": 1000}
+    with pytest.raises(UserError) as caught:
+        train(tmp_path / "run", **poisoned, **saves)
+    assert_refused(str(caught.value))
+    assert not (tmp_path / "run" / "model_index.json").exists()
+
+
 def test_learning_rate(train, tmp_path):
     """The last good checkpoint is kept, and no other is written."""
     options = {"max_train_steps": 30, "checkpointing_steps": 1, "lr_warmup_steps": 0, "learning_rate": 1e30}

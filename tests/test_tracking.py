@@ -2,7 +2,9 @@
 
 import json
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from snowmelt.config import parse
 from snowmelt.errors import UserError
 from snowmelt.options import UnconditionalConfig
-from snowmelt.tracking import check_logger, read_metrics
+from snowmelt.tracking import check_logger, log_samples, read_metrics
 
 TOKEN = "hf_" + "Secret" * 6
 
@@ -30,6 +32,13 @@ def test_metrics(run):
         assert min(quartiles) <= line["loss"] <= max(quartiles)
         assert all(line[k] > 0 for k in ("grad_norm", "lr", "images_per_second", "peak_memory_mb"))
         assert all(math.isfinite(value) for value in line.values())
+
+
+def test_trackers_that_take_no_pictures():
+    class Numbers:
+        name = "trackio"
+
+    log_samples(SimpleNamespace(trackers=[Numbers()]), np.zeros((1, 2, 2, 3), np.uint8), 1)
 
 
 def test_pictures(run):
@@ -65,7 +74,7 @@ def test_missing_logger(name, train, tmp_path):
     try:
         check_logger(name)
     except UserError:
-        with pytest.raises(UserError, match=rf"--logger {name} isn't installed; pip install 'snowmelt\[{name}\]'"):
+        with pytest.raises(UserError, match=rf"--logger {name} isn't installed; pip install -e '.\[{name}\]'"):
             train(tmp_path / "run", logger=name)
         assert not (tmp_path / "run").exists()
     else:

@@ -59,7 +59,13 @@ def read_labels(dataset: datasets.Dataset, name: str | None) -> tuple[np.ndarray
                 return None, None
             raise UserError(f"--label_column {name}: row {row} has {value}; every row needs a class, from 0 up")
     if isinstance(feature, datasets.ClassLabel):
-        return np.array(values, np.int64), list(feature.names)
+        labels = np.array(values, np.int64)
+        if len(outside := np.flatnonzero(labels >= len(feature.names))):
+            raise UserError(
+                f"column {column}: row {outside[0]} has label {labels[outside[0]]}, but there are {len(feature.names)} "
+                f"classes, from 0 to {len(feature.names) - 1}; correct the rows or the list of names"
+            )
+        return labels, list(feature.names)
     classes, labels = np.unique(values, return_inverse=True)
     return labels.astype(np.int64), [str(c) for c in classes.tolist()]
 

@@ -17,7 +17,7 @@ import torch
 from snowmelt.data.cache import ImageCache
 from snowmelt.errors import UserError
 
-ORDER, CROP, FLIP = range(3)  # purposes of random numbers, so that no two draw the same
+ORDER, CROP, FLIP, NOISE = range(4)  # purposes of random numbers, so that no two draw the same
 
 
 class Shard(NamedTuple):

@@ -1,9 +1,12 @@
 """Where images come from: the Hub, a local copy of a data set, a folder of files, or an embedded set."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+import pyarrow
 from datasets.fingerprint import Hasher
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
@@ -63,17 +66,30 @@ def _open_named(name: str, options: DataOptions) -> datasets.Dataset:
         raise UserError(
             f"{name}: no such data set ({_one_line(error)}); give user/name, a local path, or 'digits'"
         ) from error
+    except RuntimeError as error:  # a data set that is a script, which datasets no longer runs
+        raise UserError(f"{name}: {_one_line(error)}; use a copy of it in parquet") from error
     except ValueError as error:
         if "BuilderConfig" not in str(error) and "Config name is missing" not in str(error):
             raise
         raise UserError(f"--dataset_config_name {options.dataset_config_name}: {_one_line(error)}") from error
     # Before the download: as_dataset notices an unknown split only after it.
     _check_split(options.split, list(builder.info.splits or builder.config.data_files or []), name)
-    builder.download_and_prepare()
+    with _readable(name):
+        builder.download_and_prepare()
     try:
         return builder.as_dataset(options.split)
     except ValueError as error:  # a slice that can't be read, or that is empty
         raise UserError(f"--split {options.split}: {_one_line(error)}") from error
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    """Whatever `datasets` finds wrong with files inside becomes a `UserError` with the reason that it gives."""
+    try:
+        yield
+    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, OSError) as error:
+        reason = _one_line(error.__cause__ or error)
+        raise UserError(f"{source}: can't be read ({reason}); check its files, the network and the disk") from error
 
 
 def _is_saved(folder: Path) -> bool:
@@ -104,9 +120,10 @@ def _open_folder(folder: str, options: DataOptions) -> datasets.Dataset:
     if not images:
         raise UserError(f"--train_data_dir {folder}: no image, .npy or .parquet file in it or below")
     if any(f.name in METADATA_FILES for f in files):
-        return datasets.load_dataset(
-            "imagefolder", data_dir=str(root), data_files="**", split="train", cache_dir=options.cache_dir
-        )
+        with _readable(folder):
+            return datasets.load_dataset(
+                "imagefolder", data_dir=str(root), data_files="**", split="train", cache_dir=options.cache_dir
+            )
     return _from_files(root, images)
 
 
@@ -158,5 +175,5 @@ def _check_split(split: str, known: list[str], source: str) -> None:
         raise UserError(f"--split {split}: {source} has {', '.join(map(str, known))}")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

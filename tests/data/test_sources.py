@@ -162,6 +162,20 @@ def test_hidden_labels_stop_only_those_who_ask_for_them(load, folder):
         load(dataset_name=str(folder), label_column="label")
 
 
+def test_labels_out_of_range_are_refused(load, folder):
+    wrong = labelled(label=[0, 2]).cast_column("label", datasets.ClassLabel(names=["a", "b", "c"]))
+    wrong.info.features["label"] = datasets.ClassLabel(names=["a", "b"])
+    wrong.save_to_disk(folder)
+    with pytest.raises(UserError, match="row 1 has label 2, but there are 2 classes, from 0 to 1"):
+        load(dataset_name=str(folder), resolution=4)
+
+
+def test_a_corrupt_table_is_named(load, folder):
+    (folder / "train.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    with pytest.raises(UserError, match=r"can't be read \(.*\); check its files"):
+        load(train_data_dir=str(folder))
+
+
 def test_two_class_labels_need_a_choice(load, folder):
     feature = datasets.ClassLabel(names=["a", "b"])
     two = labelled(coarse=[0, 0], fine=[0, 1]).cast_column("coarse", feature).cast_column("fine", feature)

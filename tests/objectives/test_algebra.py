@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler
 
+from pipelines import PixelDiffusionPipeline
 from snowmelt.objectives import RECIPES, Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
 from snowmelt.objectives.targets import TARGETS
@@ -123,6 +124,18 @@ def test_edm_target_has_unit_variance():
     assert torch.allclose((a * x0 + b * eps).std(1), torch.ones(3), atol=0.02)
     fed, _ = objective.path.network_input(x0 + t[:, None] * eps, t)
     assert torch.allclose(fed.std(1), torch.ones(3), atol=0.02)
+
+
+def test_pipelines_read_outputs_as_objectives_write_them():
+    """The rows of the pipelines, which may not import these, are the same."""
+    for name in ("epsilon", "sample", "v", "flow", "edm"):
+        objective = RECIPES[name]
+        scheduler = objective.scheduler()
+        row = PixelDiffusionPipeline.ROWS[{"flow": "flow_prediction"}.get(objective.target, objective.target)]
+        for t in objective.draw_times(5, torch.Generator().manual_seed(0))[0]:
+            alpha, sigma, a, b = (c[0] for c in objective.coefficients(t[None]))
+            theirs = row(scheduler, alpha, sigma)
+            assert [float(x) for x in theirs] == pytest.approx([a.item(), b.item()], rel=1e-4, abs=1e-5)
 
 
 def test_flow_is_refused_off_the_straight_path():

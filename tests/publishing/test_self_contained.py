@@ -24,8 +24,8 @@ torch.set_num_threads(1)
 from diffusers import DiffusionPipeline
 def load(folder, **options):
     return DiffusionPipeline.from_pretrained(folder, **options)
-def sample(pipeline):
-    output = pipeline(class_labels=1, num_inference_steps=2, eta=0.5, guidance_scale=2, output_type="np",
+def sample(pipeline, eta=0.5):
+    output = pipeline(class_labels=1, num_inference_steps=2, eta=eta, guidance_scale=2, output_type="np",
                       generator=torch.Generator().manual_seed(3), return_trajectory=True)
     assert len(output.trajectory.timesteps) == 2
     return output.images
@@ -59,14 +59,14 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "published"
 
 
-def ours(folder: Path) -> np.ndarray:
+def ours(folder: Path, eta: float = 0.5) -> np.ndarray:
     import torch
 
     pipeline = PixelDiffusionPipeline.from_pretrained(folder)
     return pipeline(
         class_labels=1,
         num_inference_steps=2,
-        eta=0.5,
+        eta=eta,
         guidance_scale=2,
         output_type="np",
         generator=torch.Generator().manual_seed(3),

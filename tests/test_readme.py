@@ -1,0 +1,80 @@
+"""The README keeps its word: its commands run, its lines of Python run, its links and pictures exist."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+# Appended to every command, so that what takes minutes takes seconds: the last of two flags wins.
+SMALL = {
+    "train_unconditional.py": "--max_train_steps 2 --train_batch_size 4 --model_size tiny --eval_batch_size 4 "
+    "--ddpm_num_inference_steps 2 --gradient_accumulation_steps 1",
+    "generate.py": "--num_images 4 --num_inference_steps 2",
+}
+
+
+def section(title: str) -> str:
+    return README.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def commands() -> list[str]:
+    return re.findall(r"^\|[^|]*\| `([^`]+)` \|$", section("What it does"), re.M)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A folder in which the README's commands find the scripts, a data set and nothing else."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in SMALL:
+        (folder / name).symlink_to(ROOT / name)
+    rng = np.random.default_rng(0)
+    for kind in ("cats", "dogs"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 256, (70, 80, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / kind / f"{i}.jpg")
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "2",  # accelerate launch would say 1
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_commands_run_in_the_order_of_the_table(clone):
+    table = commands()
+    assert len(table) >= 6
+    for command in table:
+        script = next(name for name in SMALL if name in command)
+        further = "--max_train_steps 3" if "--resume_from_checkpoint" in command else ""
+        words = shlex.split(f"{command} {SMALL[script]} {further}")
+        if words[0] == "python":
+            words[0] = sys.executable
+        run(words, clone)
+    lines = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    run([sys.executable, "-c", lines], clone)
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.M), target
