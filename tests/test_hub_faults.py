@@ -1,9 +1,12 @@
 """What the real clients make of the local Hub's faults."""
 
 import re
+import socket
+import struct
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -81,12 +84,14 @@ def test_dropped(hub, api, repo, sleeps):
         api.create_repo("alice/never")
     assert not api.repo_exists("alice/never")
     hub.fault("POST", "/commit/", "drop")
+    sent = len(hub.requests())
     with pytest.raises(httpx2.RemoteProtocolError):
-        upload(api, repo)
+        upload(api, repo, WEIGHTS)
     assert (len(hub.commits(repo)), sleeps) == (1, [])
     hub.fault("POST", "/preupload/", "drop")
-    upload(api, repo)
-    assert len(sleeps) == 1
+    upload(api, repo, WEIGHTS)
+    assert (len(hub.commits(repo)), len(sleeps)) == (2, 1)
+    assert sum(line.startswith("PUT ") for line in hub.requests()[sent:]) == 1  # what is there isn't sent again
 
 
 def test_lost_answers(hub, api, repo, model):
@@ -154,6 +159,17 @@ def test_killed_in_an_upload(tmp_path, hub, size):
         thread.join(30)
         assert other.files(repo)["w.bin"] == LARGE[:size]
         assert len(other.commits(repo)) == 2
+
+
+def test_clients_that_hang_up(hub, api):
+    """Are none of its business."""
+    with socket.create_connection(("127.0.0.1", urlsplit(hub.endpoint).port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+        client.sendall(b"POST /api/validate-yaml HTTP/1.1\r\nContent-Length: 10\r\n\r\n")
+        time.sleep(0.1)
+    time.sleep(0.1)
+    api.whoami()
+    assert not [line for line in hub.requests() if "Traceback" in line]
 
 
 def test_restart(tmp_path, hub, model):

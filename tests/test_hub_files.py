@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils.sha import git_hash
 
 from tests.hub_server.examples import LARGE, WEIGHTS, bearer, contents, upload
 from tests.hub_server.repositories import PAGE
@@ -65,6 +66,8 @@ def test_trees(api, repo, model):
     found = api.get_paths_info(repo, ["unet", "unet/model.safetensors", "nothing"], expand=True)
     assert [(e.path, e.last_commit.title) for e in found] == [("unet", "Second"), ("unet/model.safetensors", "First")]
     assert found[1].size == found[1].lfs.size == len(WEIGHTS)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{found[1].lfs.sha256}\nsize {len(WEIGHTS)}\n"
+    assert (found[1].blob_id, found[1].lfs.pointer_size) == (git_hash(pointer.encode()), len(pointer))
     assert api.get_paths_info(repo, "unet")[0].last_commit is None
     sizes = {s.rfilename: s.size for s in api.model_info(repo, files_metadata=True).siblings or []}
     assert sizes["unet/model.safetensors"] == len(WEIGHTS)
@@ -86,8 +89,10 @@ def test_ranges(hub, api, repo, name):
         assert file.read(300) == content[1000:1300]
     url = f"{hub.endpoint}/{repo}/resolve/main/{name}"
 
+    client = httpx2.Client(follow_redirects=True)  # one connection, where too long a body would be the next answer
+
     def get(wanted: str) -> httpx2.Response:
-        return httpx2.get(url, headers={"Range": f"bytes={wanted}"}, follow_redirects=True)
+        return client.get(url, headers={"Range": f"bytes={wanted}"})
 
     cases = {"5-9": content[5:10], f"{len(content) - 3}-": content[-3:], "-4": content[-4:], "9-99999999": content[9:]}
     for wanted, expected in cases.items():
@@ -136,13 +141,14 @@ def test_uploads_are_checked(hub, repo):
     part, unsigned = large["header"]["1"], [url.partition("?")[0] for url in (large["header"]["1"], large["href"])]
     assert httpx2.put(unsigned[0], content=b"abc").status_code == 403
     etag = httpx2.put(part, content=b"abc").headers["ETag"]
-    for tags in ([etag, '"other"'], ['"other"'], [etag]):
-        parts = [{"partNumber": n + 1, "etag": tag} for n, tag in enumerate(tags)]
+    for numbers in ([1], [1, 2]):
+        parts = [{"partNumber": n, "etag": etag} for n in numbers]
         assert post(large["href"], writer, parts=parts).status_code == 400
         assert post(unsigned[1], writer, parts=parts).status_code == 403
     lines = [{"key": "header", "value": {"summary": "x"}}, {"key": "lfsFile", "value": {"path": "a", "oid": oids[1]}}]
     body, url = "\n".join(json.dumps(line) for line in lines), f"{hub.endpoint}/api/models/{repo}/commit/main"
     assert httpx2.post(url, content=body, headers=bearer(hub)).status_code == 400
+    assert httpx2.post(url, content=body, headers={"Authorization": f"Bearer {reader}"}).status_code == 403
     assert len(hub.commits(repo)) == 1
 
 

@@ -110,10 +110,11 @@ def test_revisions(hub, api, repo, tmp_path):
     assert {t.ref: t.target_commit for t in refs.tags} == {"refs/tags/v1": first}
     assert [c.commit_id for c in api.list_repo_commits(repo)][:2] == [second, first]
     assert [c.commit_id for c in api.list_repo_commits(repo, revision="v1")][0] == first
+    assert hub.commits(repo, "old/branch")[1].oid == first
     assert status(lambda: api.create_branch(repo, branch="old/branch")) == 409
     assert status(lambda: api.create_tag(repo, tag="v1")) == 409
     assert status(lambda: api.delete_branch(repo, branch="main")) == 403
-    for revision in ("v1", first[:6], "refs/pr/1"):
+    for revision in ("v1", "refs/tags/v1", first[:6], "refs/pr/1"):
         with pytest.raises(RevisionNotFoundError):
             upload(api, repo, revision=revision)
     api.delete_tag(repo, tag="v1")
@@ -176,6 +177,7 @@ def test_environment(hub, tmp_path, monkeypatch):
     got = hub.environment(None, tmp_path)
     assert {name for name in got if name.startswith(("HF_TOKEN", "HF_HUB_OFFLINE"))} == set()
     assert (got["HF_ENDPOINT"], got["HF_HOME"], got["PATH"]) == (hub.endpoint, str(tmp_path), os.environ["PATH"])
+    assert (got["HF_HUB_DISABLE_XET"], got["HF_DATASETS_CACHE"]) == ("1", str(tmp_path / "datasets"))
     assert hub.environment("hf_other", tmp_path)["HF_TOKEN"] == "hf_other"
 
 
@@ -184,8 +186,8 @@ def test_by_hand(tmp_path, hub):
     words = [sys.executable, "-m", "tests.hub_server", "--port", "0", "--folder", str(tmp_path / "kept")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout
-        lines = []
-        while not lines or "NO_PROXY" not in "".join(lines) or "HF_TOKEN" not in "".join(lines):
+        lines = [process.stdout.readline()]
+        while lines[-1] and not (lines[-1] == "\n" and "  export " in lines[-2]):
             lines.append(process.stdout.readline())
         exported = dict(line.split()[1].split("=", 1) for line in lines if line.startswith("  export "))
         assert lines[0].strip() == exported["HF_ENDPOINT"]

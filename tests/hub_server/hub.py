@@ -89,7 +89,7 @@ class Hub:
         """Order a fault for the next `times` requests (None: for ever) whose path, as sent, holds the pattern.
 
         Kinds: "unavailable" (503), "rate limit" (429, to be repeated after `seconds`), "drop" (the connection is closed
-        and nothing done), "kill" (the process dies while it reads the request), "slow" (it answers after `seconds`),
+        and nothing done), "kill" (the process dies while the client sends), "slow" (it answers after `seconds`),
         "lose" (done, but the connection closed without an answer), "truncate" and "corrupt" (a file that is sent ends
         in its middle, or has a wrong bit there; nothing else counts).
         """

@@ -17,7 +17,7 @@ from tests.hub_server.routes import dispatch
 from tests.hub_server.storage import Store
 
 # What is asked of the Hub isn't done: it is out of service; it wants to be left alone for some seconds; it closes the
-# connection; its process dies while it reads the request.
+# connection; its process dies while the client sends.
 Refusal = Literal["unavailable", "rate limit", "drop", "kill"]
 # It is done, but slowly, or the answer is lost; or it is a file that ends in its middle or has a wrong bit there.
 Effect = Literal["slow", "lose"]
@@ -73,7 +73,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.order()
         fault = self.server.fault(self.command, self.path, Refusal)
         kind = fault.kind if fault else None
-        body = self.read(dying=kind == "kill")
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        body = self.read()
         if kind == "drop":
             self.close_connection = True
             return self.log_request("dropped")
@@ -91,24 +93,16 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = respond  # noqa: N815
 
-    def read(self, dying: bool) -> bytes:
-        """The request's body, whole so that the connection can be used again; or half of it and then the end."""
-        size = int(self.headers.get("Content-Length", 0))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            pieces = []
-            while piece := self.rfile.read(int(self.rfile.readline(), 16)):
-                pieces.append(piece)
-                self.rfile.readline()
-                if dying:
-                    break
-            else:
-                self.rfile.readline()
-            body = b"".join(pieces)
-        else:
-            body = self.rfile.read(size // 2 if dying else size)
-        if dying:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return body
+    def read(self) -> bytes:
+        """The request's body, always whole, so that the connection can be used again."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        pieces = []
+        while piece := self.rfile.read(int(self.rfile.readline(), 16)):
+            pieces.append(piece)
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
 
     def send(self, answer: Answer) -> None:
         file = isinstance(answer.body, Region) and self.command == "GET"
@@ -139,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def order(self) -> None:
         """POST orders a fault, DELETE ends all of them."""
-        request = Request(self.command, self.path, self.headers, self.read(dying=False), self.server.store)
+        request = Request(self.command, self.path, self.headers, self.read(), self.server.store)
         with self.server.store.lock:
             if self.command == "POST":
                 self.server.faults.append(Fault(**{"times": math.inf} | request.json))
