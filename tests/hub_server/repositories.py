@@ -19,9 +19,8 @@ LARGE_SIZE = 10 << 20
 
 
 def whoami(r: Request) -> Answer:
-    token = {"displayName": "local", "role": r.role}
-    user = {"type": "user", "id": r.user, "name": r.user, "fullname": r.user, "orgs": []}
-    return as_json(user | {"auth": {"type": "access_token", "accessToken": token}})
+    auth = {"type": "access_token", "accessToken": {"displayName": "local", "role": r.role}}
+    return as_json({"type": "user", "id": r.user, "name": r.user, "fullname": r.user, "orgs": [], "auth": auth})
 
 
 def validate_yaml(r: Request) -> Answer:
@@ -146,9 +145,10 @@ def tree(r: Request) -> Answer:
         raise Problem(404, f"{folder} does not exist on {r.words['revision']}", "EntryNotFound")
     first = int(query.get("cursor", 0))
     page = sorted(paths)[first : first + PAGE]
-    more = f"<{r.base}{r.path}?{urlencode(query | {'cursor': first + PAGE})}>; rel=next"
-    headers = {"Link": more} if first + PAGE < len(paths) else {}
-    return as_json([_entry(r.repo, commit, path, query.get("expand") in TRUE) for path in page], **headers)
+    answer = as_json([_entry(r.repo, commit, path, query.get("expand") in TRUE) for path in page])
+    if first + PAGE < len(paths):
+        answer.headers["Link"] = f"<{r.base}{r.path}?{urlencode(query | {'cursor': str(first + PAGE)})}>; rel=next"
+    return answer
 
 
 def paths_info(r: Request) -> Answer:
