@@ -93,3 +93,16 @@ def test_nothing_left_to_do(train, tmp_path):
     before = {**trained(run), "metrics": (run / "metrics.jsonl").read_text()}
     train(run, resume_from_checkpoint="latest")
     assert {**trained(run), "metrics": (run / "metrics.jsonl").read_text()} == before
+
+
+def test_images_left_out_are_listed(train, tmp_path):
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("L", (8, 8), 9).save(pictures / "good.png")
+    (pictures / "bad.png").write_bytes(b"no picture")
+    options = {"dataset_name": None, "train_data_dir": pictures, "class_conditional": False}
+    for folder in ("first", "second"):  # the second finds the images decoded
+        run = train(tmp_path / folder, **options, skip_bad_images=True)
+        assert (run / "skipped.txt").read_text().splitlines() == [str(pictures / "bad.png")]
