@@ -1,9 +1,17 @@
 """What the network learns to make, between the cache of decoded images and the loss."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Codec(Protocol):
+    """Turns what the cache holds into what the network learns to make."""
+
+    def from_cache(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        """Cached values (B, ...) to x0, float32 (B, c, h, w), drawing from the generator where that is random."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +24,7 @@ class PixelCodec:
 
     value_range: tuple[float, float] = (0, 255)
 
-    def from_cache(self, raw: Tensor) -> Tensor:
+    def from_cache(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Cached images (B, C, H, W) to x0, float32 of the same shape."""
         low, high = self.value_range
         return raw.to(torch.float32, copy=True).sub_(low).mul_(2 / (high - low)).sub_(1)

@@ -8,7 +8,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
 from snowmelt.errors import UserError
-from snowmelt.options import UnconditionalConfig
+from snowmelt.options import TrainingConfig
 from snowmelt.tracking import check_logger
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -31,7 +31,7 @@ def use_all_cores() -> None:
         torch.set_num_threads(threads)
 
 
-def make_accelerator(config: UnconditionalConfig) -> Accelerator:
+def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Start this process's part of the run, and settle `config.mixed_precision`.
 
     Without the flag, a launch that asks for reduced precision gets it, and any other what the hardware computes in.

@@ -68,7 +68,6 @@ class ObjectiveOptions(Config):
         None, "law of training times", choices=("uniform", "logit_normal", "log_normal")
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
-    ddpm_num_inference_steps: int = option(50, "denoising steps of the sample grids", minimum=1, resumable=True)
 
 
 @dataclass(kw_only=True)
@@ -137,6 +136,7 @@ class RunOptions(Config):
         10, "epochs between saved pipelines; 0 for the last only", minimum=0, resumable=True
     )
     eval_batch_size: int = option(16, "images in a sample grid", minimum=1, resumable=True)
+    ddpm_num_inference_steps: int = option(50, "denoising steps of the sample grids", minimum=1, resumable=True)
     logger: str | None = option(
         None, "tracker beside metrics.jsonl", choices=("tensorboard", "wandb", "trackio"), resumable=True
     )
@@ -157,7 +157,10 @@ class HubOptions(Config):
 
 
 @dataclass(kw_only=True)
-class UnconditionalConfig(
-    HubOptions, RunOptions, EmaOptions, OptimizationOptions, ObjectiveOptions, ModelOptions, DataOptions
-):
+class TrainingConfig(HubOptions, RunOptions, EmaOptions, OptimizationOptions, DataOptions):
+    """What every training script takes."""
+
+
+@dataclass(kw_only=True)
+class UnconditionalConfig(ObjectiveOptions, ModelOptions, TrainingConfig):
     """Train an unconditional or class-conditional diffusion model in pixel space."""

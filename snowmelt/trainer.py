@@ -25,7 +25,7 @@ from snowmelt.checkpoint import (
     read_state,
     save_atomically,
 )
-from snowmelt.codec import PixelCodec
+from snowmelt.codec import Codec
 from snowmelt.conditioning import Conditioning
 from snowmelt.config import differences
 from snowmelt.data.cache import ImageCache
@@ -35,7 +35,7 @@ from snowmelt.errors import UserError
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
 from snowmelt.objectives import Objective
-from snowmelt.options import UnconditionalConfig
+from snowmelt.options import TrainingConfig
 from snowmelt.samples import sample_grid
 from snowmelt.tracking import Metrics, log_samples, plot_loss
 
@@ -56,18 +56,20 @@ class Trainer:
         config: options; `output_dir` must be ready to be written to.
         accelerator: processes, device and precision.
         make_pipeline: network to the pipeline that samples it and is saved.
+        on_saved: called, in the main process, after each saved pipeline but the last.
     """
 
     def __init__(
         self,
         net: ModelMixin,
         objective: Objective,
-        codec: PixelCodec,
+        codec: Codec,
         conditioning: Conditioning,
         data: ImageCache,
-        config: UnconditionalConfig,
+        config: TrainingConfig,
         accelerator: Accelerator,
         make_pipeline: Callable[[ModelMixin], DiffusionPipeline],
+        on_saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.objective = objective
         self.codec = codec
@@ -76,6 +78,7 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.make_pipeline = make_pipeline
+        self.on_saved = on_saved
         self.folder = Path(config.output_dir)
         self.generator = torch.Generator(accelerator.device)
         self.step = 0
@@ -188,6 +191,8 @@ class Trainer:
                         self.save_checkpoint()
                     for save in due:
                         save()
+                    if self.save_pipeline in due and accelerator.is_main_process:
+                        self.on_saved()
         return stop
 
     def train_step(self, batch: dict[str, Tensor], micro: int, meter: Meter) -> None:
@@ -198,7 +203,7 @@ class Trainer:
         self.generator.manual_seed(seeds[0])
         torch.manual_seed(seeds[1])  # for the network's dropout
         with accelerator.accumulate(self.net):
-            x0 = self.codec.from_cache(batch["images"])
+            x0 = self.codec.from_cache(batch["images"], self.generator)
             condition = self.conditioning.embed(batch, self.generator)
             losses = self.objective.loss(self.forward, x0, condition, self.generator)
             accelerator.backward(losses.loss.mean())
@@ -268,7 +273,7 @@ class Trainer:
             device=self.accelerator.device,
             num_workers=self.config.dataloader_num_workers,
             random_flip=self.config.random_flip,
-            labels=self.config.class_conditional,
+            labels=self.conditioning.num_class_embeds is not None,
         )
 
     def _identity(self) -> dict[str, Any]:
