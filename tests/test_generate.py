@@ -192,4 +192,4 @@ def test_help_is_immediate() -> None:
 
 def test_default_scheduler_is_the_models(models: Path) -> None:
     config = generate.GenerateConfig(model=str(models / "classes"))
-    assert type(generate.load_pipeline(config).scheduler) is DDPMScheduler
+    assert type(generate.load(config).scheduler) is DDPMScheduler

@@ -1,0 +1,172 @@
+"""Trained pipelines, found and sampled as the options of `generate.py` and `evaluate.py` say.
+
+torch and diffusers are imported inside the functions, so that `--help` doesn't wait for them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snowmelt.config import Config, option
+from snowmelt.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines import PixelDiffusionPipeline
+
+
+@dataclass(kw_only=True)
+class PipelineOptions(Config):
+    """Model."""
+
+    model: str | None = option(None, "folder or Hub repository of the pipeline; required")
+    revision: str | None = option(None, "branch, tag or commit of the repository")
+    checkpoint: str | None = option(None, "checkpoint of the run's folder to take the weights from, by name or step")
+    ema: float | None = option(None, "relative width of the average to sample from, of those beside the model")
+    torch_dtype: str = option(
+        "float32", "precision of the network's passes", choices=("float32", "bfloat16", "float16")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is None:
+            raise UserError("--model: needed; give the folder or the Hub repository of a pipeline")
+
+
+@dataclass(kw_only=True)
+class SamplerOptions(Config):
+    """Sampling."""
+
+    batch_size: int = option(64, "images per process and forward pass")
+    num_inference_steps: int = option(50, "steps of the scheduler")
+    scheduler: str | None = option(None, "sampler, such as ddim, unipc or flow-heun; the model's own by default")
+    eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)")
+    guidance_scale: float = option(1.0, "weight of the class against no class; 1 for no guidance")
+    guidance_interval: list[float] = option([], "guide only where LO < sigma / alpha <= HI")
+    seed: int = option(0, "all randomness follows from it and an image's index")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.guidance_interval) not in (0, 2):
+            raise UserError(f"--guidance_interval: takes LO and HI, got {len(self.guidance_interval)} numbers")
+        for name in ("batch_size", "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+
+
+def load_pipeline(options: PipelineOptions) -> "PixelDiffusionPipeline":
+    """The pipeline, of whichever class of ours, with the network that was asked for.
+
+    Raises:
+        UserError: if there is no such model, checkpoint or average.
+    """
+    import torch
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    import pipelines
+
+    path = Path(str(options.model))
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise UserError(
+            f"--model: {path} holds no model_index.json, so it is not the folder of a pipeline; a run that is still "
+            "training has one from its first --save_model_epochs on"
+        )
+    source: dict[str, Any] = {"revision": options.revision}
+    try:
+        name = DiffusionPipeline.load_config(options.model, **source)["_class_name"]
+        name = name[-1] if isinstance(name, list) else name  # a published one names its module too
+        # Stock pipelines of a network and a scheduler, as diffusers' DDPMPipeline, are read by the pixel one.
+        cls = getattr(pipelines, name, pipelines.PixelDiffusionPipeline)
+        pipeline = cls.from_pretrained(options.model, use_safetensors=True, **source)
+        if folder := _weights(path, options):
+            where = {"subfolder": folder, "use_safetensors": True, **source}
+            pipeline.unet = type(pipeline.unet).from_pretrained(options.model, **where)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model: can't load {options.model}: {' '.join(str(error).split())}") from error
+    # `to` would warn of modules to keep in float32, of which this network has none.
+    pipeline.unet.type(getattr(torch, options.torch_dtype))
+    return pipeline
+
+
+def checkpoints(path: Path) -> list[int]:
+    """Steps of the complete checkpoints of a run's folder, ascending."""
+    from snowmelt.checkpoint import complete
+
+    return [int(folder.name.removeprefix("checkpoint-")) for folder in complete(path)]
+
+
+def _weights(path: Path, options: PipelineOptions) -> str | None:
+    """Sub-folder of the network where it isn't the pipeline's own."""
+    parent = path
+    if options.checkpoint is not None:
+        step, there = options.checkpoint.removeprefix("checkpoint-"), [str(s) for s in checkpoints(path)]
+        if step not in there:
+            raise UserError(f"--checkpoint {options.checkpoint}: {path} has {', '.join(there) or 'none'}")
+        parent = path / f"checkpoint-{step}"
+    if options.ema is not None:
+        name = f"unet_ema_{options.ema:.3f}"
+        if path.is_dir() and not (parent / name).is_dir():
+            widths = sorted(p.name.removeprefix("unet_ema_") for p in parent.glob("unet_ema_*"))
+            raise UserError(
+                f"--ema: {parent} has no average of width {options.ema:.3f}; it has {', '.join(widths) or 'none'}"
+            )
+    elif options.checkpoint is None:
+        return None
+    else:
+        averages = sorted(p.name for p in parent.glob("unet_ema*"))
+        if len(averages) > 1:
+            raise UserError(f"--ema: {parent} has several averages; choose one: {', '.join(averages)}")
+        name = averages[0] if averages else "unet"
+    return name if parent == path else f"{parent.name}/{name}"
+
+
+def set_scheduler(pipeline: "PixelDiffusionPipeline", name: str | None, own: Any) -> None:
+    """Give the pipeline the named sampler, set up for the model whose scheduler is `own`; None gives `own` back.
+
+    Raises:
+        UserError: if there is no such sampler, or it doesn't fit.
+    """
+    from pipelines import make_scheduler
+
+    try:
+        pipeline.scheduler = own if name is None else make_scheduler(name, own)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def sample(
+    pipeline: "PixelDiffusionPipeline",
+    options: SamplerOptions,
+    indices: Sequence[int],
+    *,
+    class_label: str | None = None,
+    **arguments: Any,
+) -> Any:
+    """The pipeline's output for the images of these indices, of one class or, for None, of all classes in turn.
+
+    Raises:
+        UserError: for what the pipeline refuses.
+    """
+    from pipelines import image_generators
+
+    labels: Any = class_label
+    if labels is None and pipeline.num_classes:
+        labels = [index % pipeline.num_classes for index in indices]
+    elif labels is not None and labels.isdecimal() and labels not in (pipeline.id2label or {}).values():
+        labels = int(labels)
+    interval = (options.guidance_interval[0], options.guidance_interval[1]) if options.guidance_interval else None
+    try:
+        return pipeline(
+            batch_size=len(indices),
+            class_labels=labels,
+            guidance_scale=options.guidance_scale,
+            guidance_interval=interval,
+            num_inference_steps=options.num_inference_steps,
+            eta=options.eta,
+            generator=image_generators(options.seed, indices),
+            **arguments,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
