@@ -1,12 +1,14 @@
 """Diffusion pipelines: what users import, and what ships with the weights."""
 
 from pipelines.base import SamplingOutput, Trajectory
+from pipelines.latent import LatentDiffusionPipeline
 from pipelines.pixel import PixelDiffusionPipeline
 from pipelines.schedulers import fitting_schedulers, make_scheduler
 from pipelines.seeding import image_generators
 from pipelines.trajectory import image_grid, save_gif, save_strip
 
 __all__ = [
+    "LatentDiffusionPipeline",
     "PixelDiffusionPipeline",
     "SamplingOutput",
     "Trajectory",

@@ -70,6 +70,7 @@ class ReverseProcessPipeline(SelfContainedMixin, DiffusionPipeline):
         "edm": _edm_row,
     }
     PICTURE_CHANNELS = (1, 3, 4)
+    OUTPUT_TYPES: tuple[str, ...] = ("pil", "np", "pt")
 
     # Methods name nothing else of this module: diffusers runs the code of all published pipelines in one namespace.
     _output_class = SamplingOutput
@@ -168,8 +169,8 @@ class ReverseProcessPipeline(SelfContainedMixin, DiffusionPipeline):
         return config
 
     def _check_output_type(self, output_type: str, channels: int) -> None:
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type: {output_type!r} is not one of pil, np, pt")
+        if output_type not in self.OUTPUT_TYPES:
+            raise ValueError(f"output_type: {output_type!r} is not one of {', '.join(self.OUTPUT_TYPES)}")
         if output_type == "pil" and channels not in self.PICTURE_CHANNELS:
             raise ValueError(f"output_type: no PIL image has {channels} channels; use output_type='np' or 'pt'")
 

@@ -82,6 +82,12 @@ class ImageCache:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(self._images)
 
+    def mirrored(self, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, R, R) of which those `chosen`, (B,) bool, are mirrored left to right."""
+        # torch can't flip uint16; the bits move just as well under another name.
+        bits = values.view(torch.int16) if values.dtype == torch.uint16 else values
+        return torch.where(chosen[:, None, None, None], bits.flip(-1), bits).view(values.dtype)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the cached views: pickling a memory map would copy the whole set to each worker."""
         return {name: vars(self)[name] for name in self.__dataclass_fields__}

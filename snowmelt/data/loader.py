@@ -8,16 +8,43 @@ shared out, none is ragged, and a run resumes at any step with no stored state.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import psutil
 import torch
 
-from snowmelt.data.cache import ImageCache
 from snowmelt.errors import UserError
 
 ORDER, CROP, FLIP, NOISE = range(4)  # purposes of random numbers, so that no two draw the same
+
+
+class Cache(Protocol):
+    """What is trained on: N decoded images, or their latents."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Classes, (N,) int64, where there are any."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of the data set that each comes from, (N,) int64."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A key of all that the values depend on."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def gather(self, indices: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """Copy of those at `indices` (B,); `rng` draws what is random about them, their crops."""
+
+    def as_tensor(self) -> torch.Tensor | None:
+        """All N, where nothing is random about them: a read-only view."""
+
+    def mirrored(self, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """A batch (B, ...) of `gather` or `as_tensor`, with those `chosen`, (B,) bool, mirrored left to right."""
 
 
 class Shard(NamedTuple):
@@ -28,11 +55,11 @@ class Shard(NamedTuple):
     indices: np.ndarray  # (B,) int64
 
 
-Loaded = tuple[Shard, torch.Tensor]  # and its images, (B, C, R, R)
+Loaded = tuple[Shard, torch.Tensor]  # and its images, as the cache gives them
 
 
 def batches(
-    cache: ImageCache,
+    cache: Cache,
     *,
     batch_size: int,
     seed: int,
@@ -48,7 +75,7 @@ def batches(
     """Micro-steps of process `rank`, from optimizer step `start_step` on, without end.
 
     Yields:
-        `images` (B, C, R, R), dtype of the cache, on `device`; `indices` (B,) int64 on the CPU, which of the
+        `images` (B, ...), dtype and shape of the cache's, on `device`; `indices` (B,) int64 on the CPU, which of the
         cache's images these are; and, if `labels`, `labels` (B,) int64 on `device`.
 
     Raises:
@@ -65,7 +92,7 @@ def batches(
     return _finished(cache, loaded, seed, device, random_flip, labels)
 
 
-def _resident(cache: ImageCache, device: torch.device) -> torch.Tensor | None:
+def _resident(cache: Cache, device: torch.device) -> torch.Tensor | None:
     """The whole set on `device`, when its images are square and take less than half of the free memory."""
     images = cache.as_tensor()
     cuda = device.type == "cuda"
@@ -79,7 +106,7 @@ def _from_memory(images: torch.Tensor, shards: Iterator[Shard]) -> Iterator[Load
 
 
 def _from_workers(
-    cache: ImageCache, seed: int, shards: Iterator[Shard], device: torch.device, num_workers: int
+    cache: Cache, seed: int, shards: Iterator[Shard], device: torch.device, num_workers: int
 ) -> Iterator[Loaded]:
     loader = torch.utils.data.DataLoader(
         _Reader(cache, seed),
@@ -94,7 +121,7 @@ def _from_workers(
 
 
 class _Reader(torch.utils.data.Dataset):
-    def __init__(self, cache: ImageCache, seed: int) -> None:
+    def __init__(self, cache: Cache, seed: int) -> None:
         self.cache = cache
         self.seed = seed
 
@@ -109,7 +136,7 @@ def _unchanged(loaded: Any) -> Any:
 
 
 def _finished(
-    cache: ImageCache,
+    cache: Cache,
     loaded: Iterator[Loaded],
     seed: int,
     device: torch.device,
@@ -119,20 +146,13 @@ def _finished(
     for shard, images in loaded:
         if random_flip:
             rng = np.random.default_rng([FLIP, seed, shard.step, shard.number])
-            images = _flipped(images, rng.random(len(images)) < 0.5)
+            chosen = _to_device(torch.from_numpy(rng.random(len(images)) < 0.5), device)
+            images = cache.mirrored(images, chosen)
         batch = {"images": images, "indices": torch.from_numpy(shard.indices)}
         if labels:
             assert cache.labels is not None  # batches() refused
             batch["labels"] = _to_device(torch.from_numpy(cache.labels[shard.indices]), device)
         yield batch
-
-
-def _flipped(images: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
-    """Images (B, C, R, R) of which those `chosen`, (B,) bool, are mirrored left to right."""
-    # torch can't flip uint16; the bits move just as well under another name.
-    bits = images.view(torch.int16) if images.dtype == torch.uint16 else images
-    mask = _to_device(torch.from_numpy(chosen), images.device)[:, None, None, None]
-    return torch.where(mask, bits.flip(-1), bits).view(images.dtype)
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,154 @@
+"""What pipelines around a UNet2DModel share: labels, guidance, sizes and the call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from pipelines.base import ReverseProcessPipeline, SamplingOutput, Trajectory
+from pipelines.labels import ClassLabels, ClassLabelsMixin
+
+
+class UNetPipeline(ClassLabelsMixin, ReverseProcessPipeline):
+    """Unconditional or class-conditional generation; what the network makes is the images, or stands for them.
+
+    Args:
+        unet: the network.
+        scheduler: any stock scheduler of the family that the network was trained for; see `make_scheduler`.
+        prediction_type: what the network predicts, where the scheduler can't be told: "epsilon", "sample" or
+            "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
+        value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
+        id2label: names of the classes by number. A row of the network's label table beyond them is the null class.
+
+    Raises:
+        ValueError: for an unknown `prediction_type`.
+    """
+
+    unet: Any
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: Any,
+        prediction_type: str | None = None,
+        id2label: dict | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self._check_prediction_type(prediction_type)
+        self.register_modules(unet=unet, scheduler=scheduler)
+        optional = {
+            "prediction_type": prediction_type,
+            "id2label": self._int_keys(id2label),
+            "value_range": value_range,
+        }
+        # Only what is set: diffusers' own pipelines then load a plain model without a word.
+        self.register_to_config(**{k: v for k, v in optional.items() if v is not None})
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that can be asked for; 0 for an unconditional model."""
+        return self._num_classes(self.unet.config.num_class_embeds)
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return self.unet.config.in_channels
+
+    @property
+    def pixels_per_cell(self) -> int:
+        """Side of the square of pixels that one place in the network's data stands for."""
+        return 1
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: ClassLabels | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[float] | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        return_trajectory: bool = False,
+    ) -> SamplingOutput | tuple:
+        """Generate images.
+
+        Args:
+            batch_size: B, the number of images.
+            class_labels: one label for all images or B of them, as numbers or names; None: the null class.
+            guidance_scale: 1 for none; else null + scale * (conditional - null) (Ho & Salimans 2022, eq. 6).
+            guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
+            num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
+            timesteps: a list of times to use instead, where the scheduler takes one.
+            eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
+            generator: one, or B of them, which makes an image independent of its batch.
+            latents: the initial noise, unit normal, (B, c, h, w): the network's channels, and for each side that of the
+                images, divided by an autoencoder's factor where there is one.
+            height: of the images in pixels; the trained size by default.
+            width: of the images in pixels; the trained size by default.
+            output_type: "pil", or "np" for an array (B, H, W, C) or "pt" for a tensor (B, C, H, W) in [0, 1]; with an
+                autoencoder also "latent", for what the network made (B, c, h, w).
+            return_dict: False for a tuple of the output's fields.
+            callback_on_step_end: called as f(pipeline, step, timestep, tensors); "latents" in the dict it
+                returns replace x_t.
+            callback_on_step_end_tensor_inputs: which it sees, of "latents" (the default) and
+                "pred_original_sample".
+            return_trajectory: also return x_t and the predicted x0 of every evaluation, decoded as the images are.
+
+        Raises:
+            ValueError: for arguments that fit neither the model nor the scheduler.
+        """
+        config = self.unet.config
+        self._check_output_type(output_type, self.channels)
+        shape = (batch_size, config.in_channels, *self._size(height, width))
+        condition, null = self._label_conditions(
+            class_labels, config.num_class_embeds, batch_size, self._execution_device
+        )
+        if guidance_scale != 1 and null is None:
+            raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
+        x0, trajectory = self.denoise(
+            self.unet,
+            shape,
+            condition,
+            null,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            eta=eta,
+            generator=generator,
+            latents=latents,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            return_trajectory=return_trajectory,
+        )
+        output = self._finish(x0, trajectory, output_type)
+        return output if return_dict else output.to_tuple()
+
+    def _finish(self, x0: Tensor, trajectory: Trajectory | None, output_type: str) -> SamplingOutput:
+        """What is returned for the network's data (B, c, h, w)."""
+        return self._output_class(self.to_images(x0, output_type), trajectory)
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width of the network's data for those of images."""
+        cell = self.pixels_per_cell
+        trained = self.unet.config.sample_size or 0
+        default = (trained, trained) if isinstance(trained, int) else trained
+        size: tuple[int, int] = (height or default[0] * cell, width or default[1] * cell)
+        factor = cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name, side in zip(("height", "width"), size, strict=True):
+            if side < 1 or side % factor:
+                raise ValueError(f"{name}: {side} is not a multiple of {factor}, by which the network divides it")
+        return size[0] // cell, size[1] // cell
