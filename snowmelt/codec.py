@@ -1,10 +1,20 @@
-"""What the network learns to make, between the cache of decoded images and the loss."""
+"""What the network learns to make, between the cache of decoded images and the loss: pixels, or latents."""
 
+import hashlib
+import json
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
+import diffusers
 import torch
 from torch import Tensor
+
+from pipelines import LatentDiffusionPipeline
+from snowmelt.errors import UserError
+
+AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
+"""diffusers' classes for images."""
 
 
 class Codec(Protocol):
@@ -28,3 +38,81 @@ class PixelCodec:
         """Cached images (B, C, H, W) to x0, float32 of the same shape."""
         low, high = self.value_range
         return raw.to(torch.float32, copy=True).sub_(low).mul_(2 / (high - low)).sub_(1)
+
+
+class LatentCodec:
+    """What an autoencoder makes of images, shifted and scaled as its configuration says.
+
+    Args:
+        vae: a stock autoencoder, on the device of training. It runs in `to_cache` only.
+        pixels: values of images to its input.
+    """
+
+    def __init__(self, vae: Any, pixels: PixelCodec) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.pixels = pixels
+        self.downsampling = LatentDiffusionPipeline.downsampling(vae)
+        self.channels: int = vae.config.get("vq_embed_dim") or vae.config["latent_channels"]
+        self.shift, self.scale = (t.to(vae.device) for t in LatentDiffusionPipeline.shift_and_scale(vae))
+
+    @torch.no_grad()
+    def to_cache(self, images: Tensor) -> Tensor:
+        """Raw images (B, C, H, W) to all that is known of their latents, float32 on the CPU.
+
+        Returns:
+            Mean and standard deviation of the posterior, (B, 2c, h, w), where the autoencoder has one; else the
+            latents, (B, c, h, w), of a `VQModel` before they are quantized.
+        """
+        encoded = self.vae.encode(self.pixels.from_cache(images.to(self.vae.device)), return_dict=False)[0]
+        values = encoded if isinstance(encoded, Tensor) else torch.cat([encoded.mean, encoded.std], 1)
+        return values.float().cpu()
+
+    def from_cache(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        """Cached values (B, c or 2c, h, w) to x0, float32 (B, c, h, w): a fresh draw from the posterior."""
+        values = raw.float()
+        if raw.shape[1] == 2 * self.channels:
+            mean, std = values.chunk(2, 1)
+            values = torch.randn(mean.shape, generator=generator, device=raw.device).mul_(std).add_(mean)
+        return (values - self.shift) * self.scale
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A key of the autoencoder's weights and configuration."""
+        config = {k: v for k, v in self.vae.config.items() if not k.startswith("_")}
+        digest = hashlib.sha256(json.dumps([type(self.vae).__name__, config], sort_keys=True).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:32]
+
+
+def load_autoencoder(name: str) -> Any:
+    """A stock autoencoder, float32.
+
+    Args:
+        name: its folder, that of a pipeline or run that has it as `vae` (or `vqvae`), or a Hub repository of either.
+
+    Raises:
+        UserError: if there is none.
+    """
+    there: list[str] = []
+    for subfolder in (None, "vae", "vqvae"):
+        try:
+            kind = diffusers.AutoencoderKL.load_config(name, subfolder=subfolder).get("_class_name")
+        except (OSError, ValueError) as error:
+            there.append(" ".join(str(error).split()))
+            continue
+        if kind in AUTOENCODERS:
+            return _load(kind, name, subfolder)
+        there.append(f"a {kind}")
+    known = ", ".join(AUTOENCODERS)
+    raise UserError(f"--autoencoder {name}: no {known} there, nor in its sub-folder vae or vqvae: {there[0]}")
+
+
+def _load(kind: str, name: str, subfolder: str | None) -> Any:
+    try:
+        return getattr(diffusers, kind).from_pretrained(
+            name, subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"--autoencoder {name}: can't read its weights ({' '.join(str(error).split())})") from error

@@ -1,0 +1,183 @@
+"""Latents of decoded images in one memory-mapped file, encoded once and shared by all processes."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from snowmelt.data.cache import ImageCache
+from snowmelt.errors import UserError
+
+VERSION = 1  # of the files below and of what they hold: raised when either changes
+VALUES, METADATA = "latents.bin", "latents.json"
+PIXELS_PER_PASS = 2**20  # of the images that are encoded together
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
+"""Raw images (B, C, H, W) to what is kept of their latents, float32 (B, k, h, w) on the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class LatentCache:
+    """Latents of N images, memory-mapped. Nothing here may be written to."""
+
+    path: Path
+    images: ImageCache
+    fingerprint: str  # content key of the images, of the autoencoder and of what is kept
+    dtype: np.dtype  # float16 or float32
+    shape: tuple[int, ...]  # of what is kept of one image: (k, h, w), or (2, k, h, w) with that of its mirror image
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Classes, (N,) int64, where there are any."""
+        return self.images.labels
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of the data set that each comes from, (N,) int64."""
+        return self.images.rows
+
+    def gather(self, indices: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """Copy of those at `indices` (B,), (B, *shape); nothing is random about them."""
+        return self._values[indices]
+
+    def as_tensor(self) -> torch.Tensor:
+        """All N, (N, *shape): a view of the read-only file; writing to it in place ends the process."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(self._values)
+
+    def mirrored(self, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Of pairs (B, 2, k, h, w) the latents of the images, or of the mirror images where `chosen`, (B,) bool.
+
+        To mirror latents themselves wouldn't do: a mirrored latent is not the latent of a mirrored image.
+        """
+        return torch.where(chosen[:, None, None, None], values[:, 1], values[:, 0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cached view: pickling a memory map would copy the whole set to each worker."""
+        return {name: vars(self)[name] for name in self.__dataclass_fields__}
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        # A plain ndarray: np.memmap's own indexing costs several times as much per batch.
+        return np.memmap(self.path / VALUES, self.dtype, mode="r", shape=(len(self), *self.shape)).view(np.ndarray)
+
+
+def build_latents(
+    images: ImageCache, encode: Encode, *, autoencoder: str, random_flip: bool, dtype: type[np.floating]
+) -> LatentCache:
+    """Open the cache of some images' latents; encode the images first when no process has done so yet.
+
+    A process that is killed leaves the latents that it has finished, and the next one goes on from there.
+
+    Args:
+        images: square ones.
+        encode: the encoder.
+        autoencoder: a key of its weights and configuration.
+        random_flip: keep the latents of the mirror images too.
+        dtype: in which latents are kept, float16 or float32.
+
+    Raises:
+        UserError: if the images aren't all square, a latent isn't finite in `dtype`, the disk is full, or the cache
+            isn't what it was when it was written.
+    """
+    if images.as_tensor() is None:
+        raise UserError("--autoencoder: the images aren't all square, and each is encoded once; add --center_crop")
+    key = {
+        "version": VERSION,
+        "images": images.fingerprint,
+        "autoencoder": autoencoder,
+        "random_flip": random_flip,
+        "dtype": np.dtype(dtype).name,
+    }
+    fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    folder = images.path.parent / fingerprint
+    if not folder.is_dir():
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():  # another process may have built it while this one waited
+                _build(folder, images, encode, key)
+    return _open(folder, images, key, fingerprint)
+
+
+def _open(folder: Path, images: ImageCache, key: dict[str, Any], fingerprint: str) -> LatentCache:
+    metadata = json.loads((folder / METADATA).read_text())
+    shape, dtype = tuple(metadata.pop("shape")), np.dtype(key["dtype"])
+    expected = len(images) * math.prod(shape) * dtype.itemsize
+    if metadata != key or (folder / VALUES).stat().st_size != expected:
+        raise UserError(f"{folder}: not the latents of these images by this autoencoder; remove that folder")
+    return LatentCache(folder, images, fingerprint, dtype, shape)
+
+
+def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]) -> None:
+    """Write the cache beside its final name and rename it when complete. The caller holds its lock."""
+    partial = folder.with_suffix(".partial")
+    partial.mkdir(exist_ok=True)
+    pixels = images.as_tensor()
+    assert pixels is not None  # build_latents refused
+    dtype = np.dtype(key["dtype"])
+
+    def latents(batch: torch.Tensor) -> np.ndarray:
+        """(B, *shape) of images (B, C, R, R)."""
+        values = encode(batch)
+        if key["random_flip"]:
+            every = torch.ones(len(batch), dtype=torch.bool)
+            values = torch.stack([values, encode(images.mirrored(batch, every))], 1)
+        with np.errstate(over="ignore"):  # checked by _write
+            return values.numpy().astype(dtype)
+
+    shape = latents(pixels[:1]).shape[1:]
+    try:
+        _write(partial / VALUES, images, latents, math.prod(shape) * dtype.itemsize)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{folder.parent}: disk full; free some space or give another --cache_dir") from error
+        raise
+    (partial / METADATA).write_text(json.dumps(key | {"shape": shape}))
+    os.rename(partial, folder)
+
+
+def _write(path: Path, images: ImageCache, latents: Callable[[torch.Tensor], np.ndarray], size: int) -> None:
+    """Append what is missing of the latents, of `size` bytes for an image.
+
+    Passes are those of an uninterrupted writer, and so are the bits, which may depend on what is encoded together.
+    """
+    pixels = images.as_tensor()
+    assert pixels is not None  # build_latents refused
+    batch = max(1, min(256, PIXELS_PER_PASS // images.resolution**2))
+    done = path.stat().st_size // (size * batch) * batch if path.exists() else 0
+    needed, free = (len(images) - done) * size, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"{path.parent.parent}: the latents need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "free some space or give another --cache_dir"
+        )
+    with path.open("ab") as file, tqdm(total=len(images), initial=done, desc="encoding images", unit="img") as bar:
+        file.truncate(done * size)
+        for start in range(done, len(images), batch):
+            values = latents(pixels[start : start + batch])
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+            if len(bad):
+                raise UserError(
+                    f"--autoencoder: latents of row {images.rows[start + bad[0]]} aren't finite in {values.dtype}; "
+                    "check its weights, or take --mixed_precision no, which keeps latents in float32"
+                )
+            file.write(values.data)
+            file.flush()  # a kill then loses no more than a pass
+            bar.update(len(values))
+        os.fsync(file.fileno())
