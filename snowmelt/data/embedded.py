@@ -1,9 +1,11 @@
-"""Data sets that install with the project's dependencies."""
+"""Data sets that install with the project's dependencies, or that it makes."""
 
 from collections.abc import Callable
 
 import datasets
 import numpy as np
+
+from snowmelt.data.scenes.embedded import scenes
 
 
 def digits() -> datasets.Dataset:
@@ -21,4 +23,4 @@ def digits() -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": list(images), "label": bunch.target}, features=features)
 
 
-EMBEDDED: dict[str, Callable[[], datasets.Dataset]] = {"digits": digits}
+EMBEDDED: dict[str, Callable[[], datasets.Dataset]] = {"digits": digits, "scenes": scenes}

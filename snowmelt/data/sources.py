@@ -49,7 +49,7 @@ def open_dataset(options: DataOptions) -> datasets.Dataset:
     if folder:
         return _open_folder(folder, options)
     if not name:
-        raise UserError("no data: give --dataset_name (a data set of the Hub, or 'digits') or --train_data_dir")
+        raise UserError("no data: give --dataset_name (of the Hub, or 'digits' or 'scenes') or --train_data_dir")
     if name in EMBEDDED:
         _check_split(options.split, ["train"], name)
         return EMBEDDED[name]()
@@ -64,7 +64,7 @@ def _open_named(name: str, options: DataOptions) -> datasets.Dataset:
         builder = datasets.load_dataset_builder(name, options.dataset_config_name, cache_dir=options.cache_dir)
     except (FileNotFoundError, ConnectionError) as error:
         raise UserError(
-            f"{name}: no such data set ({_one_line(error)}); give user/name, a local path, or 'digits'"
+            f"{name}: no such data set ({_one_line(error)}); give user/name, a local path, 'digits' or 'scenes'"
         ) from error
     except RuntimeError as error:  # a data set that is a script, which datasets no longer runs
         raise UserError(f"{name}: {_one_line(error)}; use a copy of it in parquet") from error
