@@ -1,0 +1,166 @@
+"""Bits per dimension by the probability-flow ODE (Song et al. 2021, score-based SDEs, section 4.3).
+
+All paths become one: u = x_t / sqrt(alpha^2 + sigma^2) = cos(phi) x0 + sin(phi) eps, where tan(phi) = sigma / alpha.
+The ODE is then du / dphi = cos(phi) eps^ - sin(phi) x0^, whatever the network predicts, and from one noise level to
+another log p changes by the integral of its divergence (eq. 39). It is integrated over lambda = log(sigma / alpha).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.integrate import RK45
+from torch import Tensor
+
+from pipelines import PixelDiffusionPipeline, image_generators
+from pipelines.labels import ClassLabels
+from snowmelt.codec import PixelCodec
+from snowmelt.errors import UserError
+from snowmelt.evaluation.process import Process, check_images, make_condition, make_network
+
+Derivative = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(time (B,), state (B, S), rows (B,): which of the system's rows these are) -> d state / d time (B, S)."""
+
+MIN_STEP = 1e-6
+
+
+def bits_per_dim(
+    pipeline: PixelDiffusionPipeline,
+    images: Tensor,
+    *,
+    labels: ClassLabels | None = None,
+    indices: Sequence[int] | None = None,
+    seed: int = 0,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    batch_size: int = 64,
+) -> Tensor:
+    """Negative log-likelihood of images under the model that the probability-flow ODE samples, in bits per dimension.
+
+    Whole numbers are dequantised by uniform noise, which makes it an upper bound on what coding them costs (Theis et
+    al. 2016, eq. 8). For float data it is a differential entropy in the data's own units, and may be negative. The
+    trace is estimated with one Rademacher probe per image (Hutchinson; Grathwohl et al. 2019): without bias, so
+    that averages over images are as good as the images are many. An image's value depends on (seed, its index) alone.
+
+    Args:
+        pipeline: a float32 pixel-space model for any objective, in eval mode.
+        images: raw values as the cache holds them, (N, C, H, W): uint8, uint16, or float for a model of float data.
+        labels: classes of the images; None for an unconditional model, or for the null class.
+        indices: N numbers of the images, which seed their noise; 0 .. N - 1 by default.
+        seed: of dequantisation and probes.
+        rtol: relative tolerance of the solver.
+        atol: absolute tolerance of the solver.
+        batch_size: images per pass of the network.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        UserError: if the images or labels don't fit the model, or the ODE can't be solved.
+    """
+    codec, indices = check_images(pipeline, images, indices)
+    condition = make_condition(pipeline, labels, len(images))
+    process = Process.of(pipeline)
+    low, high = process.log_ratios
+    signal = 1 / math.hypot(1, math.exp(low))  # cos(phi) at the end of data
+    bits = [torch.empty(0, dtype=torch.float64)]
+    for start in range(0, len(images), batch_size):
+        rows = torch.arange(start, min(start + batch_size, len(images)))
+        x0, probe, width = _draw(codec, images[rows], seed, [indices[i] for i in rows.tolist()])
+        flow = _flow(pipeline, process, condition, rows, probe)
+        state = torch.cat([signal * x0.flatten(1), torch.zeros(len(rows), 1, dtype=torch.float64)], 1)
+        state = integrate(flow, state, (low, high), rtol, atol)
+        noise, trace = state[:, :-1], state[:, -1]
+        prior = -(noise.square().mean(1) + math.log(2 * math.pi)) / 2  # per dimension, as `trace` is
+        bits.append(-(prior + trace + math.log(signal)) / math.log(2) - math.log2(width))
+    return torch.cat(bits)
+
+
+def _draw(codec: PixelCodec, raw: Tensor, seed: int, indices: list[int]) -> tuple[Tensor, Tensor, float]:
+    """Data x0 and probes of -1 and 1, each (B, C, H, W) float64; and how much of x0 one unit of raw values is.
+
+    Noise is spread over half a unit to both sides, since networks are trained on the values themselves.
+    """
+    width = 2 / (codec.value_range[1] - codec.value_range[0])
+    x0 = codec.from_cache(raw).double()
+    probe = torch.empty_like(x0)
+    for i, generator in enumerate(image_generators(seed, indices)):
+        if not raw.dtype.is_floating_point:
+            x0[i] += width * (torch.rand(raw.shape[1:], generator=generator, dtype=torch.float64) - 0.5)
+        probe[i] = torch.randint(2, raw.shape[1:], generator=generator) * 2 - 1
+    return x0, probe, width
+
+
+def _flow(
+    pipeline: PixelDiffusionPipeline, process: Process, condition: dict[str, Tensor], images: Tensor, probe: Tensor
+) -> Derivative:
+    """d (u, trace / D) / d lambda for the images of these numbers (B,)."""
+
+    def flow(log_ratio: Tensor, state: Tensor, rows: Tensor) -> Tensor:
+        phi = log_ratio.exp().atan().view(-1, 1, 1, 1)
+        t = process.time(log_ratio)
+        alpha, sigma = process.objective.path.alpha_sigma(t)
+        network = make_network(pipeline, condition, images[rows])
+        with torch.enable_grad():
+            u = state[:, :-1].view(-1, *probe.shape[1:]).requires_grad_()
+            x0, eps = process.denoise(network, torch.hypot(alpha, sigma).view(-1, 1, 1, 1) * u, t)
+            velocity = phi.cos() * phi.sin() * (phi.cos() * eps - phi.sin() * x0)
+            (product,) = torch.autograd.grad((velocity * probe[rows]).sum(), u)
+        trace = (product * probe[rows]).flatten(1).mean(1, keepdim=True)
+        return torch.cat([velocity.detach().flatten(1), trace], 1)
+
+    return flow
+
+
+@torch.no_grad()
+def integrate(derivative: Derivative, state: Tensor, span: tuple[float, float], rtol: float, atol: float) -> Tensor:
+    """Solve one initial value problem per row, each with steps of its own, so that none depends on its batch.
+
+    It is the Dormand-Prince pair with the coefficients and the step control of `scipy.integrate.RK45`, which would
+    take the same steps for all rows. A row's last entry, the trace, must be as exact as the rest are on average.
+
+    Args:
+        derivative: of the state by time.
+        state: (B, S) float64 at the beginning of the span.
+        span: the times from which and to which, increasing.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+
+    Returns:
+        (B, S) at the end of the span.
+
+    Raises:
+        UserError: where a derivative isn't finite, or the tolerance is finer than what the network resolves.
+    """
+    result = state.clone()
+    rows = torch.arange(len(state))
+    time = torch.full((len(state), 1), span[0], dtype=torch.float64)
+    step = torch.full_like(time, 0.1)
+    first = derivative(time[:, 0], state, rows)
+    while len(rows):
+        step = torch.minimum(step, span[1] - time)
+        slopes = [first]
+        for weights, node in zip(RK45.A[1:], RK45.C[1:], strict=True):
+            slopes.append(derivative((time + node * step)[:, 0], state + step * _sum(weights, slopes), rows))
+        new = state + step * _sum(RK45.B, slopes)
+        slopes.append(derivative((time + step)[:, 0], new, rows))
+        error = (step * _sum(RK45.E, slopes)) / (atol + rtol * torch.maximum(state.abs(), new.abs()))
+        norm = torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs())[:, None]
+        if not norm.isfinite().all():
+            raise UserError("likelihood: the network's output isn't finite; the model is broken, or the images are")
+        accepted = norm < 1
+        time = torch.where(accepted, time + step, time)
+        state = torch.where(accepted, new, state)
+        first = torch.where(accepted, slopes[-1], first)
+        step = step * (0.9 * norm**-0.2).clamp(0.2, 10).clamp(max=torch.where(accepted, 10.0, 1.0))
+        if (~accepted & (step < MIN_STEP)).any():
+            raise UserError(f"likelihood: no step is short enough for rtol={rtol} and atol={atol}; raise them")
+        going = (span[1] - time > MIN_STEP / 1e3)[:, 0]  # the last step may miss the end by a rounding error
+        result[rows[~going]] = state[~going]
+        rows, time, step, state, first = (v[going] for v in (rows, time, step, state, first))
+    return result
+
+
+def _sum(weights: np.ndarray, slopes: list[Tensor]) -> Tensor:
+    return sum((w * k for w, k in zip(weights.tolist(), slopes, strict=False)), torch.zeros(1, dtype=torch.float64))
