@@ -4,7 +4,7 @@ Without a data set or a configuration it trains recipes/digits.yaml, on data tha
 """
 
 from snowmelt.config import parse
-from snowmelt.errors import UserError, run
+from snowmelt.errors import run
 from snowmelt.options import UnconditionalConfig
 
 
@@ -15,25 +15,19 @@ def main() -> None:
     from pipelines import PixelDiffusionPipeline
     from snowmelt import publishing, run_folder
     from snowmelt.codec import PixelCodec
-    from snowmelt.conditioning import Conditioning, LabelConditioning, NoConditioning
+    from snowmelt.conditioning import make_conditioning
     from snowmelt.data.sources import load_images
     from snowmelt.environment import make_accelerator
     from snowmelt.models import make_unet
     from snowmelt.objectives import make_objective
+    from snowmelt.samples import sample_grid
     from snowmelt.trainer import Trainer
 
     objective = make_objective(config)
     accelerator = make_accelerator(config)
     checkpoint = run_folder.check(config)
     data = load_images(config)
-    conditioning: Conditioning = NoConditioning()
-    id2label = None
-    value_range = data.value_range if data.dtype.kind == "f" else None  # that of integers is their type's
-    if config.class_conditional:
-        if data.labels is None or data.class_names is None:
-            raise UserError("--class_conditional: no column has a class for every row; name one with --label_column")
-        conditioning = LabelConditioning(len(data.class_names), config.label_dropout)
-        id2label = dict(enumerate(data.class_names))
+    conditioning = make_conditioning(config, data)
     net = make_unet(
         config.model_size,
         config.model_config_name_or_path,
@@ -45,21 +39,26 @@ def main() -> None:
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()
 
+    def make_pipeline() -> PixelDiffusionPipeline:
+        return PixelDiffusionPipeline(
+            net,
+            objective.scheduler(),
+            prediction_type=objective.prediction_type,
+            id2label=dict(enumerate(data.class_names or [])) if config.class_conditional else None,
+            value_range=data.value_range if data.dtype.kind == "f" else None,  # that of integers is their type's
+        )
+
     trainer = Trainer(
         net,
+        {"unet": net},
         objective,
         PixelCodec(data.value_range),
         conditioning,
         data,
         config,
         accelerator,
-        make_pipeline=lambda unet: PixelDiffusionPipeline(
-            unet,
-            objective.scheduler(),
-            prediction_type=objective.prediction_type,
-            id2label=id2label,
-            value_range=value_range,
-        ),
+        save=lambda folder: make_pipeline().save_pretrained(folder),
+        draw=lambda path: sample_grid(make_pipeline(), path, config),
     )
     publishing.check(config, accelerator)
     if checkpoint:

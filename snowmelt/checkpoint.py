@@ -5,12 +5,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -83,6 +83,19 @@ class ScalerPart:
 
     def load(self, folder: Path) -> None:
         self.scaler.load_state_dict(json.loads((folder / "scaler.json").read_text()))
+
+
+def training_parts(
+    nets: dict[str, ModelMixin],
+    averages: list[dict[str, Ema]],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+) -> dict[str, Part]:
+    """All that a training needs to go on, by folder: networks and averages by their names, `optimizer`, `scaler`."""
+    parts: dict[str, Part] = {name: ModelPart(net) for name, net in nets.items()}
+    parts |= {"optimizer": OptimizerPart(optimizer)}
+    parts |= {name: ModelPart(ema.net, ema) for emas in averages for name, ema in emas.items()}
+    return parts | ({} if scaler is None else {"scaler": ScalerPart(scaler)})
 
 
 class Checkpoints:
@@ -175,16 +188,20 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def save_atomically(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Save a pipeline into a folder that may hold an earlier one, replacing whole files only.
+def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
+    """Save a model into a folder that may hold an earlier one, replacing whole files only.
+
+    Args:
+        save: writes it into the folder that it is given, which doesn't exist yet.
+        folder: the run's.
 
     Raises:
         UserError: if the disk is full; what was there is left as it was.
     """
-    partial = folder / f"{_PARTIAL}pipeline"
+    partial = folder / f"{_PARTIAL}model"
     shutil.rmtree(partial, ignore_errors=True)
-    with full_disk(folder, "the pipeline"), _removed_on_failure(partial):
-        pipeline.save_pretrained(partial)
+    with full_disk(folder, "the model"), _removed_on_failure(partial):
+        save(partial)
         _settle(partial)
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
         target = folder / file.relative_to(partial)

@@ -6,6 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from snowmelt.data.cache import ImageCache
+from snowmelt.errors import UserError
+from snowmelt.options import ModelOptions
+
 
 class Conditioning(Protocol):
     """Turns a batch into the network's keyword arguments, dropping conditions at random for guidance."""
@@ -48,3 +52,16 @@ class LabelConditioning:
     def num_class_embeds(self) -> int:
         """K, and one for the null label if labels are ever dropped."""
         return self.num_classes + (self.dropout > 0)
+
+
+def make_conditioning(options: ModelOptions, data: ImageCache) -> Conditioning:
+    """On the data's labels for `class_conditional`, else none.
+
+    Raises:
+        UserError: if the data has no labels.
+    """
+    if not options.class_conditional:
+        return NoConditioning()
+    if data.labels is None or data.class_names is None:
+        raise UserError("--class_conditional: no column has a class for every row; name one with --label_column")
+    return LabelConditioning(len(data.class_names), options.label_dropout)

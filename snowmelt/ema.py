@@ -81,16 +81,21 @@ class Ema:
             average.copy_(state[name])
 
 
-def make_emas(net: nn.Module, options: EmaOptions) -> dict[str, Ema]:
-    """Averages by the name of the folder they are saved in; the first is the one that is sampled and published.
+def make_emas(parts: dict[str, nn.Module], options: EmaOptions) -> list[dict[str, Ema]]:
+    """Averages of networks, by the name of the folder they are saved in.
 
-    None without `use_ema`; one of the power-function form per width of `ema_widths`; else one of the warm-up form.
+    Args:
+        parts: the networks by name.
+        options: `use_ema`; `ema_widths`, for an average of the power-function form each; else one of the warm-up form.
+
+    Returns:
+        A dict per decay, with an average of every part; those of the first are sampled and published.
 
     Raises:
         UserError: for a width that no power-function average has.
     """
     if not options.use_ema:
-        return {}
+        return []
     if not options.ema_widths:
         decay = partial(
             warmup_decay,
@@ -98,7 +103,8 @@ def make_emas(net: nn.Module, options: EmaOptions) -> dict[str, Ema]:
             power=options.ema_power,
             max_decay=options.ema_max_decay,
         )
-        return {"unet_ema": Ema(net, decay)}
+        return [{f"{name}_ema": Ema(net, decay) for name, net in parts.items()}]
     if len({f"{w:.3f}" for w in options.ema_widths}) < len(options.ema_widths):
         raise UserError(f"--ema_widths {options.ema_widths}: must differ in their first three decimals")
-    return {f"unet_ema_{w:.3f}": Ema(net, partial(power_decay, gamma=gamma_of_width(w))) for w in options.ema_widths}
+    decays = {w: partial(power_decay, gamma=gamma_of_width(w)) for w in options.ema_widths}
+    return [{f"{name}_ema_{w:.3f}": Ema(net, d) for name, net in parts.items()} for w, d in decays.items()]

@@ -1,7 +1,7 @@
 """Measures a run without waiting for the device: per-step values stay where they are until they are flushed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from snowmelt.errors import UserError
-from snowmelt.objectives.objective import Losses
+from snowmelt.objectives import Losses
 from snowmelt.tracking import peak_memory_mb
 
 
@@ -33,6 +33,7 @@ class Meter:
     def _restart(self) -> None:
         self._losses: list[Tensor] = []
         self._levels: list[Tensor] = []
+        self._values: list[Mapping[str, Tensor]] = []
         self._indices: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._start = time.monotonic()
@@ -40,7 +41,9 @@ class Meter:
     def add(self, losses: Losses, indices: Tensor) -> None:
         """Take note of one forward pass: its losses, and the indices (B,) of the images that it saw."""
         self._losses.append(losses.loss.detach())
-        self._levels.append(losses.level)
+        if losses.level is not None:
+            self._levels.append(losses.level)
+        self._values.append(losses.values)
         self._indices.append(indices)
 
     def add_norm(self, norm: Tensor) -> None:
@@ -64,7 +67,8 @@ class Meter:
         Raises:
             UserError: in every process, if a loss of any process wasn't finite, or a gradient that was applied.
         """
-        loss, level = self._gather(self._losses), self._gather(self._levels)  # (passes, processes * B)
+        loss = self._gather(self._losses)  # (passes, processes * B)
+        level = self._gather(self._levels) if self._levels else None
         norms = torch.stack(self._norms).cpu()  # (steps,)
         self._refuse("loss", ~loss.isfinite(), level, step)
         if self.accelerator.scaler is None:  # which leaves out steps whose gradient overflows
@@ -75,10 +79,14 @@ class Meter:
             "loss": loss.mean().item(),
             "grad_norm": applied.mean().item() if len(applied) else None,
         }
-        quartile = (level * 4).long().clamp_(max=3)
-        for q in range(4):
-            here = loss[quartile == q]
-            values[f"loss_q{q + 1}"] = here.mean().item() if len(here) else None
+        if level is not None:
+            quartile = (level * 4).long().clamp_(max=3)
+            here = [loss[quartile == q] for q in range(4)]
+            values |= {f"loss_q{q}": h.mean().item() if len(h) else None for q, h in enumerate(here, start=1)}
+        if names := list(self._values[-1]):
+            means = self._gather([torch.stack([v[n].float().mean() for n in names]) for v in self._values])
+            means = means.unflatten(1, (-1, len(names))).mean((0, 1))  # from (passes, processes * names)
+            values |= dict(zip(names, means.tolist(), strict=True))
         values["images_per_second"] = loss.numel() / (time.monotonic() - self._start)
         values["peak_memory_mb"] = peak_memory_mb(self.accelerator.device)
         if self.accelerator.num_processes > 1:
@@ -87,17 +95,22 @@ class Meter:
         self._restart()
         return values, stop
 
-    def _refuse(self, what: str, bad: Tensor, level: Tensor, step: int) -> None:
+    def _refuse(self, what: str, bad: Tensor, level: Tensor | None, step: int) -> None:
         """Stop with the first of the passes (passes, processes * B) that has a bad image, if there is one."""
         if not bad.any():
             return
         index = self._gather([i.to(self.accelerator.device) for i in self._indices])
         first = int(bad.any(1).nonzero()[0])
         at = step - (len(bad) - 1 - first) // self.micro_steps
-        rows, levels = self.rows[index[first][bad[first]].numpy()], level[first][bad[first]]
-        where = ", ".join(f"row {i} at {u:.3f}" for i, u in zip(rows[:8], levels[:8], strict=True))
+        rows = self.rows[index[first][bad[first]].numpy()][:8]
+        if level is None:
+            where = ", ".join(f"row {i}" for i in rows) + " (rows of the data set)"
+        else:
+            pairs = zip(rows, level[first][bad[first]][:8], strict=True)
+            where = ", ".join(f"row {i} at {u:.3f}" for i, u in pairs)
+            where += " (rows of the data set, noise level from 0 to 1)"
         raise UserError(
-            f"the {what} is not finite at step {at}: {where} (rows of the data set, noise level from 0 to 1). "
+            f"the {what} is not finite at step {at}: {where}. "
             "Checkpoints are from before that; look at those rows, or lower --learning_rate or --max_grad_norm"
         )
 

@@ -6,12 +6,11 @@ import numpy as np
 from diffusers import DDPMScheduler
 
 from pipelines import PixelDiffusionPipeline, image_generators, image_grid, make_scheduler
+from snowmelt.options import TrainingConfig
 
 
-def sample_grid(
-    pipeline: PixelDiffusionPipeline, *, num_images: int, num_inference_steps: int, seed: int, path: Path
-) -> np.ndarray:
-    """Sample images 0 to num_images - 1 of a seed, classes in turn, and save them as one picture.
+def sample_grid(pipeline: PixelDiffusionPipeline, path: Path, config: TrainingConfig) -> np.ndarray:
+    """Sample the first images of the seed, `eval_batch_size` of them, classes in turn, and save them as one picture.
 
     Discrete-time models are sampled by DDIM, which needs few steps. Images with neither 1, 3 nor 4 channels are
     saved as `.npy` instead, float32 in [0, 1].
@@ -22,17 +21,16 @@ def sample_grid(
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(pipeline.scheduler, DDPMScheduler):
         pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler)
-    classes = pipeline.num_classes
+    classes, num_images = pipeline.num_classes, config.eval_batch_size
     output = pipeline(
         batch_size=num_images,
         class_labels=[i % classes for i in range(num_images)] if classes else None,
-        num_inference_steps=num_inference_steps,
-        generator=image_generators(seed, range(num_images)),
+        num_inference_steps=config.ddpm_num_inference_steps,
+        generator=image_generators(config.seed, range(num_images)),
         output_type="np",
         return_dict=False,
     )
     pixels: np.ndarray = (output[0] * 255).round().astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if pixels.shape[-1] in pipeline.PICTURE_CHANNELS:
         image_grid(pixels, classes if classes and num_images % classes == 0 else None).save(path)
     else:

@@ -1,30 +1,20 @@
-"""The training loop. One for every model: what differs is in the objective, the codec and the conditioning."""
+"""The training loop. One for every model: what differs is in the criterion, the codec and the conditioning."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.optimization import get_scheduler
-from torch import Tensor
+from diffusers import ModelMixin
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from snowmelt.checkpoint import (
-    Checkpoints,
-    ModelPart,
-    OptimizerPart,
-    Part,
-    ScalerPart,
-    full_disk,
-    read_state,
-    save_atomically,
-)
+from snowmelt.checkpoint import Checkpoints, ModelPart, full_disk, read_state, save_atomically, training_parts
 from snowmelt.codec import Codec
 from snowmelt.conditioning import Conditioning
 from snowmelt.config import differences
@@ -34,79 +24,74 @@ from snowmelt.ema import make_emas
 from snowmelt.errors import UserError
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
-from snowmelt.objectives import Objective
+from snowmelt.objectives import Criterion
+from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
-from snowmelt.samples import sample_grid
 from snowmelt.tracking import Metrics, log_samples, plot_loss
 
 
 class Trainer:
-    """Trains a network, and leaves a pipeline folder with checkpoints, samples and metrics beside it.
+    """Trains networks, and leaves what they make up in a folder with checkpoints, samples and metrics beside it.
 
     Every random number of a step follows from (seed, step, shard), where the shards of an optimizer step are its
     forward passes, counted over processes and accumulation alike. So a resumed run needs no stored random state,
     and two processes take the steps that one process takes with twice the accumulation.
 
     Args:
-        net: the network.
-        objective: its loss.
+        net: what the criterion calls: a network, or a module of several that are trained together.
+        parts: its networks, by the names of the folders that checkpoints hold them in.
+        criterion: its loss.
         codec: cached values to x0.
         conditioning: batch to the network's keyword arguments.
         data: the decoded images.
         config: options; `output_dir` must be ready to be written to.
         accelerator: processes, device and precision.
-        make_pipeline: network to the pipeline that samples it and is saved.
-        on_saved: called, in the main process, after each saved pipeline but the last.
+        save: writes the model into a new folder; its networks then hold their first averages.
+        draw: draws pictures of the progress, such as samples, to the path given, and returns them, uint8 (N, H, W, C);
+            the networks then hold their first averages, in evaluation mode.
+        on_saved: called, in the main process, after each saved model but the last.
+        averaged: names of the parts of which averages are kept; all by default.
+        groups: of `net`'s parameters, where their settings differ; each group's gradient is clipped by itself.
     """
 
     def __init__(
         self,
-        net: ModelMixin,
-        objective: Objective,
+        net: nn.Module,
+        parts: dict[str, ModelMixin],
+        criterion: Criterion,
         codec: Codec,
         conditioning: Conditioning,
         data: ImageCache,
         config: TrainingConfig,
         accelerator: Accelerator,
-        make_pipeline: Callable[[ModelMixin], DiffusionPipeline],
+        *,
+        save: Callable[[Path], None],
+        draw: Callable[[Path], np.ndarray],
         on_saved: Callable[[], None] = lambda: None,
+        averaged: tuple[str, ...] | None = None,
+        groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        self.objective = objective
+        self.criterion = criterion
         self.codec = codec
         self.conditioning = conditioning
         self.data = data
         self.config = config
         self.accelerator = accelerator
-        self.make_pipeline = make_pipeline
+        self.save = save
+        self.draw = draw
         self.on_saved = on_saved
         self.folder = Path(config.output_dir)
         self.generator = torch.Generator(accelerator.device)
         self.step = 0
 
         net.train().to(accelerator.device)
-        self.emas = make_emas(net, config)
-        optimizer = torch.optim.AdamW(
-            net.parameters(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
-        schedule = get_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=self.total_steps,
-        )
-        self.lr_factor: Callable[[int], float] = schedule.lr_lambdas[0]  # of optimizer steps, whoever counts them
+        names = parts if averaged is None else averaged
+        self.averages = make_emas({name: parts[name] for name in names}, config)
+        optimizer, self.lr_factor = make_optimizer(groups or net.parameters(), config, self.total_steps)
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.forward = torch.compile(self.net) if config.compile else self.net
-        parts: dict[str, Part] = {"unet": ModelPart(net), "optimizer": OptimizerPart(optimizer)}
-        parts |= {name: ModelPart(net, ema) for name, ema in self.emas.items()}
-        if accelerator.scaler is not None:
-            parts["scaler"] = ScalerPart(accelerator.scaler)
-        self.checkpoints = Checkpoints(self.folder, parts, config.checkpoints_total_limit)
+        kept = training_parts(parts, self.averages, optimizer, accelerator.scaler)
+        self.checkpoints = Checkpoints(self.folder, kept, config.checkpoints_total_limit)
 
     @property
     def images_per_step(self) -> int:
@@ -149,7 +134,7 @@ class Trainer:
                 self.accelerator.print(
                     f"stopped at step {self.step} ({stop}); go on with --resume_from_checkpoint latest"
                 )
-            self.save_pipeline()
+            self.save_model()
             self.save_samples()
             if self.accelerator.is_main_process:
                 plot_loss(self.folder)
@@ -184,14 +169,14 @@ class Trainer:
                 logging = self.step % config.logging_steps == 0 or (wish and accelerator.num_processes == 1)
                 if checkpointing or due or logging:
                     values, stop = meter.flush(self.step, wish)
-                    metrics.log(self.step, values | {"lr": self.learning_rate(self.step - 1)})
+                    metrics.log(self.step, values | {"lr": config.learning_rate * self.lr_factor(self.step - 1)})
                     bar.set_postfix(loss=f"{values['loss']:.4f}", speed=f"{values['images_per_second']:.0f} images/s")
                 with meter.paused():
                     if checkpointing or stop:
                         self.save_checkpoint()
                     for save in due:
                         save()
-                    if self.save_pipeline in due and accelerator.is_main_process:
+                    if self.save_model in due and accelerator.is_main_process:
                         self.on_saved()
         return stop
 
@@ -205,22 +190,18 @@ class Trainer:
         with accelerator.accumulate(self.net):
             x0 = self.codec.from_cache(batch["images"], self.generator)
             condition = self.conditioning.embed(batch, self.generator)
-            losses = self.objective.loss(self.forward, x0, condition, self.generator)
+            losses = self.criterion.loss(self.forward, x0, condition, self.generator)
             accelerator.backward(losses.loss.mean())
             meter.add(losses, batch["indices"])
             if not accelerator.sync_gradients:
                 return
-            meter.add_norm(accelerator.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.step)
+            accelerator.unscale_gradients()
+            meter.add_norm(clip_gradients(self.optimizer, self.config.max_grad_norm))
+            set_learning_rate(self.optimizer, self.lr_factor(self.step))
             self.optimizer.step()
             self.optimizer.zero_grad()
-            for ema in self.emas.values():
+            for ema in (ema for emas in self.averages for ema in emas.values()):
                 ema.update(self.step + 1)
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of the optimizer step that follows `step` others."""
-        return self.config.learning_rate * self.lr_factor(step)
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}`. Under data parallelism every process holds the same, so one writes."""
@@ -229,37 +210,38 @@ class Trainer:
             self.checkpoints.save(self.step, meta)
         self.accelerator.wait_for_everyone()
 
-    def save_pipeline(self) -> None:
-        """Write the pipeline folder, its network being the first average; several averages are kept beside it."""
+    def save_model(self) -> None:
+        """Write the model; where there are averages of several decays, all are kept beside it."""
         if self.accelerator.is_main_process:
-            with self._averaged() as net:
-                save_atomically(self.make_pipeline(net), self.folder)
-            if len(self.emas) > 1:
-                for name, ema in self.emas.items():
-                    ModelPart(net, ema).save(self.folder / name)
+            save_atomically(self._save, self.folder)
         self.accelerator.wait_for_everyone()
 
+    def _save(self, folder: Path) -> None:
+        with self._averaged():
+            self.save(folder)
+        for emas in self.averages if len(self.averages) > 1 else []:
+            for name, ema in emas.items():
+                ModelPart(ema.net, ema).save(folder / name)
+
     def save_samples(self) -> None:
-        """Draw a grid of samples, seeds fixed, from the first average."""
+        """Draw pictures of the progress."""
         if self.accelerator.is_main_process:
-            with self._averaged() as net:
-                images = sample_grid(
-                    self.make_pipeline(net.eval()),
-                    num_images=self.config.eval_batch_size,
-                    num_inference_steps=self.config.ddpm_num_inference_steps,
-                    seed=self.config.seed,
-                    path=self.folder / "samples" / f"step-{self.step:06d}.png",
-                )
-                net.train()
+            path = self.folder / "samples" / f"step-{self.step:06d}.png"
+            path.parent.mkdir(exist_ok=True)
+            with self._averaged():
+                self.net.eval()
+                images = self.draw(path)
+                self.net.train()
             log_samples(self.accelerator, images, self.step)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
-    def _averaged(self) -> Iterator[ModelMixin]:
-        """The bare network, holding the average that is sampled and saved, if there is one."""
-        average = next(iter(self.emas.values()), None)
-        with average.applied() if average else nullcontext():
-            yield self.accelerator.unwrap_model(self.net)
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the networks hold the averages that are sampled and published, where there are any."""
+        with ExitStack() as stack:
+            for ema in (ema for emas in self.averages[:1] for ema in emas.values()):
+                stack.enter_context(ema.applied())
+            yield
 
     def _stream(self) -> Iterator[dict[str, Tensor]]:
         return batches(
@@ -286,6 +268,6 @@ class Trainer:
             return []
         after = self.step * self.images_per_step
         before = after - self.images_per_step
-        savers = {self.save_pipeline: self.config.save_model_epochs, self.save_samples: self.config.save_images_epochs}
+        savers = {self.save_model: self.config.save_model_epochs, self.save_samples: self.config.save_images_epochs}
         epochs = {save: every * len(self.data) for save, every in savers.items() if every}
         return [save for save, images in epochs.items() if after // images > before // images]

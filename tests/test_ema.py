@@ -29,7 +29,7 @@ def wander(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"ema_inv_gamma": 3.0, "ema_power": 0.9, "ema_max_decay": 0.7}])
 def test_warmup_form_is_that_of_diffusers(net, options):
-    (ours,) = make_emas(net, EmaOptions(**options)).values()
+    ((ours,),) = [emas.values() for emas in make_emas({"net": net}, EmaOptions(**options))]
     o = EmaOptions(**options)
     theirs = EMAModel(
         net.parameters(), decay=o.ema_max_decay, use_ema_warmup=True, inv_gamma=o.ema_inv_gamma, power=o.ema_power
@@ -79,7 +79,7 @@ def test_impossible_width(width):
 
 def test_widths_that_would_share_a_folder(net):
     with pytest.raises(UserError, match="must differ in their first three decimals"):
-        make_emas(net, EmaOptions(ema_widths=[0.1, 0.1001]))
+        make_emas({"net": net}, EmaOptions(ema_widths=[0.1, 0.1001]))
 
 
 def test_applied_restores_the_bits(net):

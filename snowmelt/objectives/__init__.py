@@ -9,7 +9,7 @@ and the scheduler that samples what was trained
 names -> objectives, from the command line's options           recipes.py
 """
 
-from snowmelt.objectives.objective import Objective
+from snowmelt.objectives.objective import Criterion, Losses, Objective
 from snowmelt.objectives.recipes import DEFAULT, RECIPES, make_objective
 
-__all__ = ["DEFAULT", "RECIPES", "Objective", "make_objective"]
+__all__ = ["DEFAULT", "RECIPES", "Criterion", "Losses", "Objective", "make_objective"]

@@ -1,8 +1,9 @@
 """An objective: the loss of a network, and the sampler that fits what the loss teaches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -15,12 +16,23 @@ from snowmelt.objectives.weights import WEIGHTS
 
 
 class Losses(NamedTuple):
-    """What `Objective.loss` returns."""
+    """What one forward pass gives: the loss, and what is only looked at."""
 
     loss: Tensor
-    """(B,) float32: the weighted mean squared error of each sample."""
-    level: Tensor
-    """(B,) float32 in (0, 1): the rank of each sample's noise level under the law of times."""
+    """(B,) float32: the loss of each sample, whose mean is descended."""
+    level: Tensor | None = None
+    """(B,) float32 in (0, 1): the rank of each sample's noise level under the law of times, where there is one."""
+    values: Mapping[str, Tensor] = MappingProxyType({})
+    """Numbers to log by their names, each () or (B,), without gradients."""
+
+
+class Criterion(Protocol):
+    """What is minimized: an `Objective`, or anything else that has a loss."""
+
+    def loss(
+        self, net: Callable[..., Any], x0: Tensor, condition: dict[str, Any], generator: torch.Generator
+    ) -> Losses:
+        """The losses of a batch x0 (B, ...), drawing what is random from the generator."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""The optimizer: what it holds, how fast it goes, how its gradients are kept small."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from snowmelt.options import OptimizationOptions
+
+Groups = Iterable[Tensor] | list[dict[str, Any]]
+"""Parameters, or groups of them with settings that win over the options', as PyTorch's optimizers take them."""
+
+
+def make_optimizer(
+    groups: Groups, options: OptimizationOptions, total_steps: int
+) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
+    """The optimizer, and its learning rate's factor as a function of the optimizer steps taken."""
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        weight_decay=options.adam_weight_decay,
+        eps=options.adam_epsilon,
+        fused=True,
+    )
+    schedule = get_scheduler(
+        options.lr_scheduler,
+        optimizer,
+        num_warmup_steps=options.lr_warmup_steps,
+        num_training_steps=total_steps,
+    )
+    return optimizer, schedule.lr_lambdas[0]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each group its peak learning rate times a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Clip the gradient of each group by itself; returns the largest of their norms before that."""
+    return torch.stack([clip_grad_norm_(group["params"], max_norm) for group in optimizer.param_groups]).amax()
