@@ -7,10 +7,13 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines import LatentDiffusionPipeline
+from snowmelt.data.cache import ImageCache
+from snowmelt.data.latents import LatentCache, build_latents
 from snowmelt.errors import UserError
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
@@ -74,6 +77,31 @@ class LatentCodec:
             mean, std = values.chunk(2, 1)
             values = torch.randn(mean.shape, generator=generator, device=raw.device).mul_(std).add_(mean)
         return (values - self.shift) * self.scale
+
+    def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> LatentCache:
+        """Latents of all images, kept in half precision unless the network's passes are in float32 as well.
+
+        Raises:
+            UserError: if the autoencoder takes other channels or another side, or as `build_latents`.
+        """
+        expected = self.vae.config["in_channels"]
+        if images.channels != expected:
+            raise UserError(
+                f"--autoencoder: takes {expected} channels, the images have {images.channels}; convert pictures with "
+                f"--channels {expected}, or take another autoencoder"
+            )
+        if images.resolution % self.downsampling:
+            raise UserError(
+                f"--resolution {images.resolution}: not a multiple of {self.downsampling}, by which --autoencoder "
+                "divides it"
+            )
+        return build_latents(
+            images,
+            self.to_cache,
+            autoencoder=self.fingerprint,
+            random_flip=random_flip,
+            dtype=np.float32 if mixed_precision == "no" else np.float16,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -58,16 +58,18 @@ def make_unet(
     channels: int,
     num_class_embeds: int | None,
     seed: int,
+    cell: int = 1,
 ) -> UNet2DModel:
-    """A freshly initialized network for pictures (channels, resolution, resolution).
+    """A freshly initialized network for data (channels, resolution, resolution), which is pictures or their latents.
 
     Args:
         size: a key of `SIZES`.
         config_name_or_path: a folder, JSON file or Hub name of a `UNet2DModel` configuration, taken instead of `size`.
-        resolution: side of the pictures.
-        channels: of the pictures.
+        resolution: side of the data.
+        channels: of the data.
         num_class_embeds: number of labels, the null label included, or None.
         seed: of the initial weights.
+        cell: side of the square of pixels that one place of the data stands for.
 
     Raises:
         UserError: if the configuration can't be read or the side can't be halved as often as the network does.
@@ -76,8 +78,11 @@ def make_unet(
     halvings = len(config["block_out_channels"]) - 1
     if resolution % 2**halvings:
         below = resolution - resolution % 2**halvings
-        allowed = " or ".join(str(side) for side in (below, below + 2**halvings) if side)
-        raise UserError(f"--resolution {resolution}: this network halves it {halvings} times; take {allowed}")
+        allowed = " or ".join(str(side * cell) for side in (below, below + 2**halvings) if side)
+        what = "it" if cell == 1 else f"the latents' side, {resolution},"
+        raise UserError(
+            f"--resolution {resolution * cell}: this network halves {what} {halvings} times; take {allowed}"
+        )
     config |= {
         "sample_size": resolution,
         "in_channels": channels,

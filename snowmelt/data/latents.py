@@ -139,7 +139,7 @@ def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]
             every = torch.ones(len(batch), dtype=torch.bool)
             values = torch.stack([values, encode(images.mirrored(batch, every))], 1)
         with np.errstate(over="ignore"):  # checked by _write
-            return values.numpy().astype(dtype)
+            return np.ascontiguousarray(values.numpy(), dtype)
 
     shape = latents(pixels[:1]).shape[1:]
     try:

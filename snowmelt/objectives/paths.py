@@ -4,7 +4,7 @@ Each path also names the stock diffusers scheduler that runs it backwards. Times
 tensors of shape (B,), but for `DiscretePath`, whose times are integers.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -36,6 +36,9 @@ class Path(Protocol):
     def scheduler(self, prediction_type: str) -> SchedulerMixin:
         """The sampler that is saved with the weights."""
 
+    def for_latents(self) -> "Path":
+        """The path for data of unit variance and without bounds, where pixels have half of that and lie in [-1, 1]."""
+
 
 def _expand(coefficient: Tensor, like: Tensor) -> Tensor:
     return coefficient.view(-1, *[1] * (like.ndim - 1))
@@ -50,11 +53,13 @@ class DiscretePath:
             cosine of Nichol & Dhariwal 2021, eq. 17.
         num_train_timesteps: T.
         zero_snr: rescale the betas so that x_T holds no signal (Lin et al. 2024, algorithm 1).
+        clip_sample: let the sampler clip the predicted x0 to [-1, 1].
     """
 
     beta_schedule: str = "linear"
     num_train_timesteps: int = 1000
     zero_snr: bool = False
+    clip_sample: bool = True
     domain: str = "unit"
     stock_target: str | None = None
     _alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
@@ -82,7 +87,11 @@ class DiscretePath:
             prediction_type=prediction_type,
             rescale_betas_zero_snr=self.zero_snr,
             timestep_spacing="trailing",
+            clip_sample=self.clip_sample,
         )
+
+    def for_latents(self) -> "DiscretePath":
+        return replace(self, clip_sample=False)
 
 
 @dataclass(frozen=True)
@@ -112,13 +121,17 @@ class StraightPath:
     def scheduler(self, prediction_type: str) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
 
+    def for_latents(self) -> "StraightPath":
+        return self
+
 
 @dataclass(frozen=True)
 class EdmPath:
     """The variance-exploding path x_t = x0 + sigma eps with t = sigma (Karras et al. 2022, table 1).
 
     Args:
-        sigma_data: standard deviation that the preconditioning expects of the data, in units of [-1, 1].
+        sigma_data: standard deviation that the preconditioning expects of the data. The law of times is that of table
+            1, which is for 0.5, in proportion.
     """
 
     sigma_data: float = 0.5
@@ -126,7 +139,7 @@ class EdmPath:
     stock_target: str | None = "edm"
 
     def time(self, s: Tensor) -> Tensor:
-        return s
+        return s * (self.sigma_data / 0.5)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), t
@@ -137,3 +150,6 @@ class EdmPath:
 
     def scheduler(self, prediction_type: str) -> EDMEulerScheduler:
         return EDMEulerScheduler(sigma_data=self.sigma_data)
+
+    def for_latents(self) -> "EdmPath":
+        return replace(self, sigma_data=1.0)

@@ -23,8 +23,8 @@ DEFAULT = "flow"
 """The objective of a run that names none: the one that is best at equal time in the README's table."""
 
 
-def make_objective(options: ObjectiveOptions) -> Objective:
-    """The objective that the options describe.
+def make_objective(options: ObjectiveOptions, *, latent: bool = False) -> Objective:
+    """The objective that the options describe, for pixels or for latents.
 
     Flags of the discrete process without `--objective` mean what they mean in diffusers' script: epsilon on linear
     betas, but for what the flags change.
@@ -55,6 +55,7 @@ def make_objective(options: ObjectiveOptions) -> Objective:
         raise UserError(f"--{next(iter(given))} is for discrete-time objectives ({discrete}), not {name}; drop one")
     objective = replace(
         objective,
+        path=objective.path.for_latents() if latent else objective.path,
         weight=options.loss_weight or objective.weight,
         law=options.timestep_sampling or objective.law,
         gamma=options.snr_gamma,
