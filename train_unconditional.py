@@ -13,13 +13,14 @@ def main() -> None:
 
     # Here, not above, so that --help doesn't wait for torch and diffusers.
     from pipelines import PixelDiffusionPipeline
-    from snowmelt import publishing, run_folder
+    from snowmelt import run_folder
     from snowmelt.codec import PixelCodec
     from snowmelt.conditioning import make_conditioning
     from snowmelt.data.sources import load_images
     from snowmelt.environment import make_accelerator
     from snowmelt.models import make_unet
     from snowmelt.objectives import make_objective
+    from snowmelt.publishing.during import HubPush
     from snowmelt.samples import sample_grid
     from snowmelt.trainer import Trainer
 
@@ -48,6 +49,7 @@ def main() -> None:
             value_range=data.value_range if data.dtype.kind == "f" else None,  # that of integers is their type's
         )
 
+    push = HubPush(config, accelerator)
     trainer = Trainer(
         net,
         {"unet": net},
@@ -58,14 +60,15 @@ def main() -> None:
         config,
         accelerator,
         save=lambda folder: make_pipeline().save_pretrained(folder),
+        on_saved=push.during,
         draw=lambda path: sample_grid(make_pipeline(), path, config),
     )
-    publishing.check(config, accelerator)
+    push.open()
     if checkpoint:
         trainer.resume(checkpoint)
     run_folder.prepare(config, data, accelerator, fresh=checkpoint is None)
     trainer.fit()
-    publishing.push(config, accelerator)
+    push.finish()
     accelerator.print(run_folder.summary(config, data))
 
 

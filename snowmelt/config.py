@@ -7,6 +7,7 @@ This module imports neither torch nor diffusers, so that `--help` is immediate.
 import argparse
 import dataclasses
 import difflib
+import re
 import sys
 import types
 import typing
@@ -32,15 +33,18 @@ def option(
     below: float | None = None,
     resumable: bool = False,
     saved: bool = True,
+    path: bool = False,
+    published: bool = True,
 ) -> Any:
     """A dataclass field that is also a flag.
 
     `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes
     what is reported or how long training goes on, never a step that both runs take. One that isn't `saved` concerns
-    a single call: it is in no file.
+    a single call: it is in no file. One that may hold a `path` is published only where it holds a name on the Hub
+    instead; one that isn't `published` concerns the user's account or machine.
     """
     limits = {"choices": choices, "minimum": minimum, "below": below}
-    metadata = {"help": help, "resumable": resumable, "saved": saved, **limits}
+    metadata = {"help": help, "resumable": resumable, "saved": saved, "path": path, "published": published, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -63,8 +67,22 @@ class Config:
         fields = self.fields()
         return {k: v for k, v in dataclasses.asdict(self).items() if fields[k].metadata["saved"]}
 
+    def to_publish(self) -> dict[str, Any]:
+        """The values that strangers may see: none that name a path of this machine."""
+        fields = self.fields()
+        return {
+            k: v
+            for k, v in self.to_dict().items()
+            if fields[k].metadata["published"] and not (fields[k].metadata["path"] and v and not on_hub(v))
+        }
+
     def save(self, path: Path) -> None:
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def on_hub(name: str) -> bool:
+    """Whether this is a name on the Hub, or an embedded one, rather than a path."""
+    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
 
 
 def parse(cls: type[C], argv: list[str] | None = None, *, default_recipe: str = "", needs: tuple[str, ...] = ()) -> C:

@@ -1,6 +1,9 @@
 """Processes, device and precision: the `Accelerator` that the options and the launch ask for."""
 
 import os
+import platform
+import re
+import sys
 from pathlib import Path
 
 import torch
@@ -29,6 +32,15 @@ def use_all_cores() -> None:
     if launched and threads > 1 and not torch.accelerator.is_available():
         print(f"{threads} threads, not accelerate launch's default of 1; --num_cpu_threads_per_process sets others")
         torch.set_num_threads(threads)
+
+
+def hardware(accelerator: Accelerator) -> str:
+    """What the run computes on, such as "2 x NVIDIA H200" or "2 cores of AMD EPYC"; never the name of the host."""
+    if accelerator.device.type == "cuda":
+        return f"{accelerator.num_processes} x {torch.cuda.get_device_name()}"
+    threads = accelerator.num_processes * torch.get_num_threads()
+    models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
+    return f"{threads} threads of {models[0] if models else platform.machine()}, no GPU"
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:

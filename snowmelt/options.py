@@ -8,30 +8,40 @@ SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 @dataclass(kw_only=True)
-class DataOptions(Config):
-    """Data."""
+class ImageOptions(Config):
+    """Data: where images are, and how they are read."""
 
-    dataset_name: str | None = option(None, "data set on the Hub, a local copy of one, or 'digits' (embedded)")
+    dataset_name: str | None = option(
+        None, "data set on the Hub, a local copy of one, or 'digits' (embedded)", path=True
+    )
     dataset_config_name: str | None = option(None, "configuration of the data set, where it has several")
-    train_data_dir: str | None = option(None, "folder of images (sub-folders are classes), parquet or .npy files")
-    split: str = option("train", "split to train on")
+    train_data_dir: str | None = option(
+        None, "folder of images (sub-folders are classes), parquet or .npy files", path=True
+    )
     image_column: str | None = option(None, "column of the images; found by type when not given")
     label_column: str | None = option(
         None, "column of the labels (ClassLabel, integers or strings); the only ClassLabel, or the one called label"
     )
-    cache_dir: str | None = option(None, "where downloads and decoded images are kept", resumable=True)
-    resolution: int = option(64, "side, in pixels, to which the images' shorter side is resized", minimum=1)
+    cache_dir: str | None = option(None, "where downloads and decoded images are kept", resumable=True, published=False)
     interpolation: str = option(
         "bilinear", "filter of the resize, antialiased", choices=("nearest", "bilinear", "bicubic", "lanczos")
     )
-    center_crop: bool = option(False, "crop the centre; without it a random crop is drawn at each use")
-    random_flip: bool = option(False, "mirror half of the images, at random, at each use")
     channels: int | None = option(
         None, "1 gray, 3 RGB, 4 RGBA, N for arrays; that of the images when not given", minimum=1
     )
     background: str = option("white", "colour that transparent pixels are laid on when channels is 1 or 3")
     preserve_input_precision: bool = option(False, "keep 16-bit images at full precision, as float ones always are")
     skip_bad_images: bool = option(False, "leave out and list files that can't be decoded instead of stopping")
+
+
+@dataclass(kw_only=True)
+class DataOptions(ImageOptions):
+    """Training data."""
+
+    split: str = option("train", "split to train on")
+    resolution: int = option(64, "side, in pixels, to which the images' shorter side is resized", minimum=1)
+    center_crop: bool = option(False, "crop the centre; without it a random crop is drawn at each use")
+    random_flip: bool = option(False, "mirror half of the images, at random, at each use")
     dataloader_num_workers: int = option(
         0,
         "worker processes that read batches when the data set doesn't fit on the device",
@@ -45,7 +55,9 @@ class ModelOptions(Config):
     """Model."""
 
     model_size: str = option("small", "named size of UNet2DModel", choices=("tiny", "small", "base", "large"))
-    model_config_name_or_path: str | None = option(None, "a UNet2DModel configuration to use instead of a named size")
+    model_config_name_or_path: str | None = option(
+        None, "a UNet2DModel configuration to use instead of a named size", path=True
+    )
     class_conditional: bool = option(False, "condition on the label column")
     label_dropout: float = option(0.1, "share of labels dropped, for classifier-free guidance", minimum=0, below=1)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
@@ -124,7 +136,9 @@ class EmaOptions(Config):
 class RunOptions(Config):
     """Run."""
 
-    output_dir: str = option("ddpm-model-64", "folder of the pipeline, checkpoints, samples and logs", resumable=True)
+    output_dir: str = option(
+        "ddpm-model-64", "folder of the pipeline, checkpoints, samples and logs", resumable=True, published=False
+    )
     overwrite_output_dir: bool = option(False, "replace what an earlier run left there", resumable=True, saved=False)
     checkpointing_steps: int = option(500, "optimizer steps between checkpoints", minimum=1, resumable=True)
     checkpoints_total_limit: int | None = option(
@@ -140,7 +154,7 @@ class RunOptions(Config):
     logger: str | None = option(
         None, "tracker beside metrics.jsonl", choices=("tensorboard", "wandb", "trackio"), resumable=True
     )
-    logging_dir: str = option("logs", "the tracker's folder, inside output_dir", resumable=True)
+    logging_dir: str = option("logs", "the tracker's folder, inside output_dir", resumable=True, published=False)
     logging_steps: int = option(10, "optimizer steps between log lines", minimum=1, resumable=True)
 
 
@@ -148,12 +162,18 @@ class RunOptions(Config):
 class HubOptions(Config):
     """Hub."""
 
-    push_to_hub: bool = option(False, "upload the pipeline when training ends", resumable=True)
+    push_to_hub: bool = option(False, "upload the pipeline when training ends", resumable=True, published=False)
     hub_model_id: str | None = option(
-        None, "repository, as user/name; the output folder's name by default", resumable=True
+        None, "repository, as user/name; the output folder's name by default", resumable=True, published=False
     )
-    hub_private_repo: bool = option(False, "make the repository private", resumable=True)
+    hub_private_repo: bool = option(False, "make the repository private", resumable=True, published=False)
     hub_token: str | None = option(None, "write token; that of `hf auth login` by default", resumable=True, saved=False)
+    license: str = option(
+        "unknown",
+        "license of the published model, by its name on the Hub: apache-2.0, cc-by-4.0, ...",
+        resumable=True,
+        published=False,
+    )
 
 
 @dataclass(kw_only=True)

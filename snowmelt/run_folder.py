@@ -1,18 +1,23 @@
 """The folder a run writes to: whether it may, what it holds at the start, what is said of it at the end."""
 
+import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from pipelines import PixelDiffusionPipeline
 from snowmelt.checkpoint import find
 from snowmelt.data.cache import ImageCache
+from snowmelt.environment import hardware
 from snowmelt.errors import UserError
-from snowmelt.options import UnconditionalConfig
+from snowmelt.options import TrainingConfig, UnconditionalConfig
 from snowmelt.tracking import METRICS_FILE
 
 CONFIG_FILE = "config.yaml"
+RUN_FILE = "run.json"
 OWN = (
     "checkpoint-*",
     ".partial-*",
@@ -25,11 +30,12 @@ OWN = (
     "logs",
     METRICS_FILE,
     CONFIG_FILE,
+    RUN_FILE,
 )
 """What a run leaves, and so what --overwrite_output_dir removes: nothing else in the folder is touched."""
 
 
-def check(config: UnconditionalConfig) -> Path | None:
+def check(config: TrainingConfig) -> Path | None:
     """The checkpoint to resume, if one was asked for, without writing anything.
 
     Raises:
@@ -50,7 +56,7 @@ def check(config: UnconditionalConfig) -> Path | None:
     return None
 
 
-def prepare(config: UnconditionalConfig, data: ImageCache, accelerator: Accelerator, *, fresh: bool) -> None:
+def prepare(config: TrainingConfig, data: ImageCache, accelerator: Accelerator, *, fresh: bool) -> None:
     """Make the folder ready: clear what an earlier run left if a fresh one overwrites it, save the configuration."""
     accelerator.wait_for_everyone()  # every process has checked the folder before one changes it
     folder = Path(config.output_dir)
@@ -60,6 +66,7 @@ def prepare(config: UnconditionalConfig, data: ImageCache, accelerator: Accelera
             for path in (p for pattern in OWN for p in folder.glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         config.save(folder / CONFIG_FILE)
+        (folder / RUN_FILE).write_text(json.dumps(_facts(config, data, accelerator), indent=1) + "\n")
         if data.skipped:
             (folder / "skipped.txt").write_text("\n".join(data.skipped) + "\n")
     accelerator.wait_for_everyone()
@@ -67,6 +74,18 @@ def prepare(config: UnconditionalConfig, data: ImageCache, accelerator: Accelera
         accelerator.init_trackers(
             "snowmelt", {k: v for k, v in config.to_dict().items() if isinstance(v, str | int | float)}
         )
+
+
+def _facts(config: TrainingConfig, data: ImageCache, accelerator: Accelerator) -> dict[str, Any]:
+    """What strangers may know of the run, for its model card."""
+    return {
+        "config": config.to_publish(),
+        "num_images": len(data),
+        "hardware": hardware(accelerator),
+        "mixed_precision": accelerator.mixed_precision,
+        "images_per_step": config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes,
+        "software": {name: version(name) for name in ("snowmelt", "diffusers", "torch")},
+    }
 
 
 def summary(config: UnconditionalConfig, data: ImageCache) -> str:

@@ -35,6 +35,17 @@ def api(hub: Hub) -> HfApi:
 
 
 @pytest.fixture
+def connected(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The Hub of this process: where its client, as alice and with an empty cache, talks to by default."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.endpoint}/{{{template[2]}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
+    return hub
+
+
+@pytest.fixture
 def repo(api: HfApi, request: pytest.FixtureRequest) -> str:
     """An empty model of alice's."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.name.removeprefix("test_")).strip("-")

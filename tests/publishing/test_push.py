@@ -41,7 +41,7 @@ def test_trained_pushed_and_loaded_by_a_stranger(hub, arguments, tmp_path):
     words = [*arguments(folder), "--push_to_hub", "--hub_token", token]
     done = run([sys.executable, str(SCRIPT), *words], hub, None, tmp_path / "home")
     assert done.returncode == 0, done.stderr
-    assert f"uploaded to {hub.endpoint}/alice/digits/commit/" in done.stdout
+    assert f"published: {hub.endpoint}/alice/digits, {hub.endpoint}/alice/digits/commit/" in done.stdout
 
     files = hub.files("alice/digits")
     assert {"model_index.json", "pipeline.py", "unet/config.json", "samples.png", "loss.png"} <= set(files)

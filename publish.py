@@ -1,0 +1,76 @@
+"""Publish a trained model on the Hub: weights, code, pictures and a model card, in one commit."""
+
+from dataclasses import dataclass
+
+from snowmelt.config import Config, option, parse
+from snowmelt.errors import UserError, run
+
+
+@dataclass(kw_only=True)
+class PublishConfig(Config):
+    """What is published, and where."""
+
+    model: str | None = option(None, "folder of the run or the pipeline; required")
+    hub_model_id: str | None = option(None, "repository, as user/name; required")
+    hub_token: str | None = option(None, "write token; that of `hf auth login` by default")
+    private: bool = option(False, "make the repository private, where it is created")
+    create_pr: bool = option(False, "open a pull request in place of committing")
+    revision: str | None = option(None, "branch to commit to, which is made if there is none; main by default")
+    variant: str | None = option(None, "add the weights in half precision", choices=("fp16", "bf16"))
+    stock_pipeline: bool = option(False, "publish as diffusers' own pipeline, which loads without code of ours")
+    license: str = option("unknown", "its name on the Hub: apache-2.0, cc-by-4.0, ...")
+    report: str | None = option(None, "folder that evaluate.py wrote; MODEL/report by default")
+    space: bool = option(False, "also make a Space of that name, a page that samples the model")
+    output_dir: str | None = option(None, "write the published folder here, an empty one, and upload nothing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("model", "hub_model_id"):
+            if getattr(self, name) is None:
+                raise UserError(f"--{name}: needed; {self.fields()[name].metadata['help']}")
+        if self.output_dir and (self.create_pr or self.space or self.revision):
+            raise UserError("--output_dir uploads nothing: drop it, or --create_pr, --revision and --space")
+
+
+def main() -> None:
+    config = parse(PublishConfig)
+
+    # Here, not above, so that --help doesn't wait for torch and diffusers.
+    import tempfile
+    from pathlib import Path
+
+    from snowmelt.publishing.export import add_variant, export
+    from snowmelt.publishing.space import publish_space
+    from snowmelt.publishing.upload import open_repository, upload
+
+    def write(folder: Path) -> None:
+        export(
+            Path(str(config.model)),
+            folder,
+            str(config.hub_model_id),
+            license=config.license,
+            report=Path(config.report) if config.report else None,
+            stock_pipeline=config.stock_pipeline,
+        )
+        if config.variant:
+            add_variant(folder, config.variant)
+
+    if config.output_dir:
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"--output_dir {folder} is not empty; name another")
+        write(folder)
+        print(f"what would be published is in {folder}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        repository = open_repository(str(config.hub_model_id), private=config.private, token=config.hub_token)
+        info = upload(Path(folder), repository, "Trained model", revision=config.revision, create_pr=config.create_pr)
+    print(info.pr_url or info.commit_url)
+    if config.space:
+        print(publish_space(repository, private=config.private))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,139 @@
+"""From a run's folder to one that holds only what is published."""
+
+import contextlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+
+import pipelines
+from pipelines import image_generators, save_strip
+from snowmelt.errors import UserError
+from snowmelt.loading import load_pipeline
+from snowmelt.publishing.card import write_card
+from snowmelt.publishing.facts import Facts, components, read_facts
+from snowmelt.run_folder import CONFIG_FILE
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+STOCK = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
+STRIP_IMAGES, STRIP_STEPS = 4, 50
+METRICS_FILE = "metrics.json"
+
+
+def export(
+    source: Path,
+    folder: Path,
+    repo_id: str,
+    *,
+    license: str = "unknown",
+    report: Path | None = None,
+    stock_pipeline: bool = False,
+) -> None:
+    """Make of a run's or a pipeline's folder, which isn't touched, one to be published.
+
+    It holds the pipeline, whose weights are the average where the run kept one, with its own code; the configuration
+    without what names this machine; metrics, pictures and README.md. No checkpoints, optimizer states or logs.
+
+    Args:
+        source: what to publish.
+        folder: an empty folder.
+        repo_id: user/name, for the lines that load it.
+        license: by its name on the Hub.
+        report: the folder that evaluate.py wrote.
+        stock_pipeline: publish as diffusers' own pipeline, which needs no code of ours.
+
+    Raises:
+        UserError: if there is no pipeline, or none of diffusers' own that samples it.
+    """
+    facts = read_facts(source, report)
+    for name in components(facts.index):
+        shutil.copytree(source / name, folder / name, copy_function=_copy)
+    if stock_pipeline:
+        facts = replace(facts, index=_stock(facts))
+    _write_json(folder / "model_index.json", facts.index)
+    if not stock_pipeline:
+        getattr(pipelines, facts.index["_class_name"]).complete(folder)
+    if facts.run:
+        (folder / CONFIG_FILE).write_text(yaml.safe_dump(facts.run["config"], sort_keys=False))
+    _write_json(folder / METRICS_FILE, {"training": facts.training, "evaluation": facts.report})
+    _copy_pictures(source, folder, report)
+    if (source / "README.md").is_file():  # the author's own
+        shutil.copy(source / "README.md", folder)
+    else:
+        write_card(folder, repo_id, license, facts)
+
+
+def add_strip(folder: Path) -> None:
+    """Sample a few pictures of a pipeline's folder, and draw there how they come about, as denoising.png."""
+    pipeline = load_pipeline(str(folder)).to(PartialState().device)
+    pipeline.set_progress_bar_config(disable=True)
+    output = pipeline(
+        batch_size=STRIP_IMAGES,
+        class_labels=[i % pipeline.num_classes for i in range(STRIP_IMAGES)] if pipeline.num_classes else None,
+        num_inference_steps=STRIP_STEPS,
+        generator=image_generators(0, range(STRIP_IMAGES)),
+        output_type="np",
+        return_trajectory=True,
+    )
+    save_strip(output.trajectory, folder / "denoising.png")
+
+
+def add_variant(folder: Path, variant: str) -> None:
+    """Add the weights in half precision to an export, under the names that `from_pretrained(variant=...)` looks for.
+
+    Args:
+        folder: the export.
+        variant: "fp16" or "bf16".
+    """
+    parts: dict[str, Any] = load_pipeline(str(folder)).components
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            part.to(PRECISIONS[variant]).save_pretrained(folder / name, variant=variant)
+
+
+def _copy(source: str, target: str) -> None:
+    """Weights get a second name, which costs nothing, where the file system has such names."""
+    if source.endswith(".safetensors"):
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy(source, target)
+
+
+def _stock(facts: Facts) -> dict[str, Any]:
+    """model_index.json of diffusers' own pipeline."""
+    index, scheduler = facts.index, facts.index["scheduler"][1]
+    if (
+        index["_class_name"] != "PixelDiffusionPipeline"
+        or scheduler not in STOCK
+        or facts.network.get("num_class_embeds")
+        or "prediction_type" in index
+        or "value_range" in index
+    ):
+        raise UserError(
+            f"--stock_pipeline: no pipeline of diffusers samples this model ({index['_class_name']}, {scheduler}"
+            f"{', by class' if facts.network.get('num_class_embeds') else ''}); they sample unconditional models of "
+            "discrete time in pixels: publish without it"
+        )
+    kept = ("_diffusers_version", "unet", "scheduler")
+    return {"_class_name": STOCK[scheduler], **{name: index[name] for name in kept}}
+
+
+def _copy_pictures(source: Path, folder: Path, report: Path | None) -> None:
+    grids = sorted((source / "samples").glob("step-*.png"))
+    named = {"samples.png": grids[-1]} if grids else {"samples.png": source / "samples.png"}
+    named |= {name: source / name for name in ("loss.png", "denoising.png", "evaluation.png")}
+    named |= {f"report-{path.name}": path for path in (report or source / "report").glob("*.png")}
+    for name, path in named.items():
+        if path.is_file():
+            shutil.copyfile(path, folder / name)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
