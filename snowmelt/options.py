@@ -150,7 +150,6 @@ class RunOptions(Config):
         10, "epochs between saved pipelines; 0 for the last only", minimum=0, resumable=True
     )
     eval_batch_size: int = option(16, "images in a sample grid", minimum=1, resumable=True)
-    ddpm_num_inference_steps: int = option(50, "denoising steps of the sample grids", minimum=1, resumable=True)
     logger: str | None = option(
         None, "tracker beside metrics.jsonl", choices=("tensorboard", "wandb", "trackio"), resumable=True
     )
@@ -177,10 +176,22 @@ class HubOptions(Config):
 
 
 @dataclass(kw_only=True)
-class TrainingConfig(HubOptions, RunOptions, EmaOptions, OptimizationOptions, DataOptions):
+class SampleOptions(Config):
+    """Samples."""
+
+    ddpm_num_inference_steps: int = option(50, "denoising steps of the sample grids", minimum=1, resumable=True)
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(RunOptions, EmaOptions, OptimizationOptions, DataOptions):
     """What every training script takes."""
 
 
 @dataclass(kw_only=True)
-class UnconditionalConfig(ObjectiveOptions, ModelOptions, TrainingConfig):
+class DiffusionConfig(HubOptions, SampleOptions, TrainingConfig):
+    """What scripts that train diffusion models take besides."""
+
+
+@dataclass(kw_only=True)
+class UnconditionalConfig(ObjectiveOptions, ModelOptions, DiffusionConfig):
     """Train an unconditional or class-conditional diffusion model in pixel space."""

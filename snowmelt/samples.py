@@ -6,10 +6,10 @@ import numpy as np
 from diffusers import DDPMScheduler
 
 from pipelines import PixelDiffusionPipeline, image_generators, image_grid, make_scheduler
-from snowmelt.options import TrainingConfig
+from snowmelt.options import DiffusionConfig
 
 
-def sample_grid(pipeline: PixelDiffusionPipeline, path: Path, config: TrainingConfig) -> np.ndarray:
+def sample_grid(pipeline: PixelDiffusionPipeline, path: Path, config: DiffusionConfig) -> np.ndarray:
     """Sample the first images of the seed, `eval_batch_size` of them, classes in turn, and save them as one picture.
 
     Discrete-time models are sampled by DDIM, which needs few steps. Images with neither 1, 3 nor 4 channels are

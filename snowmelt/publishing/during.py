@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from snowmelt.errors import UserError
-from snowmelt.options import TrainingConfig
+from snowmelt.options import DiffusionConfig
 from snowmelt.publishing.export import add_strip, export
 from snowmelt.publishing.upload import Repository, open_repository, upload
 
@@ -24,7 +24,7 @@ class HubPush:
         accelerator: tells which process this is.
     """
 
-    def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
+    def __init__(self, config: DiffusionConfig, accelerator: Accelerator) -> None:
         self.config = config
         self.accelerator = accelerator
         self.run = Path(config.output_dir)
