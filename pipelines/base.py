@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from pipelines.levels import NoiseLevelsMixin
 from pipelines.self_contained import SelfContainedMixin
 from pipelines.verified import VerifiedDownloadMixin
 
@@ -45,7 +46,7 @@ class SamplingOutput(BaseOutput):
     trajectory: Trajectory | None = None
 
 
-class ReverseProcessPipeline(SelfContainedMixin, VerifiedDownloadMixin, DiffusionPipeline):
+class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownloadMixin, DiffusionPipeline):
     """Base of pipelines: `denoise` runs the scheduler, `to_images` ends the way."""
 
     PICTURE_CHANNELS = (1, 3, 4)
