@@ -114,11 +114,13 @@ class LatentCodec:
         return digest.hexdigest()[:32]
 
 
-def load_autoencoder(name: str) -> Any:
+def load_autoencoder(name: str, kinds: tuple[str, ...] = AUTOENCODERS, flag: str = "--autoencoder") -> Any:
     """A stock autoencoder, float32.
 
     Args:
         name: its folder, that of a pipeline or run that has it as `vae` (or `vqvae`), or a Hub repository of either.
+        kinds: diffusers' classes that will do.
+        flag: what the name was given by.
 
     Raises:
         UserError: if there is none.
@@ -130,17 +132,17 @@ def load_autoencoder(name: str) -> Any:
         except (OSError, ValueError) as error:
             there.append(" ".join(str(error).split()))
             continue
-        if kind in AUTOENCODERS:
-            return _load(kind, name, subfolder)
+        if kind in kinds:
+            return _load(kind, name, subfolder, flag)
         there.append(f"a {kind}")
-    known = ", ".join(AUTOENCODERS)
-    raise UserError(f"--autoencoder {name}: no {known} there, nor in its sub-folder vae or vqvae: {there[0]}")
+    known = ", ".join(kinds)
+    raise UserError(f"{flag} {name}: no {known} there, nor in its sub-folder vae or vqvae: {there[0]}")
 
 
-def _load(kind: str, name: str, subfolder: str | None) -> Any:
+def _load(kind: str, name: str, subfolder: str | None, flag: str) -> Any:
     try:
         return getattr(diffusers, kind).from_pretrained(
             name, subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"--autoencoder {name}: can't read its weights ({' '.join(str(error).split())})") from error
+        raise UserError(f"{flag} {name}: can't read its weights ({' '.join(str(error).split())})") from error
