@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from snowmelt.config import option, parse
 from snowmelt.errors import UserError, run
-from snowmelt.loading import PipelineOptions, SamplerOptions, load_pipeline, sample, set_scheduler
+from snowmelt.loading import PipelineOptions, SamplerOptions, choose_pipeline, sample, set_scheduler
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ def load(config: GenerateConfig) -> "PixelDiffusionPipeline":
     Raises:
         UserError: if it can't be had, or can't make the files that were asked for.
     """
-    pipeline = load_pipeline(config)
+    pipeline = choose_pipeline(config)
     set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
     if config.trajectory and not has_pictures(pipeline):
         raise UserError(f"--trajectory: can't draw images of {pipeline.unet.config.in_channels} channels")

@@ -3,7 +3,8 @@
 torch and diffusers are imported inside the functions, so that `--help` doesn't wait for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,40 +55,52 @@ class SamplerOptions(Config):
                 raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
 
 
-def load_pipeline(options: PipelineOptions) -> "PixelDiffusionPipeline":
-    """The pipeline, of whichever class of ours, with the network that was asked for.
+def load_pipeline(model: str, revision: str | None = None) -> "PixelDiffusionPipeline":
+    """A pipeline, of whichever class of ours, from a folder or a repository of the Hub.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    import pipelines
+
+    if Path(model).is_dir() and not (Path(model) / "model_index.json").is_file():
+        raise UserError(f"--model: {model} holds no model_index.json, so it is not the folder of a pipeline")
+    with _readable(model):
+        name = DiffusionPipeline.load_config(model, revision=revision)["_class_name"]
+        name = name[-1] if isinstance(name, list) else name  # a published one names its module too
+        # Stock pipelines of a network and a scheduler, as diffusers' DDPMPipeline, are read by the pixel one.
+        cls = getattr(pipelines, name, pipelines.PixelDiffusionPipeline)
+        return cls.from_pretrained(model, revision=revision, use_safetensors=True)
+
+
+def choose_pipeline(options: PipelineOptions) -> "PixelDiffusionPipeline":
+    """The pipeline, with the network that was asked for.
 
     Raises:
         UserError: if there is no such model, checkpoint or average.
     """
     import torch
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    import pipelines
-
-    path = Path(str(options.model))
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise UserError(
-            f"--model: {path} holds no model_index.json, so it is not the folder of a pipeline; a run that is still "
-            "training has one from its first --save_model_epochs on"
-        )
-    source: dict[str, Any] = {"revision": options.revision}
-    try:
-        name = DiffusionPipeline.load_config(options.model, **source)["_class_name"]
-        name = name[-1] if isinstance(name, list) else name  # a published one names its module too
-        # Stock pipelines of a network and a scheduler, as diffusers' DDPMPipeline, are read by the pixel one.
-        cls = getattr(pipelines, name, pipelines.PixelDiffusionPipeline)
-        pipeline = cls.from_pretrained(options.model, use_safetensors=True, **source)
-        if folder := _weights(path, options):
-            where = {"subfolder": folder, "use_safetensors": True, **source}
-            pipeline.unet = type(pipeline.unet).from_pretrained(options.model, **where)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model: can't load {options.model}: {' '.join(str(error).split())}") from error
+    model = str(options.model)
+    pipeline = load_pipeline(model, options.revision)
+    if folder := _weights(Path(model), options):
+        with _readable(model):
+            pipeline.unet = type(pipeline.unet).from_pretrained(
+                model, subfolder=folder, revision=options.revision, use_safetensors=True
+            )
     # `to` would warn of modules to keep in float32, of which this network has none.
     pipeline.unet.type(getattr(torch, options.torch_dtype))
     return pipeline
+
+
+@contextmanager
+def _readable(model: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model: can't load {model}: {' '.join(str(error).split())}") from error
 
 
 def checkpoints(path: Path) -> list[int]:

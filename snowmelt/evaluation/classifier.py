@@ -1,0 +1,136 @@
+"""Features that need no network: those of a small classifier trained on the labelled data set itself."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from snowmelt.errors import UserError
+from snowmelt.evaluation.real import RealImages
+
+VERSION = 1  # of the network and its training: raised when either changes
+LARGEST, SMALLEST = 64, 4
+FEATURES = 64
+STEPS, BATCH = 2000, 128
+HELD_OUT = 0.1
+"""Share of the images that isn't trained on, to tell how good the classifier is."""
+
+
+class ConvNet(nn.Module):
+    """Convolutions at 64 pixels or less, each at half the side of the one before, down to 4; then 64 features.
+
+    Args:
+        channels: of the images.
+        side: of the images; larger ones than 64 pixels are reduced to that.
+        classes: number of them.
+    """
+
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        super().__init__()
+        self.side = side = min(side, LARGEST)
+        layers: list[nn.Module] = []
+        width = 16
+        while side > SMALLEST:
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.MaxPool2d(2, ceil_mode=True)]
+            channels, width, side = width, min(2 * width, 128), (side + 1) // 2
+        self.hidden = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side**2, FEATURES), nn.ReLU())
+        self.head = nn.Linear(FEATURES, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to (B, 64)."""
+        if images.shape[-1] > self.side:
+            images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+        return self.hidden(2 * images - 1)
+
+
+class ClassifierFeatures:
+    """The last hidden layer of a `ConvNet`, as a `FeatureExtractor`.
+
+    Args:
+        train: labelled images to train on.
+        held_out: labelled images that say how good it is, rather than the tenth of `train` that is kept back.
+        device: where it computes.
+
+    Raises:
+        UserError: if `train` has no labels, or a single class.
+    """
+
+    def __init__(self, train: RealImages, held_out: RealImages | None, device: torch.device) -> None:
+        classes = len(train.cache.class_names or [])
+        if train.labels is None or classes < 2:
+            raise UserError(
+                f"--features classifier: needs classes to tell apart, and split {train.split} has "
+                f"{'no labels' if train.labels is None else 'one class'}; name their column with --label_column, or "
+                "take --features inception or a vision model of transformers, as facebook/dinov2-small"
+            )
+        self._net = ConvNet(train.cache.channels, train.cache.resolution, classes)
+        self._device = device
+        self.fingerprint = hashlib.sha256(f"{VERSION} {train.fingerprint}".encode()).hexdigest()[:32]
+        self.name = f"{FEATURES} features of a classifier trained on split {train.split}"
+        path = train.cache.path.parent / f"classifier-{self.fingerprint}.safetensors"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                self._train(train, path)
+        load_model(self._net, path)
+        self._net.to(device).eval()
+        with safe_open(path, "pt") as file:
+            self.accuracy = float(file.metadata()["accuracy"])
+        if held_out is not None and held_out.labels is not None:
+            self.accuracy = self._recognised(held_out, np.arange(len(held_out)))
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._net.features(images.to(self._device)).cpu()
+
+    @torch.no_grad()
+    def head(self, features: Tensor) -> Tensor:
+        """Features (B, 64) to logits (B, K) of the data set's classes."""
+        return self._net.head(features.to(self._device)).cpu()
+
+    def _train(self, train: RealImages, path: Path) -> None:
+        rng = np.random.default_rng(0)
+        kept, rows = np.split(rng.permutation(len(train)), [int(len(train) * HELD_OUT)])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._net = ConvNet(train.cache.channels, train.cache.resolution, self._net.head.out_features)
+        self._net.to(self._device).train()
+        _fit(self._net, train, rows, rng, self._device)
+        self._net.eval()
+        partial = path.with_suffix(".partial")
+        save_model(self._net, str(partial), {"accuracy": repr(self._recognised(train, kept))})
+        os.replace(partial, path)
+
+    def _recognised(self, images: RealImages, rows: np.ndarray) -> float:
+        """Share of these images whose label it finds."""
+        assert images.labels is not None  # __init__ refused
+        parts = [rows[start : start + 1000] for start in range(0, len(rows), 1000)]
+        right = [self.head(self(images.batch(part))).argmax(1) == images.labels[part] for part in parts]
+        return torch.cat(right).double().mean().item()
+
+
+def _fit(net: ConvNet, train: RealImages, rows: np.ndarray, rng: np.random.Generator, device: torch.device) -> None:
+    """Train on these rows, shifted by up to a fourteenth of the side."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
+    side, shift = train.cache.resolution, train.cache.resolution // 14
+    labels = train.labels
+    assert labels is not None
+    for _ in tqdm(range(STEPS), "training the classifier of --features", unit="step", leave=False):
+        batch = rng.choice(rows, BATCH)
+        top, left = rng.integers(2 * shift + 1, size=2)
+        images = F.pad(train.batch(batch), (shift,) * 4, mode="replicate")[..., top : top + side, left : left + side]
+        logits = net.head(net.features(images.to(device)))
+        loss = F.cross_entropy(logits, labels[batch].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()

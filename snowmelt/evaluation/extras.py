@@ -1,0 +1,74 @@
+"""What is measured once, of the model itself: its likelihood, and how far it copies the training images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from pipelines.unet import UNetPipeline
+from snowmelt.evaluation.bound import variational_bound
+from snowmelt.evaluation.features import FeatureExtractor
+from snowmelt.evaluation.likelihood import bits_per_dim
+from snowmelt.evaluation.real import RealImages
+from snowmelt.evaluation.table import Result
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its samples (N, C, H, W) in [0, 1], and the images that it was trained on and not trained on."""
+
+    pipeline: UNetPipeline
+    samples: Tensor
+    real: RealImages
+    held_out: RealImages
+    extractor: FeatureExtractor
+    state: PartialState
+    seed: int
+    likelihood_images: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A row. `refuse` raises `UserError` where `compute` would, and at once; `keeps` asks for all samples."""
+
+    compute: Callable[[Case], list[Result]]
+    refuse: Callable[[Case], object]
+    keeps: bool = False
+
+
+def _likelihood(case: Case) -> list[Result]:
+    return _coded(case, "likelihood", "Bits per dimension, by the probability-flow ODE,", bits_per_dim)
+
+
+def _bound(case: Case) -> list[Result]:
+    return _coded(case, "bound", "Bits per dimension, variational bound,", variational_bound)
+
+
+def _coded(case: Case, metric: str, title: str, measure: Callable[..., Tensor]) -> list[Result]:
+    """The mean over random held-out images, which the processes share."""
+    rows = np.sort(np.random.default_rng(case.seed).permutation(len(case.held_out))[: case.likelihood_images])
+    own = rows[case.state.process_index :: case.state.num_processes]
+    parts = gather_object([measure(**_raw(case, own), seed=case.seed)]) if len(own) else gather_object([])
+    bits = torch.cat(parts)
+    error = (bits.std() / len(bits) ** 0.5).item()
+    return [Result(metric, f"{title} of {len(bits)} images of {case.held_out.split}", bits.mean().item(), error, True)]
+
+
+def _raw(case: Case, rows: np.ndarray) -> dict:
+    """Arguments for held-out images as the cache holds them, with their labels if the model has classes."""
+    cache = case.held_out.cache
+    labels = cache.labels[rows].tolist() if case.pipeline.num_classes and cache.labels is not None else None
+    images = torch.from_numpy(cache.gather(rows, None))
+    return {"pipeline": case.pipeline, "images": images, "labels": labels, "indices": rows.tolist()}
+
+
+EXTRAS: dict[str, Extra] = {
+    "likelihood": Extra(_likelihood, lambda case: bits_per_dim(**_raw(case, np.arange(0)))),
+    "bound": Extra(_bound, lambda case: variational_bound(**_raw(case, np.arange(1)), num_timesteps=2)),
+}

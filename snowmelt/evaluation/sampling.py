@@ -1,0 +1,97 @@
+"""Samples of a pipeline and their features, drawn by all processes together."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from pipelines.unet import UNetPipeline
+from snowmelt.evaluation.features import FeatureExtractor
+from snowmelt.loading import SamplerOptions, sample
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images 0 to N - 1 of a seed.
+
+    Attributes:
+        features: (N, D).
+        labels: (N,) the classes that were asked for, None for an unconditional model.
+        images: (n, C, H, W), the first n of them, float32 in [0, 1].
+        seconds: that it took, features included.
+    """
+
+    features: Tensor
+    labels: Tensor | None
+    images: Tensor
+    seconds: float
+
+
+class _Begun(Exception):  # noqa: N818
+    """The first step has been taken: nothing stands against the others."""
+
+
+def evaluations(pipeline: UNetPipeline, options: SamplerOptions) -> int:
+    """Evaluations of the network per image, found by beginning to sample one.
+
+    Raises:
+        UserError: for whatever the pipeline or its scheduler refuse.
+    """
+
+    def stop(*_: Any) -> NoReturn:
+        raise _Begun
+
+    with contextlib.suppress(_Begun):
+        sample(pipeline, options, [0], callback_on_step_end=stop)
+    return len(pipeline.scheduler.timesteps)
+
+
+def draw(
+    pipeline: UNetPipeline,
+    options: SamplerOptions,
+    count: int,
+    extractor: FeatureExtractor,
+    state: PartialState,
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    keep: int,
+) -> Samples:
+    """Sample images 0 to count - 1, classes in turn.
+
+    Batches are the same whatever the number of processes, and so to the last bit are the results; each process has all
+    of them in the end.
+
+    Args:
+        pipeline: on this process's device.
+        options: of sampling.
+        count: images of all processes together.
+        extractor: sees the images.
+        state: the processes.
+        prepare: makes of images (B, C, H, W) in [0, 1] what the extractor sees and what is kept.
+        keep: how many images to return.
+    """
+    start = time.monotonic()
+    batches = [range(i, min(i + options.batch_size, count)) for i in range(0, count, options.batch_size)]
+    own = []
+    for batch in batches[state.process_index :: state.num_processes]:
+        images = prepare(sample(pipeline, options, batch, output_type="pt").images.float().cpu())
+        own.append((batch.start, extractor(images), images[: max(0, keep - batch.start)]))
+    parts = sorted(gather_object(own), key=lambda part: part[0])
+    classes = pipeline.num_classes
+    return Samples(
+        features=torch.cat([features for _, features, _ in parts]),
+        labels=torch.arange(count) % classes if classes else None,
+        images=torch.cat([images for _, _, images in parts]),
+        seconds=time.monotonic() - start,
+    )
+
+
+def rounded(images: Tensor) -> Tensor:
+    """Images in [0, 1] at 8 bits, as they would be saved and as the real ones are."""
+    return (images * 255).round() / 255

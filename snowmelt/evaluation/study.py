@@ -1,0 +1,177 @@
+"""An evaluation from options to report, by one process or several."""
+
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from pipelines import image_grid
+from pipelines.unet import UNetPipeline
+from snowmelt.data.sources import load_images
+from snowmelt.errors import UserError
+from snowmelt.evaluation import table
+from snowmelt.evaluation.extras import EXTRAS, Case
+from snowmelt.evaluation.features import make_features
+from snowmelt.evaluation.options import EvaluateConfig, Setting, settings_of
+from snowmelt.evaluation.real import RealImages
+from snowmelt.evaluation.reference import Reference, features_of
+from snowmelt.evaluation.report import Report, SweepPoint
+from snowmelt.evaluation.sampling import Samples, draw, evaluations, rounded
+from snowmelt.evaluation.table import Images
+from snowmelt.loading import choose_pipeline, set_scheduler
+from snowmelt.options import DataOptions, ImageOptions
+
+GRID_IMAGES = 64
+ENOUGH = 10
+"""Images per dimension of the features from which on a Frechet distance isn't called biased."""
+
+
+class Study:
+    """Everything that can be refused is refused when it is made; `run` then takes its time.
+
+    Args:
+        config: what to evaluate, and how.
+        state: the processes.
+
+    Raises:
+        UserError: for anything in the options, the model or the data that the user can mend.
+    """
+
+    def __init__(self, config: EvaluateConfig, state: PartialState) -> None:
+        self.config = config
+        self.state = state
+        self.settings = settings_of(config)
+        self.nfe = [evaluations(self.pipeline(setting.config), setting.config) for setting in self.settings]
+        pipeline = self.pipeline(config)
+        self.real = self._load(pipeline, config.split)
+        self.held_out = self._load(pipeline, config.held_out_split) if config.held_out_split else None
+        table.check_counts(config.metrics, config.num_images, len(self.real))
+        self.extractor = make_features(config.features, self.real, self.held_out, state.device)
+        for name in config.metrics:
+            if name in table.COMPARISONS:
+                table.check(name, self.extractor, pipeline.num_classes, len(self.real.cache.class_names or []))
+            else:
+                EXTRAS[name].refuse(self._case(pipeline, torch.empty(0)))
+        self.reference = Reference(features_of(self.real, self.extractor, config.batch_size), config.split)
+        self.report = self._begin(pipeline)
+
+    def pipeline(self, config: EvaluateConfig) -> UNetPipeline:
+        """The model as a setting has it, on this process's device."""
+        pipeline = choose_pipeline(config)
+        set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(self.state.device)
+
+    def run(self) -> Report:
+        """Sample, measure and write the report, anew after each value of a sweep."""
+        config, report = self.config, self.report
+        extras = [EXTRAS[name] for name in config.metrics if name in EXTRAS]
+        pipeline = self.pipeline(config)
+        keep = config.num_images if any(extra.keeps for extra in extras) else GRID_IMAGES
+        samples = self._draw(pipeline, self.settings[0], keep)
+        if self.state.is_main_process:
+            report.floor = self._floor()
+            report.results = self._compare(samples)
+            config.folder.mkdir(parents=True, exist_ok=True)
+            if pipeline.channels in pipeline.PICTURE_CHANNELS:
+                pixels = (samples.images[:GRID_IMAGES] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+                image_grid(pixels).save(config.folder / "samples.png")
+        for extra in extras:
+            report.results += extra.compute(self._case(pipeline, samples.images))
+        self._save()
+        for setting, nfe in zip(self.settings[1:], self.nfe[1:], strict=True):
+            samples = self._draw(self.pipeline(setting.config), setting, 0)
+            if self.state.is_main_process:
+                results = self._compare(samples)
+                report.sweep.append(SweepPoint(setting.parameter, setting.shown, nfe, samples.seconds, results))
+                self._save()
+        return report
+
+    def _save(self) -> None:
+        if self.state.is_main_process:
+            self.report.save(self.config.folder)
+
+    def _load(self, pipeline: UNetPipeline, split: str) -> RealImages:
+        """A split in the model's size, channels and units."""
+        size = pipeline.unet.config.sample_size
+        side, other = (size, size) if isinstance(size, int) else size
+        if side != other:
+            raise UserError(f"--model: makes images of {side} x {other} cells; only square ones can be evaluated")
+        given = {name: getattr(self.config, name) for name in ImageOptions.fields()}
+        resolution = side * pipeline.pixels_per_cell
+        cache = load_images(DataOptions(**given, split=split, resolution=resolution, center_crop=True))
+        if cache.channels != pipeline.channels:
+            raise UserError(
+                f"--split {split}: images of {cache.channels} channels, but the model's have {pipeline.channels}; give "
+                "the data that it was trained on, with the same --channels"
+            )
+        return RealImages(cache, split, pipeline.config.get("value_range") or cache.value_range)
+
+    def _draw(self, pipeline: UNetPipeline, setting: Setting, keep: int) -> Samples:
+        prepare = rounded if self.real.cache.dtype == "uint8" else torch.clone
+        count, options = self.config.num_images, setting.config
+        return draw(pipeline, options, count, self.extractor, self.state, prepare=prepare, keep=keep)
+
+    def _compare(self, samples: Samples) -> list[table.Result]:
+        images = Images(samples.features, samples.labels)
+        return table.compare(self.config.metrics, images, self.reference, self.extractor, self.config.seed)
+
+    def _floor(self) -> list[table.Result]:
+        held = None
+        if self.held_out is not None:
+            features = features_of(self.held_out, self.extractor, self.config.batch_size)
+            held = Images(features, self.held_out.labels, self.held_out.split)
+        real, config = Images(self.reference.features, self.real.labels), self.config
+        return table.floor(config.metrics, config.num_images, real, self.reference, held, self.extractor, config.seed)
+
+    def _warnings(self, classes: int) -> list[str]:
+        """What makes the figures less than they seem, for a model of so many classes."""
+        found = []
+        count, dimensions = min(self.config.num_images, len(self.reference)), self.reference.features.shape[1]
+        if "fd" in self.config.metrics and count < ENOUGH * dimensions:
+            found.append(
+                f"{count:,} images are few for {dimensions} features: the Frechet distance is biased upwards. Compare "
+                f"it with the floor and with distances of as many images, or take {ENOUGH * dimensions:,} or more."
+            )
+        if classes and self.real.labels is not None:
+            counts = self.real.labels.bincount(minlength=classes)
+            if counts.max() > 2 * counts.min():
+                found.append(
+                    f"The classes of split {self.real.split} are uneven ({counts.min():,} to {counts.max():,} images), "
+                    "and samples take them in turn: that alone moves the distances."
+                )
+        return found
+
+    def _begin(self, pipeline: UNetPipeline) -> Report:
+        """A report of what is going to be measured."""
+        config = self.config
+        model = str(config.model) + (f" (checkpoint {config.checkpoint})" if config.checkpoint else "")
+        features: dict[str, Any] = {"name": self.extractor.name}
+        if self.extractor.accuracy is not None:
+            features["accuracy"] = self.extractor.accuracy
+        return Report(
+            model=model,
+            dataset={
+                "name": config.dataset_name or config.train_data_dir,
+                "config": config.dataset_config_name,
+                "split": config.split,
+                "num_images": len(self.real),
+            },
+            num_images=config.num_images,
+            features=features,
+            sampler={
+                "scheduler": config.scheduler or type(pipeline.scheduler).__name__,
+                "num_inference_steps": config.num_inference_steps,
+                "nfe": self.nfe[0],
+                "guidance_scale": config.guidance_scale,
+                "eta": config.eta,
+                "seed": config.seed,
+            },
+            warnings=self._warnings(pipeline.num_classes),
+        )
+
+    def _case(self, pipeline: UNetPipeline, samples: torch.Tensor) -> Case:
+        assert self.held_out is not None
+        names = ("seed", "likelihood_images", "folder")
+        given = {name: getattr(self.config, name) for name in names}
+        return Case(pipeline, samples, self.real, self.held_out, self.extractor, self.state, **given)

@@ -1,0 +1,208 @@
+"""The metrics by name: a row says what it needs and computes its results."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snowmelt.errors import UserError
+from snowmelt.evaluation import metrics
+from snowmelt.evaluation.features import FeatureExtractor
+from snowmelt.evaluation.metrics import Estimate
+from snowmelt.evaluation.reference import Reference
+
+PRDC_IMAGES = 10_000
+"""At most so many of both sets go into precision, recall, density and coverage, as in the papers."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A line of a report. Its fields are those of `report.json`."""
+
+    metric: str
+    name: str
+    value: float
+    error: float | None
+    lower_is_better: bool
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that are judged, by their features.
+
+    Attributes:
+        features: (N, D).
+        labels: (N,) the classes that they should be of, where that is known.
+        note: which they are, where they aren't the model's.
+    """
+
+    features: Tensor
+    labels: Tensor | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row.
+
+    Attributes:
+        compute: (images, reference, extractor, seed) -> its results.
+        minimum: the fewest images, on either side.
+        head: whether the extractor must have one.
+        labels: whether the model must have classes, and the extractor know them.
+    """
+
+    compute: Callable[[Images, Reference, FeatureExtractor, int], list[Result]]
+    minimum: int = 2
+    head: bool = False
+    labels: bool = False
+
+
+def _frechet(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
+    value = reference.frechet(images.features)
+    title = "Frechet inception distance (FID)" if extractor.name.startswith("InceptionV3") else "Frechet distance"
+    return [_result("fd", title, Estimate(value), images, True, extractor)]
+
+
+def _frechet_at_infinity(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
+    value = reference.frechet.at_infinity(images.features, seed)
+    return [_result("fd_inf", "Frechet distance extrapolated to infinitely many", value, images, True, extractor)]
+
+
+def _kernel(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
+    value = metrics.kernel_distance(images.features, reference.features, seed)
+    return [_result("kid", "Kernel distance (KID)", value, images, True, extractor)]
+
+
+def _inception_score(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
+    value = metrics.inception_score(_logits(images, extractor), seed)
+    return [_result("is", "Inception score", value, images, False, extractor)]
+
+
+def _prdc(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
+    """Of as many images of each set: coverage depends on their ratio."""
+    rng = np.random.default_rng(seed)
+    count = min(len(images.features), len(reference), PRDC_IMAGES)
+    ours, theirs = (x[np.sort(rng.permutation(len(x))[:count])] for x in (images.features, reference.features))
+    names = ("precision", "recall", "density", "coverage")
+    values = (*metrics.precision_recall(ours, theirs), *metrics.density_coverage(ours, theirs))
+    return [
+        _result(name, f"{name.title()} of {count}", Estimate(value), images, False, extractor)
+        for name, value in zip(names, values, strict=True)
+    ]
+
+
+def _accuracy(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
+    if images.labels is None:
+        return []
+    value = metrics.accuracy(_logits(images, extractor), images.labels)
+    return [_result("accuracy", "Recognised as their class", value, images, False, extractor)]
+
+
+COMPARISONS: dict[str, Metric] = {
+    "fd": Metric(_frechet),
+    "fd_inf": Metric(_frechet_at_infinity, minimum=20),
+    "kid": Metric(_kernel, minimum=20),
+    "is": Metric(_inception_score, minimum=20, head=True),
+    "prdc": Metric(_prdc, minimum=6),
+    "accuracy": Metric(_accuracy, head=True, labels=True),
+}
+"""What compares any images with the reference: the model's, and for the floor real ones."""
+
+
+def check_counts(names: list[str], num_images: int, reference: int) -> None:
+    """Refuse metrics that need more images, of samples or of the reference.
+
+    Raises:
+        UserError: if one does.
+    """
+    for name in names:
+        least = COMPARISONS[name].minimum if name in COMPARISONS else 1
+        for what, count in (("--num_images", num_images), ("the reference", reference)):
+            if count < least:
+                raise UserError(f"--metrics {name}: needs {least} images or more; {what} has {count}")
+
+
+def check(name: str, extractor: FeatureExtractor, classes: int, known: int) -> None:
+    """Refuse a metric that can't be had with these features, or of this model.
+
+    Args:
+        name: a key of `COMPARISONS`.
+        extractor: of the features.
+        classes: of the model, 0 for an unconditional one.
+        known: classes of the data set.
+
+    Raises:
+        UserError: if it needs a classifier or labels.
+    """
+    row = COMPARISONS[name]
+    if row.head and extractor.head is None:
+        raise UserError(f"--metrics {name}: needs a classifier, which {extractor.name} isn't; --features classifier is")
+    if row.labels and extractor.accuracy is None:
+        raise UserError(f"--metrics {name}: needs --features classifier, which is trained on the data set's classes")
+    if row.labels and classes != known:
+        raise UserError(
+            f"--metrics {name}: the model has {classes or 'no'} classes and the data set {known}; leave {name} out, or "
+            "give the data set that the model was trained on"
+        )
+
+
+def compare(
+    names: list[str], images: Images, reference: Reference, extractor: FeatureExtractor, seed: int
+) -> list[Result]:
+    """The results of these rows of the table."""
+    found = [COMPARISONS[name].compute(images, reference, extractor, seed) for name in names if name in COMPARISONS]
+    return [result for results in found for result in results]
+
+
+def floor(
+    names: list[str],
+    count: int,
+    real: Images,
+    reference: Reference,
+    held_out: Images | None,
+    extractor: FeatureExtractor,
+    seed: int,
+) -> list[Result]:
+    """What real images get: as many of the reference as are sampled, against its others, and as many held-out ones.
+
+    A model can't be expected to do better; distances below these are reached by copying.
+
+    Args:
+        names: of the metrics.
+        count: of the model's samples; at most half of the reference is taken.
+        real: all images of the reference.
+        reference: the same.
+        held_out: images that the model wasn't trained on, noted as their split.
+        extractor: of the features.
+        seed: of the choice.
+    """
+    rng = np.random.default_rng([seed, 1])
+    rows = torch.from_numpy(rng.permutation(len(reference)))
+    part, rest = rows.tensor_split([min(count, len(reference) // 2)])
+    others = Reference(reference.features[rest], reference.title)
+    chosen = _chosen(real, part, f"{len(part):,} images of {reference.title} against its others")
+    results = compare(names, chosen, others, extractor, seed)
+    if held_out is not None:
+        part = torch.from_numpy(rng.permutation(len(held_out.features))[:count])
+        chosen = _chosen(held_out, part, f"{len(part):,} images of {held_out.note}")
+        results += compare(names, chosen, reference, extractor, seed)
+    return results
+
+
+def _chosen(images: Images, rows: Tensor, note: str) -> Images:
+    return Images(images.features[rows], None if images.labels is None else images.labels[rows], note)
+
+
+def _logits(images: Images, extractor: FeatureExtractor) -> Tensor:
+    assert extractor.head is not None  # check() refused
+    return extractor.head(images.features)
+
+
+def _result(
+    metric: str, title: str, value: Estimate, images: Images, lower_is_better: bool, extractor: FeatureExtractor
+) -> Result:
+    note = f", {images.note}" if images.note else ""
+    return Result(metric, f"{title} ({extractor.name}){note}", value.value, value.error, lower_is_better)
