@@ -59,10 +59,10 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "published"
 
 
-def ours(folder: Path, eta: float = 0.5) -> np.ndarray:
+def ours(folder: Path, eta: float = 0.5, kind: type = PixelDiffusionPipeline) -> np.ndarray:
     import torch
 
-    pipeline = PixelDiffusionPipeline.from_pretrained(folder)
+    pipeline = kind.from_pretrained(folder)
     return pipeline(
         class_labels=1,
         num_inference_steps=2,
