@@ -7,11 +7,12 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from pipelines.base import ReverseProcessPipeline, SamplingOutput, Trajectory
+from pipelines.base import SamplingOutput
 from pipelines.labels import ClassLabels, ClassLabelsMixin
+from pipelines.space import DataSpacePipeline
 
 
-class UNetPipeline(ClassLabelsMixin, ReverseProcessPipeline):
+class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
     """Unconditional or class-conditional generation; what the network makes is the images, or stands for them.
 
     Args:
@@ -26,7 +27,6 @@ class UNetPipeline(ClassLabelsMixin, ReverseProcessPipeline):
         ValueError: for an unknown `prediction_type`.
     """
 
-    unet: Any
     model_cpu_offload_seq = "unet"
 
     def __init__(
@@ -52,16 +52,6 @@ class UNetPipeline(ClassLabelsMixin, ReverseProcessPipeline):
     def num_classes(self) -> int:
         """Classes that can be asked for; 0 for an unconditional model."""
         return self._num_classes(self.unet.config.num_class_embeds)
-
-    @property
-    def channels(self) -> int:
-        """Of the images."""
-        return self.unet.config.in_channels
-
-    @property
-    def pixels_per_cell(self) -> int:
-        """Side of the square of pixels that one place in the network's data stands for."""
-        return 1
 
     @torch.no_grad()
     def __call__(
@@ -136,19 +126,3 @@ class UNetPipeline(ClassLabelsMixin, ReverseProcessPipeline):
         )
         output = self._finish(x0, trajectory, output_type)
         return output if return_dict else output.to_tuple()
-
-    def _finish(self, x0: Tensor, trajectory: Trajectory | None, output_type: str) -> SamplingOutput:
-        """What is returned for the network's data (B, c, h, w)."""
-        return self._output_class(self.to_images(x0, output_type), trajectory)
-
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width of the network's data for those of images."""
-        cell = self.pixels_per_cell
-        trained = self.unet.config.sample_size or 0
-        default = (trained, trained) if isinstance(trained, int) else trained
-        size: tuple[int, int] = (height or default[0] * cell, width or default[1] * cell)
-        factor = cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        for name, side in zip(("height", "width"), size, strict=True):
-            if side < 1 or side % factor:
-                raise ValueError(f"{name}: {side} is not a multiple of {factor}, by which the network divides it")
-        return size[0] // cell, size[1] // cell

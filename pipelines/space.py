@@ -1,0 +1,105 @@
+"""Where a network works: in pixels, or in the latent space of an autoencoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.base import ReverseProcessPipeline, SamplingOutput, Trajectory
+
+
+class DataSpacePipeline(ReverseProcessPipeline):
+    """Base of pipelines whose `unet` makes images, or what an autoencoder `vae` turns into images."""
+
+    unet: Any
+    vae: Any = None
+
+    @staticmethod
+    def shift_and_scale(vae: Any) -> tuple[Tensor, Tensor]:
+        """(shift, scale), float32 (1, c or 1, 1, 1): an autoencoder's z is (z - shift) * scale to the network.
+
+        They are what diffusers reads in the autoencoder's configuration: `scaling_factor` with `shift_factor`, or with
+        `latents_mean` and `latents_std` for each channel.
+        """
+        config = vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            mean, std = config.get("shift_factor") or 0.0, 1.0
+        shift, std = (torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1) for values in (mean, std))
+        return shift, config.get("scaling_factor", 1.0) / std
+
+    @staticmethod
+    def downsampling(vae: Any) -> int:
+        """Side of the square of pixels that one latent stands for."""
+        blocks = vae.config.get("block_out_channels") or vae.config["encoder_block_out_channels"]
+        return 2 ** (len(blocks) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        if self.vae is None:
+            return self.unet.config.in_channels
+        return self.vae.config.get("out_channels") or self.vae.config["in_channels"]
+
+    @property
+    def pixels_per_cell(self) -> int:
+        """Side of the square of pixels that one place in the network's data stands for."""
+        return 1 if self.vae is None else self.downsampling(self.vae)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The network's data (B, c, h, w) of images (B, C, H, W) in [-1, 1]: the mean, where encoding is random."""
+        if self.vae is None:
+            return images
+        shift, scale = (t.to(images.device) for t in self.shift_and_scale(self.vae))
+        encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype), return_dict=False)[0]
+        values = encoded if isinstance(encoded, Tensor) else encoded.mode()
+        return (values.float().to(images.device) - shift) * scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, C, H, W), float32 in about [-1, 1], of the network's data (B, c, h, w).
+
+        An autoencoder runs in its own precision, but in float32 where that overflows or is known to (`force_upcast`).
+
+        Raises:
+            ValueError: if the images overflow in float32 too.
+        """
+        if self.vae is None:
+            return latents
+        vae, own, device = self.vae, self.vae.dtype, self._execution_device
+        shift, scale = self.shift_and_scale(vae)
+        z = (latents.float() / scale.to(latents.device) + shift.to(latents.device)).to(device)
+        upcast = own == torch.float16 and vae.config.get("force_upcast")
+        try:
+            for dtype in [torch.float32] if upcast else dict.fromkeys([own, torch.float32]):
+                # `to` would warn of modules to keep in float32, of which these have none.
+                images = vae.type(dtype).decode(z.to(dtype), return_dict=False)[0].float()
+                if images.isfinite().all():
+                    return images
+        finally:
+            vae.type(own)
+            self.maybe_free_model_hooks()
+        raise ValueError(f"images: not finite when {type(vae).__name__} decodes these latents; are they its own?")
+
+    def _finish(self, x0: Tensor, trajectory: Trajectory | None, output_type: str) -> SamplingOutput:
+        """What is returned for the network's data (B, c, h, w)."""
+        if output_type == "latent":
+            return self._output_class(x0, trajectory)
+        if trajectory is not None and self.vae is not None:
+            steps = (trajectory.noisy, trajectory.denoised)
+            decoded = [torch.stack([self.decode(latents).cpu() for latents in step]) for step in steps]
+            trajectory = self._trajectory_class(trajectory.timesteps, *decoded)
+        return self._output_class(self.to_images(self.decode(x0), output_type), trajectory)
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width of the network's data for those of images."""
+        cell = self.pixels_per_cell
+        trained = self.unet.config.sample_size or 0
+        default = (trained, trained) if isinstance(trained, int) else trained
+        size: tuple[int, int] = (height or default[0] * cell, width or default[1] * cell)
+        factor = cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name, side in zip(("height", "width"), size, strict=True):
+            if side < 1 or side % factor:
+                raise ValueError(f"{name}: {side} is not a multiple of {factor}, by which the network divides it")
+        return size[0] // cell, size[1] // cell
