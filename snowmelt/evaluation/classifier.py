@@ -72,7 +72,7 @@ class ClassifierFeatures:
                 f"{'no labels' if train.labels is None else 'one class'}; name their column with --label_column, or "
                 "take --features inception or a vision model of transformers, as facebook/dinov2-small"
             )
-        self._net = ConvNet(train.cache.channels, train.cache.resolution, classes)
+        self.net = ConvNet(train.cache.channels, train.cache.resolution, classes)
         self._device = device
         self.fingerprint = hashlib.sha256(f"{VERSION} {train.fingerprint}".encode()).hexdigest()[:32]
         self.name = f"{FEATURES} features of a classifier trained on split {train.split}"
@@ -80,8 +80,8 @@ class ClassifierFeatures:
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 self._train(train, path)
-        load_model(self._net, path)
-        self._net.to(device).eval()
+        load_model(self.net, path)
+        self.net.to(device).eval()
         with safe_open(path, "pt") as file:
             self.accuracy = float(file.metadata()["accuracy"])
         if held_out is not None and held_out.labels is not None:
@@ -89,24 +89,24 @@ class ClassifierFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        return self._net.features(images.to(self._device)).cpu()
+        return self.net.features(images.to(self._device)).cpu()
 
     @torch.no_grad()
     def head(self, features: Tensor) -> Tensor:
         """Features (B, 64) to logits (B, K) of the data set's classes."""
-        return self._net.head(features.to(self._device)).cpu()
+        return self.net.head(features.to(self._device)).cpu()
 
     def _train(self, train: RealImages, path: Path) -> None:
         rng = np.random.default_rng(0)
         kept, rows = np.split(rng.permutation(len(train)), [int(len(train) * HELD_OUT)])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self._net = ConvNet(train.cache.channels, train.cache.resolution, self._net.head.out_features)
-        self._net.to(self._device).train()
-        _fit(self._net, train, rows, rng, self._device)
-        self._net.eval()
+            self.net = ConvNet(train.cache.channels, train.cache.resolution, self.net.head.out_features)
+        self.net.to(self._device).train()
+        _fit(self.net, train, rows, rng, self._device)
+        self.net.eval()
         partial = path.with_suffix(".partial")
-        save_model(self._net, str(partial), {"accuracy": repr(self._recognised(train, kept))})
+        save_model(self.net, str(partial), {"accuracy": repr(self._recognised(train, kept))})
         os.replace(partial, path)
 
     def _recognised(self, images: RealImages, rows: np.ndarray) -> float:
