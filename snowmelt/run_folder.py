@@ -22,10 +22,13 @@ OWN = (
     "checkpoint-*",
     ".partial-*",
     "unet*",
+    "vae",
     "scheduler",
     "samples",
     "model_index.json",
     "loss.png",
+    "denoising.png",
+    ".publication*",
     "skipped.txt",
     "logs",
     METRICS_FILE,
@@ -35,12 +38,16 @@ OWN = (
 """What a run leaves, and so what --overwrite_output_dir removes: nothing else in the folder is touched."""
 
 
-def check(config: TrainingConfig) -> Path | None:
+def check(config: TrainingConfig, needed: str | None = None) -> Path | None:
     """The checkpoint to resume, if one was asked for, without writing anything.
 
+    Args:
+        config: options of the run.
+        needed: a model that the run starts from, by its folder or otherwise.
+
     Raises:
-        UserError: if the folder isn't empty and neither overwriting nor resuming was asked for, or there is no such
-            checkpoint.
+        UserError: if the folder isn't empty and neither overwriting nor resuming was asked for, if overwriting would
+            delete what is needed, or if there is no such checkpoint.
     """
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -49,6 +56,8 @@ def check(config: TrainingConfig) -> Path | None:
         if config.overwrite_output_dir:
             raise UserError("--overwrite_output_dir would delete what --resume_from_checkpoint reads; drop one of them")
         return find(folder, config.resume_from_checkpoint)
+    if config.overwrite_output_dir and needed and Path(needed).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--overwrite_output_dir would delete {needed}, which this run needs; give another --output_dir")
     if folder.exists() and any(folder.iterdir()) and not config.overwrite_output_dir:
         raise UserError(
             f"--output_dir {folder} is not empty; add --overwrite_output_dir, or --resume_from_checkpoint latest"
@@ -94,10 +103,11 @@ def summary(config: UnconditionalConfig, data: ImageCache) -> str:
     grids = sorted((folder / "samples").iterdir())
     call = "class_labels=0, num_inference_steps=50" if config.class_conditional else "num_inference_steps=50"
     picture = data.channels in PixelDiffusionPipeline.PICTURE_CHANNELS
+    name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     last = f'pipeline({call}).images[0].save("sample.png")' if picture else f'pipeline({call}, output_type="np").images'
     return (
         f"\npipeline   {folder}\nsamples    {grids[-1]}\nloss       {folder / 'loss.png'}\n\n"
-        "from pipelines import PixelDiffusionPipeline\n"
-        f'pipeline = PixelDiffusionPipeline.from_pretrained("{folder}")\n'
+        f"from pipelines import {name}\n"
+        f'pipeline = {name}.from_pretrained("{folder}")\n'
         f"{last}"
     )

@@ -21,9 +21,10 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
     """
     config = facts.run["config"] if facts.run else {}
     by_text = "tokenizer" in facts.index
+    classes = {int(number): name for number, name in (facts.index.get("id2label") or {}).items()}
     task = "text-to-image" if by_text else "unconditional-image-generation"
     dataset = config.get("dataset_name")
-    tags = ["snowmelt", "diffusion", *(["class-conditional"] if facts.index.get("id2label") else [])]
+    tags = ["snowmelt", "diffusion", *(["class-conditional"] if classes else [])]
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,
@@ -41,6 +42,8 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
         facts=facts,
         config=config,
         by_text=by_text,
+        classes=classes,
+        named=any(str(number) != name for number, name in classes.items()),
         side=config.get("resolution", facts.network["sample_size"]),
         call=_call(facts, by_text),
         pictures=sorted(p.name for p in folder.glob("*.png")),

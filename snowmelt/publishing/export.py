@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,10 @@ def export(
         UserError: if there is no pipeline, or none of diffusers' own that samples it.
     """
     facts = read_facts(source, report)
-    for name in components(facts.index):
-        shutil.copytree(source / name, folder / name, copy_function=_copy)
     if stock_pipeline:
         facts = replace(facts, index=_stock(facts))
+    for name in components(facts.index):
+        shutil.copytree(source / name, folder / name, copy_function=_copy)
     _write_json(folder / "model_index.json", facts.index)
     if not stock_pipeline:
         getattr(pipelines, facts.index["_class_name"]).complete(folder)
@@ -94,7 +95,11 @@ def add_variant(folder: Path, variant: str) -> None:
     parts: dict[str, Any] = load_pipeline(str(folder)).components
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module):
-            part.to(PRECISIONS[variant]).save_pretrained(folder / name, variant=variant)
+            low: Any = part.to(PRECISIONS[variant])
+            with tempfile.TemporaryDirectory(dir=folder) as partial:  # its configuration would name this machine
+                low.save_pretrained(partial, variant=variant)
+                for path in Path(partial).glob(f"*.{variant}*"):
+                    path.replace(folder / name / path.name)
 
 
 def _copy(source: str, target: str) -> None:

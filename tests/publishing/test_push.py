@@ -1,89 +1,201 @@
-"""`--push_to_hub`, from training to a stranger's process, over a local Hub."""
+"""From training with `--push_to_hub` to a stranger's process, over a local Hub."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines import PixelDiffusionPipeline
+from snowmelt.errors import UserError
 from tests.conftest import ROOT, SCRIPT
 from tests.hub_server import Hub
 from tests.publishing.test_self_contained import STRANGER, ours
 
-LOAD = """
-pipeline = load("alice/digits", trust_remote_code=True)
-np.save(sys.argv[1], sample(pipeline, eta=0))
+pytest_plugins = ["tests.hub"]
+
+STRANGER_LOADS = """
+name, images, card = sys.argv[1:]
+try:
+    load(name)
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+else:
+    raise AssertionError("loaded without trust")
+pipeline = load(name, trust_remote_code=True)
+np.save(images, sample(pipeline, eta=0))
+text = open(card).read()
+exec(text.partition("```python")[2].partition("```")[0])
+assert images[0].size == (8, 8)
 """
-LOAD_OURS = """
+OURS_LOADS = """
 import sys, numpy as np, torch
 torch.set_num_threads(1)
+from huggingface_hub import HfApi
 from pipelines import PixelDiffusionPipeline
-pipeline = PixelDiffusionPipeline.from_pretrained("alice/digits")
+private, revision, images = sys.argv[1:]
+"""
+OURS_ONLINE = """
+pipeline = PixelDiffusionPipeline.from_pretrained(private, revision=revision)
 assert type(pipeline) is PixelDiffusionPipeline
+first = next(pipeline.unet.parameters()).flatten()[0].item()
+latest = next(PixelDiffusionPipeline.from_pretrained(private).unet.parameters()).flatten()[0].item()
+assert (first, latest) != (0.5, 0.5) and latest == 0.5, (first, latest)
+"""
+OURS_OFFLINE = """
+pipeline = PixelDiffusionPipeline.from_pretrained(private, revision=revision)
+output = pipeline(class_labels=1, num_inference_steps=2, eta=0, guidance_scale=2, output_type="np",
+                  generator=torch.Generator().manual_seed(3))
+np.save(images, output.images)
 """
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub") as hub:
-        yield hub
-
-
-def run(words: list[str], hub: Hub, token: str | None, home: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(words, env=hub.environment(token, home), capture_output=True, text=True, cwd=ROOT)
+def run(words: list, hub: Hub, token: str | None, home: Path, **environment: str) -> subprocess.CompletedProcess:
+    everything = hub.environment(token, home) | environment
+    return subprocess.run([*map(str, words)], env=everything, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_trained_pushed_and_loaded_by_a_stranger(hub, arguments, tmp_path):
     token = hub.token("alice")
     folder = tmp_path / "digits"
     words = [*arguments(folder), "--push_to_hub", "--hub_token", token]
-    done = run([sys.executable, str(SCRIPT), *words], hub, None, tmp_path / "home")
+    done = run([sys.executable, SCRIPT, *words], hub, None, tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert f"published: {hub.endpoint}/alice/digits, {hub.endpoint}/alice/digits/commit/" in done.stdout
 
     files = hub.files("alice/digits")
-    assert {"model_index.json", "pipeline.py", "unet/config.json", "samples.png", "loss.png"} <= set(files)
-    assert not [name for name in files if "checkpoint" in name or "metrics" in name or "config.yaml" in name]
-    for name, content in files.items():
-        for private in (token, str(tmp_path), str(ROOT)):
-            assert private.encode() not in content, (name, private)
-    for path in (p for p in folder.rglob("*") if p.is_file()):
+    assert {"model_index.json", "pipeline.py", "unet/config.json", "samples.png", "denoising.png"} <= set(files)
+    for path in (p for p in [*folder.rglob("*"), *(tmp_path / "home").rglob("*")] if p.is_file()):
         assert token.encode() not in path.read_bytes(), path
+    assert not [
+        name for name, content in files.items() if token.encode() in content or str(tmp_path).encode() in content
+    ]
     assert len(hub.commits("alice/digits")) == 2  # the repository's first, and all that was published
 
-    images = tmp_path / "images.npy"
-    done = run([sys.executable, "-c", STRANGER + LOAD, str(images)], hub, None, tmp_path / "stranger")
+    card = tmp_path / "card.md"
+    card.write_bytes(files["README.md"])
+    words = [sys.executable, "-c", STRANGER + STRANGER_LOADS, "alice/digits", tmp_path / "images.npy", card]
+    done = run(words, hub, None, tmp_path / "stranger")
     assert done.returncode == 0, done.stderr
-    assert np.array_equal(np.load(images), ours(folder, eta=0))
-    done = run([sys.executable, "-c", LOAD_OURS], hub, None, tmp_path / "ours")
+    assert np.array_equal(np.load(tmp_path / "images.npy"), ours(folder, eta=0))
+
+
+def test_revisions_private_repositories_and_a_warm_cache(connected, train, tmp_path):
+    pipeline = PixelDiffusionPipeline.from_pretrained(train(tmp_path / "run"))
+    pipeline.save_pretrained(tmp_path / "first")
+    pipeline.push_to_hub("alice/secret", private=True)
+    old = connected.commits("alice/secret")[0].oid
+    next(pipeline.unet.parameters()).data.view(-1)[0] = 0.5
+    pipeline.push_to_hub("alice/secret")
+
+    words = [sys.executable, "-c", OURS_LOADS + OURS_ONLINE, "alice/secret", old, "-"]
+    done = run(words, connected, connected.token("alice"), tmp_path / "home")
     assert done.returncode == 0, done.stderr
+    for other in (None, connected.token("bob")):
+        done = run(words, connected, other, tmp_path / "others")
+        assert done.returncode != 0
+        assert "alice/secret" in done.stderr
+    words[2:] = [OURS_LOADS + OURS_OFFLINE, "alice/secret", old, tmp_path / "images.npy"]
+    asked = len(connected.requests())
+    done = run(words, connected, None, tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert len(connected.requests()) == asked
+    assert np.array_equal(np.load(tmp_path / "images.npy"), ours(tmp_path / "first", eta=0))
+
+
+def test_pipeline_pushes_itself_as_publish_does(connected, train, tmp_path):
+    """Loaded from the Hub, saved and pushed again, it keeps its form and its code; the same again is no commit."""
+    pipeline = PixelDiffusionPipeline.from_pretrained(train(tmp_path / "run"))
+    pipeline.push_to_hub("alice/itself")
+    first = connected.files("alice/itself")
+    assert '"pipeline",' in first["model_index.json"].decode()
+    assert b"_name_or_path" not in first["unet/config.json"]
+    assert len(connected.commits("alice/itself")) == 2
+    pipeline.push_to_hub("alice/itself")
+    again = PixelDiffusionPipeline.from_pretrained("alice/itself")
+    again.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="alice/itself")
+    assert connected.files("alice/itself") == first
+    assert len(connected.commits("alice/itself")) == 2
+
+
+def test_uploads_during_training(connected, train, tmp_path):
+    """Each saved model is uploaded while training goes on, to what it would be without; half of one is never seen."""
+    options = {"max_train_steps": 6, "save_model_epochs": 1, "train_batch_size": 1797}
+    alone = train(tmp_path / "alone", **options)
+    pushing = train(tmp_path / "pushing", push_to_hub=True, hub_model_id="alice/during", **options)
+    titles = [commit.title for commit in reversed(connected.commits("alice/during"))][1:]
+    assert titles[0] == "Model in training"
+    assert titles[-1] == "Trained model"
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (
+        (alone / weights).read_bytes() == (pushing / weights).read_bytes() == connected.files("alice/during")[weights]
+    )
+    for commit in connected.commits("alice/during")[:-1]:
+        assert {"model_index.json", "pipeline.py", "README.md", weights} <= set(
+            connected.files("alice/during", commit.oid)
+        )
+    assert not list(pushing.glob(".publication*"))
+
+
+def test_hub_that_fails_never_stops_training(connected, train, tmp_path, monkeypatch, capsys):
+    from snowmelt.publishing import upload
+
+    monkeypatch.setattr(upload, "WAITS", (0.01,))
+    connected.fault("POST", "/commit/", "unavailable", times=None)
+    options = {"max_train_steps": 4, "save_model_epochs": 1, "train_batch_size": 1797}
+    folder = tmp_path / "run"
+    with pytest.raises(UserError) as raised:
+        train(folder, push_to_hub=True, hub_model_id="alice/failing", **options)
+    assert (folder / "checkpoint-4").is_dir()
+    assert "training goes on, and uploads again" in capsys.readouterr().out
+    command = f"python publish.py --model {folder} --hub_model_id alice/failing"
+    assert f"the model is complete in {folder}, but the upload to alice/failing failed" in str(raised.value)
+    assert command in str(raised.value)
+    assert len(connected.commits("alice/failing")) == 1
+    connected.heal()
+    done = run([sys.executable, *command.split()[1:]], connected, connected.token("alice"), tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert connected.files("alice/failing")["pipeline.py"]
 
 
 @pytest.mark.parametrize(
     ("role", "name", "said"),
-    [("read", "alice/digits", "403"), ("write", "bob/digits", "403"), ("write", "a b", "a b")],
+    [
+        ("read", "alice/digits", "may only read"),
+        ("write", "bob/digits", "belongs to bob"),
+        ("write", "a b", "not a name"),
+    ],
 )
-def test_what_cannot_be_pushed_to_is_told_before_training(role, name, said, hub, arguments, tmp_path):
-    words = [*arguments(tmp_path / "run"), "--push_to_hub", "--hub_token", hub.token("alice", role)]
-    done = run([sys.executable, str(SCRIPT), *words, "--hub_model_id", name], hub, None, tmp_path / "home")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: --push_to_hub to {name}: ")
-    assert said in done.stderr
+def test_what_cannot_be_pushed_to_is_told_before_training(role, name, said, connected, train, tmp_path):
+    with pytest.raises(UserError, match=f"can't publish to {name}: .*{said}"):
+        train(tmp_path / "run", push_to_hub=True, hub_token=connected.token("alice", role), hub_model_id=name)
     assert not (tmp_path / "run").exists()
 
 
-def test_failed_upload_keeps_the_model_and_can_be_repeated(hub, arguments, tmp_path):
-    token = hub.token("alice")
-    words = [sys.executable, str(SCRIPT), *arguments(tmp_path / "run"), "--push_to_hub"]
-    words += ["--hub_model_id", "alice/again"]
-    hub.fault("POST", "/commit/", "unavailable", times=None)
-    done = run(words, hub, token, tmp_path / "home")
-    assert done.returncode == 2
-    assert "the same command with --resume_from_checkpoint latest repeats it" in done.stderr
-    assert (tmp_path / "run/model_index.json").exists()
-    hub.heal()
-    done = run([*words, "--resume_from_checkpoint", "latest"], hub, token, tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    assert "pipeline.py" in hub.files("alice/again")
+def test_damaged_download_is_noticed_and_fetched_again(connected, train, tmp_path, monkeypatch):
+    pipeline = PixelDiffusionPipeline.from_pretrained(train(tmp_path / "run"))
+    pipeline.push_to_hub("alice/flipped")
+    connected.fault("GET", "safetensors", "corrupt")
+    connected.fault("GET", "/lfs/", "corrupt")
+    with pytest.raises(OSError, match=r"unet/diffusion_pytorch_model.safetensors arrived damaged and was removed"):
+        PixelDiffusionPipeline.from_pretrained("alice/flipped")
+    connected.heal()
+    loaded = PixelDiffusionPipeline.from_pretrained("alice/flipped")
+    for a, b in zip(loaded.unet.parameters(), pipeline.unet.parameters(), strict=True):
+        assert np.array_equal(a.detach(), b.detach())
+    trees = sum("/tree/" in line for line in connected.requests())
+    PixelDiffusionPipeline.from_pretrained("alice/flipped")
+    assert sum("/tree/" in line for line in connected.requests()) == trees  # what was verified isn't again
+
+
+def test_download_that_could_not_be_verified_is_verified_the_next_time(connected, train, tmp_path):
+    PixelDiffusionPipeline.from_pretrained(train(tmp_path / "run")).push_to_hub("alice/unverified")
+    connected.fault("GET", "/tree/", "drop", times=None)
+    connected.fault("GET", "safetensors", "corrupt")
+    connected.fault("GET", "/lfs/", "corrupt")
+    with pytest.raises(Exception, match=r".+"):
+        PixelDiffusionPipeline.from_pretrained("alice/unverified")
+    connected.heal()
+    with pytest.raises(OSError, match="arrived damaged"):
+        PixelDiffusionPipeline.from_pretrained("alice/unverified")
