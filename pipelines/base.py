@@ -68,11 +68,14 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
         *,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         num_inference_steps: int = 50,
         timesteps: list[float] | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        image: Tensor | None = None,
+        strength: float = 1.0,
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         return_trajectory: bool = False,
@@ -84,6 +87,8 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
             shape: (B, C, H, W) of the data.
             condition: keyword arguments of the network, tensors of B rows.
             null_condition: the same for no condition; needed unless `guidance_scale` is 1.
+            image: data of that shape to start from instead of noise, with noise of the level at which `strength` of
+                the steps are left.
 
         The other arguments are those of the pipelines' `__call__`.
 
@@ -99,22 +104,24 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise ValueError(f"generator: {len(generator)} given for {shape[0]} images; give one, or one per image")
         self._set_timesteps(num_inference_steps, timesteps)
-        x = self._initial_noise(shape, generator, latents)
+        noise = self._noise(shape, generator, latents)
+        first, x = self._start(noise, image, strength)
         lowest, highest = guidance_interval or (0.0, float("inf"))
         seen: list[tuple[Tensor, ...]] = []
-        for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
+        for i, t in enumerate(self.progress_bar(scheduler.timesteps[first:]), first):
             x_t, alpha, sigma = self._noise_level(x, i, t)
             guided = guidance_scale != 1 and lowest < sigma / alpha <= highest
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             time = self._network_time(i, t)
-            output = self._predict(network, scaled, time, condition, null_condition if guided else None, guidance_scale)
+            null = null_condition if guided else None
+            output = self._predict(network, scaled, time, condition, null, guidance_scale, guidance_rescale)
             x0, output = self._convert(output, x_t, alpha, sigma)
             x = scheduler.step(output, t, x, **step_arguments, return_dict=False)[0]
             if return_trajectory:
                 seen.append((time.float().cpu(), (x_t / torch.hypot(alpha, sigma)).cpu(), x0.cpu()))
             if callback_on_step_end is not None:
                 tensors = {"latents": x, "pred_original_sample": x0}
-                x = callback_on_step_end(self, i, t, {k: tensors[k] for k in names}).get("latents", x)
+                x = callback_on_step_end(self, i - first, t, {k: tensors[k] for k in names}).get("latents", x)
         self.maybe_free_model_hooks()
         if not x.isfinite().all():
             raise ValueError(
@@ -191,13 +198,35 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
             # Else the first step searches its index by value, and may find a later step of the same timestep.
             scheduler.set_begin_index(0)
 
-    def _initial_noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
+    def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif tuple(latents.shape) != tuple(shape):
             raise ValueError(f"latents: of shape {tuple(latents.shape)}, but {tuple(shape)} is to be generated")
-        latents = latents.to(self._execution_device, torch.float32)
-        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        return latents.to(self._execution_device, torch.float32)
+
+    def _start(self, noise: Tensor, image: Tensor | None, strength: float) -> tuple[int, Tensor]:
+        """The number of the first step and the scheduler's x there: noise, or a noised image (Meng et al. 2022)."""
+        scheduler = self.scheduler
+        if image is None:
+            return 0, noise * getattr(scheduler, "init_noise_sigma", 1.0)
+        # Of second-order schedulers each step but the last has two timesteps; PNDM repeats the second of its own.
+        repeats = hasattr(scheduler, "plms_timesteps")
+        steps = -((len(scheduler.timesteps) - repeats) // -scheduler.order)
+        left = int(steps * strength)
+        if not 1 <= left <= steps:
+            raise ValueError(f"strength: {strength} of {steps} steps is {left}; it must be from 1 / {steps} to 1")
+        first = (steps - left) * scheduler.order
+        # Two count the steps that they have taken, and so must be told that their schedule begins here.
+        if repeats and first:
+            rest, first = scheduler.timesteps[first + 1 :], 0
+            scheduler.timesteps = torch.cat([rest[:2], rest[1:]])
+        if hasattr(scheduler, "derivatives"):
+            scheduler.timesteps, scheduler.sigmas, first = scheduler.timesteps[first:], scheduler.sigmas[first:], 0
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        factor, alpha, sigma = self._noise_level(torch.ones_like(noise), first, scheduler.timesteps[first])
+        return first, (alpha * image + sigma * noise) / factor
 
     def _predict(
         self,
@@ -207,11 +236,20 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
         condition: dict[str, Tensor],
         null_condition: dict[str, Tensor] | None,
         scale: float,
+        rescale: float = 0.0,
     ) -> Tensor:
-        """The network's output, guided away from the null condition if given (Ho & Salimans 2022, eq. 6)."""
+        """The network's output, guided away from the null condition if given (Ho & Salimans 2022, eq. 6).
+
+        `rescale` of the way, its deviation over each image is that of the output without guidance (Lin et al. 2024,
+        eqs. 15 and 16).
+        """
         x = x.to(network.dtype)
         if null_condition is None:
             return network(x, t, **condition, return_dict=False)[0].float()
         both = {k: torch.cat([null_condition[k], v]) for k, v in condition.items()}
         null, conditional = network(torch.cat([x, x]), t, **both, return_dict=False)[0].float().chunk(2)
-        return null + scale * (conditional - null)
+        guided = null + scale * (conditional - null)
+        if not rescale:
+            return guided
+        ratio = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+        return guided * (rescale * ratio + 1 - rescale)
