@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import diffusers
 import numpy as np
@@ -36,6 +36,19 @@ class PixelCodec:
     """
 
     value_range: tuple[float, float] = (0, 255)
+    downsampling: ClassVar[int] = 1  # side in pixels of what one place of x0 stands for
+
+    def channels(self, images: ImageCache) -> int:
+        """Of x0."""
+        return images.channels
+
+    def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> ImageCache:
+        """What is trained on: the images themselves."""
+        return images
+
+    def describe(self, images: ImageCache) -> str:
+        """A line on what is trained on."""
+        return f"{len(images)} images of {images.channels} x {images.resolution} x {images.resolution}"
 
     def from_cache(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Cached images (B, C, H, W) to x0, float32 of the same shape."""
@@ -55,7 +68,7 @@ class LatentCodec:
         self.vae = vae.eval().requires_grad_(False)
         self.pixels = pixels
         self.downsampling = LatentDiffusionPipeline.downsampling(vae)
-        self.channels: int = vae.config.get("vq_embed_dim") or vae.config["latent_channels"]
+        self.latent_channels: int = vae.config.get("vq_embed_dim") or vae.config["latent_channels"]
         self.shift, self.scale = (t.to(vae.device) for t in LatentDiffusionPipeline.shift_and_scale(vae))
 
     @torch.no_grad()
@@ -73,16 +86,16 @@ class LatentCodec:
     def from_cache(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """Cached values (B, c or 2c, h, w) to x0, float32 (B, c, h, w): a fresh draw from the posterior."""
         values = raw.float()
-        if raw.shape[1] == 2 * self.channels:
+        if raw.shape[1] == 2 * self.latent_channels:
             mean, std = values.chunk(2, 1)
             values = torch.randn(mean.shape, generator=generator, device=raw.device).mul_(std).add_(mean)
         return (values - self.shift) * self.scale
 
-    def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> LatentCache:
-        """Latents of all images, kept in half precision unless the network's passes are in float32 as well.
+    def channels(self, images: ImageCache) -> int:
+        """Of x0.
 
         Raises:
-            UserError: if the autoencoder takes other channels or another side, or as `build_latents`.
+            UserError: if the autoencoder takes images of other channels, or of sides that it can divide.
         """
         expected = self.vae.config["in_channels"]
         if images.channels != expected:
@@ -95,6 +108,14 @@ class LatentCodec:
                 f"--resolution {images.resolution}: not a multiple of {self.downsampling}, by which --autoencoder "
                 "divides it"
             )
+        return self.latent_channels
+
+    def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> LatentCache:
+        """What is trained on: latents of all images, in half precision unless the network's passes are in float32.
+
+        Raises:
+            UserError: as `build_latents`.
+        """
         return build_latents(
             images,
             self.to_cache,
@@ -102,6 +123,15 @@ class LatentCodec:
             random_flip=random_flip,
             dtype=np.float32 if mixed_precision == "no" else np.float16,
         )
+
+    def describe(self, latents: LatentCache, count: int = 1000) -> str:
+        """A line on what is trained on: x0 of up to `count` images has mean 0 and deviation 1 where all is well."""
+        raw = latents.as_tensor()[:: -(-len(latents) // count)].flatten(0, -4).to(self.shift.device)
+        x0 = self.from_cache(raw, torch.Generator(raw.device).manual_seed(0))
+        mean, std = x0.mean().item(), x0.std().item()
+        doubt = "" if 0.5 < std < 2 else ": far from 1, so its scaling_factor doesn't suit these images"
+        shape = " x ".join(map(str, x0.shape[1:]))
+        return f"{len(latents)} latents of {shape}, mean {mean:.2f}, standard deviation {std:.2f}{doubt}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -103,7 +103,7 @@ def test_x0_is_a_fresh_draw_as_diffusers_scales_it(images, kind):
     expected = scaled[kind]()
     assert x0.dtype == torch.float32
     assert_close(x0, expected, atol=1e-4, rtol=1e-4)
-    assert x0.shape[1:] == (coding.channels, SIDE // coding.downsampling, SIDE // coding.downsampling)
+    assert x0.shape[1:] == (coding.latent_channels, SIDE // coding.downsampling, SIDE // coding.downsampling)
     again = coding.from_cache(raw, torch.Generator().manual_seed(2))
     assert torch.equal(x0, again) == (kind not in STOCHASTIC)
     pipeline = LatentDiffusionPipeline(vae, None, None)
@@ -237,7 +237,7 @@ def test_a_disk_without_room_and_one_that_fills_up(images, few, monkeypatch):
 def test_images_that_do_not_suit_the_autoencoder(load, folder, kind, change, message):
     Image.new("RGB", (SIDE, SIDE)).save(folder / "a.png")
     with pytest.raises(UserError, match=message):
-        codec(kind).encode(load(**{"train_data_dir": str(folder), "resolution": SIDE} | change), **FLOAT32)
+        codec(kind).channels(load(**{"train_data_dir": str(folder), "resolution": SIDE} | change))
 
 
 def stream(cache, **changes) -> list[dict[str, torch.Tensor]]:
