@@ -57,7 +57,9 @@ def check(config: TrainingConfig, needed: str | None = None) -> Path | None:
             raise UserError("--overwrite_output_dir would delete what --resume_from_checkpoint reads; drop one of them")
         return find(folder, config.resume_from_checkpoint)
     if config.overwrite_output_dir and needed and Path(needed).resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"--overwrite_output_dir would delete {needed}, which this run needs; give another --output_dir")
+        raise UserError(
+            f"--overwrite_output_dir would delete {needed}, which this run needs; give another --output_dir"
+        )
     if folder.exists() and any(folder.iterdir()) and not config.overwrite_output_dir:
         raise UserError(
             f"--output_dir {folder} is not empty; add --overwrite_output_dir, or --resume_from_checkpoint latest"
