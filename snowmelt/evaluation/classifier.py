@@ -16,7 +16,7 @@ from tqdm import tqdm
 from snowmelt.errors import UserError
 from snowmelt.evaluation.real import RealImages
 
-VERSION = 1  # of the network and its training: raised when either changes
+VERSION = 2  # of the network and its training: raised when either changes
 LARGEST, SMALLEST = 64, 4
 FEATURES = 64
 STEPS, BATCH = 2000, 128
@@ -105,6 +105,7 @@ class ClassifierFeatures:
         self.net.to(self._device).train()
         _fit(self.net, train, rows, rng, self._device)
         self.net.eval()
+        _normalize(self.net, torch.cat([self(train.batch(part)) for part in np.array_split(rows[:5000], 20)]))
         partial = path.with_suffix(".partial")
         save_model(self.net, str(partial), {"accuracy": repr(self._recognised(train, kept))})
         os.replace(partial, path)
@@ -115,6 +116,15 @@ class ClassifierFeatures:
         parts = [rows[start : start + 1000] for start in range(0, len(rows), 1000)]
         right = [self.head(self(images.batch(part))).argmax(1) == images.labels[part] for part in parts]
         return torch.cat(right).double().mean().item()
+
+
+@torch.no_grad()
+def _normalize(net: ConvNet, features: Tensor) -> None:
+    """Give the features a mean square of 1, so that distances compare between data sets; the logits stay the same."""
+    scale = features.square().mean().sqrt()
+    for parameter in net.hidden[-2].parameters():
+        parameter.div_(scale)
+    net.head.weight.mul_(scale)
 
 
 def _fit(net: ConvNet, train: RealImages, rows: np.ndarray, rng: np.random.Generator, device: torch.device) -> None:

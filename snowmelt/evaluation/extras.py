@@ -14,6 +14,7 @@ from pipelines.unet import UNetPipeline
 from snowmelt.evaluation.bound import variational_bound
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.likelihood import bits_per_dim
+from snowmelt.evaluation.memorization import draw_closest, memorization
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.table import Result
 
@@ -25,7 +26,7 @@ class Case:
     pipeline: UNetPipeline
     samples: Tensor
     real: RealImages
-    held_out: RealImages
+    held_out: RealImages | None
     extractor: FeatureExtractor
     state: PartialState
     seed: int
@@ -50,8 +51,26 @@ def _bound(case: Case) -> list[Result]:
     return _coded(case, "bound", "Bits per dimension, variational bound,", variational_bound)
 
 
+def _memorization(case: Case) -> list[Result]:
+    """By the main process, which draws the closest pairs too."""
+    if not case.state.is_main_process:
+        return []
+    found = memorization(case.samples, case.real, case.held_out, case.extractor)
+    if case.samples.shape[1] in case.pipeline.PICTURE_CHANNELS:
+        draw_closest(case.samples, case.real, found, case.folder / "closest.png")
+    results = []
+    spaces = (("", "pixels"), ("_features", f"features ({case.extractor.name})"))
+    for (suffix, where), space in zip(spaces, found.spaces, strict=True):
+        share = f"Share of samples nearer to a training image than 99% of {found.compared}, in {where}"
+        closer = f"Probability that a sample is nearer to a training image than one of {found.compared}, in {where}"
+        results.append(Result(f"memorization{suffix}", share, space.share, None, True))
+        results.append(Result(f"memorization{suffix}_closer", closer, space.closer, None, True))
+    return results
+
+
 def _coded(case: Case, metric: str, title: str, measure: Callable[..., Tensor]) -> list[Result]:
     """The mean over random held-out images, which the processes share."""
+    assert case.held_out is not None  # EvaluateConfig refused
     rows = np.sort(np.random.default_rng(case.seed).permutation(len(case.held_out))[: case.likelihood_images])
     own = rows[case.state.process_index :: case.state.num_processes]
     parts = gather_object([measure(**_raw(case, own), seed=case.seed)]) if len(own) else gather_object([])
@@ -62,6 +81,7 @@ def _coded(case: Case, metric: str, title: str, measure: Callable[..., Tensor]) 
 
 def _raw(case: Case, rows: np.ndarray) -> dict:
     """Arguments for held-out images as the cache holds them, with their labels if the model has classes."""
+    assert case.held_out is not None
     cache = case.held_out.cache
     labels = cache.labels[rows].tolist() if case.pipeline.num_classes and cache.labels is not None else None
     images = torch.from_numpy(cache.gather(rows, None))
@@ -70,5 +90,6 @@ def _raw(case: Case, rows: np.ndarray) -> dict:
 
 EXTRAS: dict[str, Extra] = {
     "likelihood": Extra(_likelihood, lambda case: bits_per_dim(**_raw(case, np.arange(0)))),
+    "memorization": Extra(_memorization, lambda case: None, keeps=True),
     "bound": Extra(_bound, lambda case: variational_bound(**_raw(case, np.arange(1)), num_timesteps=2)),
 }

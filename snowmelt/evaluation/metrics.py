@@ -5,6 +5,7 @@ given the features as they are, through the identity in place of its own network
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import poly_mmd
+from torchmetrics.image.kid import poly_kernel
 
 from snowmelt.errors import UserError
 
+KERNEL_IMAGES = 10_000
 ROWS = 1024
 """Rows of a matrix of distances that are in memory at once."""
 
@@ -59,40 +61,61 @@ class FrechetDistance:
     def at_infinity(self, samples: Tensor, seed: int = 0, points: int = 15) -> Estimate:
         """The distance that infinitely many samples would have (Chong & Forsyth 2020, section 4).
 
-        Its bias is proportional to 1/N, so a line through the distances of random subsets of N/10 to N samples, over
-        1/N, meets 0 there. The error is that of the line's intercept; it leaves out the reference's own bias.
+        The bias is proportional to 1/N where N is well above the number of features D. So there a line through the
+        distances of random subsets, of N/10 or 2 D to N samples, over 1/N, shows what is left at 0. The error is that
+        of the line's intercept; it leaves out the reference's own bias.
         """
-        _at_least(20, samples)
+        dimensions = samples.shape[1]
+        _at_least(5 * dimensions, samples)
         rng = np.random.default_rng(seed)
-        counts = np.linspace(len(samples) // 10, len(samples), points).astype(int)
+        counts = np.linspace(max(len(samples) // 10, 2 * dimensions), len(samples), points).astype(int)
         distances = [self(samples[rng.permutation(len(samples))[:n]]) for n in counts]
         (_, intercept), covariance = np.polyfit(1 / counts, distances, 1, cov=True)
         return Estimate(float(intercept), float(covariance[1, 1] ** 0.5))
 
 
-def bias_of_frechet(features: Tensor, samples: int, reference: int) -> float:
-    """The Frechet distance that two finite sets of one distribution have, about, for normal isotropic features.
+def frechet_bias(features: Tensor, samples: int, reference: int) -> float:
+    """The Frechet distance that two finite sets of one normal distribution have, about.
 
-    To second order (tr C) (1 + (D + 1) / 4) (1/N + 1/M): the means differ by tr C (1/N + 1/M), and the covariances by
-    as much for each pair of dimensions, of which the square root leaves a quarter.
+    Means differ by tr C (1/N + 1/M). Covariances that differ by a small D are (1/2) sum D_ij^2 / (l_i + l_j) apart in
+    the eigenbasis of C, and the variance of D_ij is l_i l_j (1 + [i = j]) (1/N + 1/M).
+
+    Args:
+        features: (K, D) of the distribution; K may be larger than N and M.
+        samples: N.
+        reference: M.
     """
-    dimensions = features.shape[1]
-    return float(features.double().var(0).sum()) * (1 + (dimensions + 1) / 4) * (1 / samples + 1 / reference)
+    values = torch.linalg.eigvalsh(features.double().T.cov()).clamp(min=1e-12)
+    pairs = values[:, None] * values / (values[:, None] + values)  # (D, D)
+    return (values.sum() + (pairs.sum() + pairs.trace()) / 2).item() * (1 / samples + 1 / reference)
 
 
 def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> Estimate:
     """KID: the unbiased squared MMD of the kernel (x y / D + 1)^3 (Binkowski et al. 2018, section 4).
 
-    It is the mean over ten or more disjoint random blocks of at most 1,000 images of each set. These are independent,
-    so the standard error is that of their mean; blocks drawn anew each time, as is usual, would understate it.
+    It is that of all images, as many of both sets, at random and at most 10,000; its standard error is a jackknife's
+    over ten parts. The usual mean over random subsets knows less, and their standard deviation is no error of it.
     """
-    _at_least(20, samples, reference)
+    parts = 10
+    size = min(len(samples), len(reference), KERNEL_IMAGES) // parts
+    _at_least(2 * parts, samples, reference)
     rng = np.random.default_rng(seed)
-    count = min(len(samples), len(reference))
-    size = min(1000, count // 10)
-    ours, theirs = (x[rng.permutation(len(x))[:count]].double().split(size) for x in (samples, reference))
-    blocks = torch.stack([poly_mmd(a, b) for a, b in zip(theirs, ours, strict=True) if len(a) == size])
-    return Estimate(blocks.mean().item(), (blocks.std() / len(blocks) ** 0.5).item())
+    a, b = (x[rng.permutation(len(x))[: parts * size]].double().split(size) for x in (samples, reference))
+    # Sums of the kernel over pairs of parts, (10, 10); an image's pair with itself isn't counted.
+    own = torch.stack([poly_kernel(x, x).trace() + poly_kernel(y, y).trace() for x, y in zip(a, b, strict=True)])
+    within, across = _kernel_sums(a, a) + _kernel_sums(b, b) - torch.diag(own), _kernel_sums(a, b)
+
+    def of(kept: list[int]) -> float:
+        n = len(kept) * size
+        return (within[kept][:, kept].sum() / (n * (n - 1)) - 2 * across[kept][:, kept].sum() / n**2).item()
+
+    without = np.array([of([i for i in range(parts) if i != left]) for left in range(parts)])
+    return Estimate(of(list(range(parts))), float(np.sqrt((parts - 1) * without.var())))
+
+
+def _kernel_sums(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Sums of KID's kernel over all pairs of two parts, (parts of a, parts of b)."""
+    return torch.stack([torch.stack([poly_kernel(x, y).sum() for y in b]) for x in a])
 
 
 def inception_score(logits: Tensor, seed: int = 0) -> Estimate:

@@ -56,9 +56,9 @@ class EvaluateConfig(SamplerOptions, ImageOptions, PipelineOptions):
         for name in self.metrics:
             if name not in METRICS:
                 raise UserError(f"--metrics: {name!r} is not one of {', '.join(METRICS)}")
-        for name, needs in (("memorization", "training"), ("likelihood", "held-out"), ("bound", "held-out")):
+        for name in ("likelihood", "bound"):
             if name in self.metrics and self.held_out_split is None:
-                raise UserError(f"--metrics {name}: compares {needs} images with others; name them: --held_out_split")
+                raise UserError(f"--metrics {name}: is that of images not trained on; name them with --held_out_split")
         if not self.metrics:
             raise UserError(f"--metrics: none given; take some of {', '.join(METRICS)}")
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,10 @@ class SweepPoint:
 
 @dataclass
 class Report:
-    """Everything that was measured, and what of; the fields are those of `report.json`."""
+    """Everything that was measured, and what of; the fields are those of `report.json`.
+
+    There the floor, here the results of real images by which these are, is one list with that in their names.
+    """
 
     model: str
     dataset: dict[str, Any]
@@ -44,23 +46,26 @@ class Report:
     features: dict[str, Any]
     sampler: dict[str, Any]
     results: list[Result] = field(default_factory=list)
-    floor: list[Result] = field(default_factory=list)
+    floor: dict[str, list[Result]] = field(default_factory=dict)
     sweep: list[SweepPoint] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write the report and its plots, replacing those of an earlier one."""
-        folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("sweep-*.png"):
             stale.unlink()
-        (folder / "report.json").write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
         for parameter, points in self._sweeps().items():
             plot(points, self.floor, folder / f"sweep-{parameter}.png")
+        floor = [asdict(r) | {"name": f"{r.name}, {which}"} for which, found in self.floor.items() for r in found]
+        text = json.dumps(asdict(self) | {"floor": floor}, indent=1, allow_nan=False)
+        (folder / "report.json").write_text(text + "\n")
         (folder / "report.md").write_text(self.markdown(folder))
 
     def _sweeps(self) -> dict[str, list[SweepPoint]]:
-        key = lambda point: point.parameter  # noqa: E731
-        return {name: list(points) for name, points in groupby(sorted(self.sweep, key=key), key)}
+        return {
+            name: [point for point in self.sweep if point.parameter == name]
+            for name in dict.fromkeys(point.parameter for point in self.sweep)
+        }
 
     def markdown(self, folder: Path) -> str:
         """The report for people; `folder` is where its pictures are."""
@@ -77,53 +82,60 @@ class Report:
         lines = [f"# Evaluation of {self.model}", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in facts.items()]
         lines += [f"\n**{warning}**" for warning in self.warnings]
-        lines += ["", "## Results", "", *_rows(self.results)]
-        if self.floor:
-            lines += ["", "## What real images get", "", *_rows(self.floor)]
+        lines += ["", "## Results", "", *self._table()]
         for parameter, points in self._sweeps().items():
             lines += ["", f"## {parameter}", "", f"![{parameter}](sweep-{parameter}.png)", "", *_sweep_rows(points)]
         pictures = [p.name for p in sorted(folder.glob("*.png")) if not p.name.startswith("sweep-")]
         lines += [f"\n![{Path(name).stem}]({name})" for name in pictures]
         return "\n".join(lines) + "\n"
 
+    def _table(self) -> list[str]:
+        """The results, beside what real images get."""
+        columns = {"samples": self.results} | self.floor
+        lines = ["| | better | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
+        for result in self.results:
+            cells = [next((r for r in found if r.metric == result.metric), None) for found in columns.values()]
+            name = result.name.replace(f" ({self.features['name']})", "")
+            better = "lower" if result.lower_is_better else "higher"
+            lines.append(f"| {name} | {better} | " + " | ".join(map(_number, cells)) + " |")
+        return lines
 
-def plot(points: list[SweepPoint], floor: list[Result], path: Path) -> None:
+
+def plot(points: list[SweepPoint], floor: dict[str, list[Result]], path: Path) -> None:
     """Draw a sweep: a panel per metric, a line per sampler, what real images get as dashes."""
     metrics = list(dict.fromkeys(result.metric for point in points for result in point.results))
-    figure = Figure(figsize=(4 * len(metrics), 3.2), layout="constrained")
+    columns = min(4, len(metrics))
+    figure = Figure(figsize=(3.6 * columns, 3 * -(-len(metrics) // columns)), layout="constrained")
     for number, metric in enumerate(metrics):
-        axes = figure.add_subplot(1, len(metrics), number + 1)
+        axes = figure.add_subplot(-(-len(metrics) // columns), columns, number + 1)
         for line in dict.fromkeys(point.line for point in points):
             drawn = sorted(
                 (point.x, result.value, result.error or 0.0)
                 for point in points
-                if point.line == line
                 for result in point.results
-                if result.metric == metric
+                if point.line == line and result.metric == metric
             )
             x, y, error = zip(*drawn, strict=True)
             axes.errorbar(x, y, error, marker="o", label=line)
-        for result in floor:
-            if result.metric == metric:
-                axes.axhline(result.value, linestyle="--", color="gray", linewidth=1)
+        for result in (r for found in floor.values() for r in found if r.metric == metric):
+            axes.axhline(result.value, linestyle="--", color="gray", linewidth=1)
         parameter = points[0].parameter
         axes.set(xlabel=AXES.get(parameter, "network evaluations"), ylabel=metric)
         if parameter not in AXES:
             axes.set_xscale("log")
+            axes.set_xticks(sorted({point.x for point in points}), minor=False)
+            axes.set_xticks([], minor=True)
+            axes.xaxis.set_major_formatter("{x:g}")
         if number == 0 and any(point.line for point in points):
             axes.legend()
     figure.savefig(path)
 
 
-def _number(result: Result) -> str:
+def _number(result: Result | None) -> str:
+    if result is None:
+        return ""
     error = "" if result.error is None else f" ± {result.error:.2g}"
     return f"{result.value:.4g}{error}"
-
-
-def _rows(results: list[Result]) -> list[str]:
-    better = {True: "lower", False: "higher"}
-    lines = [f"| {r.name} | {_number(r)} | {better[r.lower_is_better]} |" for r in results]
-    return ["| | | better |", "|---|---|---|", *lines]
 
 
 def _sweep_rows(points: list[SweepPoint]) -> list[str]:

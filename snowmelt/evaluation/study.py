@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -12,6 +13,7 @@ from snowmelt.errors import UserError
 from snowmelt.evaluation import table
 from snowmelt.evaluation.extras import EXTRAS, Case
 from snowmelt.evaluation.features import make_features
+from snowmelt.evaluation.metrics import frechet_bias
 from snowmelt.evaluation.options import EvaluateConfig, Setting, settings_of
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
@@ -23,7 +25,8 @@ from snowmelt.options import DataOptions, ImageOptions
 
 GRID_IMAGES = 64
 ENOUGH = 10
-"""Images per dimension of the features from which on a Frechet distance isn't called biased."""
+"""Images per dimension of the features from which on a Frechet distance isn't called biased: what is left by
+`frechet_bias` for isotropic features is then a fortieth of their variance."""
 
 
 class Study:
@@ -47,12 +50,14 @@ class Study:
         self.held_out = self._load(pipeline, config.held_out_split) if config.held_out_split else None
         table.check_counts(config.metrics, config.num_images, len(self.real))
         self.extractor = make_features(config.features, self.real, self.held_out, state.device)
+        self.reference = Reference(features_of(self.real, self.extractor, config.batch_size), config.split)
+        table.check_counts(config.metrics, config.num_images, len(self.real), self.reference.features.shape[1])
+        known = len(self.real.cache.class_names or [])
         for name in config.metrics:
             if name in table.COMPARISONS:
-                table.check(name, self.extractor, pipeline.num_classes, len(self.real.cache.class_names or []))
+                table.check(name, self.extractor, pipeline.num_classes, known)
             else:
                 EXTRAS[name].refuse(self._case(pipeline, torch.empty(0)))
-        self.reference = Reference(features_of(self.real, self.extractor, config.batch_size), config.split)
         self.report = self._begin(pipeline)
 
     def pipeline(self, config: EvaluateConfig) -> UNetPipeline:
@@ -80,10 +85,11 @@ class Study:
             report.results += extra.compute(self._case(pipeline, samples.images))
         self._save()
         for setting, nfe in zip(self.settings[1:], self.nfe[1:], strict=True):
-            samples = self._draw(self.pipeline(setting.config), setting, 0)
+            # A value that is the configuration's own needs no new samples.
+            drawn = samples if setting.config == config else self._draw(self.pipeline(setting.config), setting, 0)
             if self.state.is_main_process:
-                results = self._compare(samples)
-                report.sweep.append(SweepPoint(setting.parameter, setting.shown, nfe, samples.seconds, results))
+                results = self._compare(drawn)
+                report.sweep.append(SweepPoint(setting.parameter, setting.shown, nfe, drawn.seconds, results))
                 self._save()
         return report
 
@@ -116,22 +122,29 @@ class Study:
         images = Images(samples.features, samples.labels)
         return table.compare(self.config.metrics, images, self.reference, self.extractor, self.config.seed)
 
-    def _floor(self) -> list[table.Result]:
-        held = None
+    def _floor(self) -> dict[str, list[table.Result]]:
+        """What real images get: those of the reference, and as many held-out ones."""
+        config, extractor = self.config, self.extractor
+        real = Images(self.reference.features, self.real.labels)
+        own, results = table.floor(config.metrics, config.num_images, real, self.reference, extractor, config.seed)
+        found = {own: results}
         if self.held_out is not None:
-            features = features_of(self.held_out, self.extractor, self.config.batch_size)
-            held = Images(features, self.held_out.labels, self.held_out.split)
-        real, config = Images(self.reference.features, self.real.labels), self.config
-        return table.floor(config.metrics, config.num_images, real, self.reference, held, self.extractor, config.seed)
+            features = features_of(self.held_out, extractor, config.batch_size)
+            rows = np.random.default_rng([config.seed, 2]).permutation(len(features))[: config.num_images]
+            held_out = Images(features, self.held_out.labels).of(torch.from_numpy(rows))
+            title = f"{len(rows):,} images of {self.held_out.split}"
+            found[title] = table.compare(config.metrics, held_out, self.reference, extractor, config.seed)
+        return found
 
     def _warnings(self, classes: int) -> list[str]:
         """What makes the figures less than they seem, for a model of so many classes."""
         found = []
         count, dimensions = min(self.config.num_images, len(self.reference)), self.reference.features.shape[1]
         if "fd" in self.config.metrics and count < ENOUGH * dimensions:
+            bias = frechet_bias(self.reference.features, count, len(self.reference))
             found.append(
-                f"{count:,} images are few for {dimensions} features: the Frechet distance is biased upwards. Compare "
-                f"it with the floor and with distances of as many images, or take {ENOUGH * dimensions:,} or more."
+                f"{count:,} images are few for {dimensions} features: about {bias:.2g} of the Frechet distance is bias; "
+                f"compare it with distances of as many images, or take {ENOUGH * dimensions:,} or more."
             )
         if classes and self.real.labels is not None:
             counts = self.real.labels.bincount(minlength=classes)
@@ -171,7 +184,6 @@ class Study:
         )
 
     def _case(self, pipeline: UNetPipeline, samples: torch.Tensor) -> Case:
-        assert self.held_out is not None
         names = ("seed", "likelihood_images", "folder")
         given = {name: getattr(self.config, name) for name in names}
         return Case(pipeline, samples, self.real, self.held_out, self.extractor, self.state, **given)

@@ -35,12 +35,14 @@ class Images:
     Attributes:
         features: (N, D).
         labels: (N,) the classes that they should be of, where that is known.
-        note: which they are, where they aren't the model's.
     """
 
     features: Tensor
     labels: Tensor | None
-    note: str = ""
+
+    def of(self, rows: Tensor) -> "Images":
+        """Some of them."""
+        return Images(self.features[rows], None if self.labels is None else self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -52,33 +54,35 @@ class Metric:
         minimum: the fewest images, on either side.
         head: whether the extractor must have one.
         labels: whether the model must have classes, and the extractor know them.
+        per_feature: the fewest images per dimension of the features.
     """
 
     compute: Callable[[Images, Reference, FeatureExtractor, int], list[Result]]
     minimum: int = 2
     head: bool = False
     labels: bool = False
+    per_feature: int = 0
 
 
 def _frechet(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
     value = reference.frechet(images.features)
     title = "Frechet inception distance (FID)" if extractor.name.startswith("InceptionV3") else "Frechet distance"
-    return [_result("fd", title, Estimate(value), images, True, extractor)]
+    return [_result("fd", title, Estimate(value), True, extractor)]
 
 
 def _frechet_at_infinity(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
     value = reference.frechet.at_infinity(images.features, seed)
-    return [_result("fd_inf", "Frechet distance extrapolated to infinitely many", value, images, True, extractor)]
+    return [_result("fd_inf", "Frechet distance extrapolated to infinitely many", value, True, extractor)]
 
 
 def _kernel(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
     value = metrics.kernel_distance(images.features, reference.features, seed)
-    return [_result("kid", "Kernel distance (KID)", value, images, True, extractor)]
+    return [_result("kid", "Kernel distance (KID)", value, True, extractor)]
 
 
 def _inception_score(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
     value = metrics.inception_score(_logits(images, extractor), seed)
-    return [_result("is", "Inception score", value, images, False, extractor)]
+    return [_result("is", "Inception score", value, False, extractor)]
 
 
 def _prdc(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
@@ -89,7 +93,7 @@ def _prdc(images: Images, reference: Reference, extractor: FeatureExtractor, see
     names = ("precision", "recall", "density", "coverage")
     values = (*metrics.precision_recall(ours, theirs), *metrics.density_coverage(ours, theirs))
     return [
-        _result(name, f"{name.title()} of {count}", Estimate(value), images, False, extractor)
+        _result(name, f"{name.title()} of {count}", Estimate(value), False, extractor)
         for name, value in zip(names, values, strict=True)
     ]
 
@@ -98,12 +102,12 @@ def _accuracy(images: Images, reference: Reference, extractor: FeatureExtractor,
     if images.labels is None:
         return []
     value = metrics.accuracy(_logits(images, extractor), images.labels)
-    return [_result("accuracy", "Recognised as their class", value, images, False, extractor)]
+    return [_result("accuracy", "Recognised as their class", value, False, extractor)]
 
 
 COMPARISONS: dict[str, Metric] = {
     "fd": Metric(_frechet),
-    "fd_inf": Metric(_frechet_at_infinity, minimum=20),
+    "fd_inf": Metric(_frechet_at_infinity, per_feature=5),
     "kid": Metric(_kernel, minimum=20),
     "is": Metric(_inception_score, minimum=20, head=True),
     "prdc": Metric(_prdc, minimum=6),
@@ -112,14 +116,21 @@ COMPARISONS: dict[str, Metric] = {
 """What compares any images with the reference: the model's, and for the floor real ones."""
 
 
-def check_counts(names: list[str], num_images: int, reference: int) -> None:
+def check_counts(names: list[str], num_images: int, reference: int, dimensions: int = 0) -> None:
     """Refuse metrics that need more images, of samples or of the reference.
+
+    Args:
+        names: of the metrics.
+        num_images: to be sampled.
+        reference: number of its images.
+        dimensions: of the features, where these are known already.
 
     Raises:
         UserError: if one does.
     """
     for name in names:
-        least = COMPARISONS[name].minimum if name in COMPARISONS else 1
+        row = COMPARISONS.get(name, Metric(lambda *_: []))
+        least = max(row.minimum, row.per_feature * dimensions)
         for what, count in (("--num_images", num_images), ("the reference", reference)):
             if count < least:
                 raise UserError(f"--metrics {name}: needs {least} images or more; {what} has {count}")
@@ -158,42 +169,28 @@ def compare(
 
 
 def floor(
-    names: list[str],
-    count: int,
-    real: Images,
-    reference: Reference,
-    held_out: Images | None,
-    extractor: FeatureExtractor,
-    seed: int,
-) -> list[Result]:
-    """What real images get: as many of the reference as are sampled, against its others, and as many held-out ones.
+    names: list[str], count: int, real: Images, reference: Reference, extractor: FeatureExtractor, seed: int
+) -> tuple[str, list[Result]]:
+    """What the reference's own images get: as many as are sampled, at most half of them, against the others.
 
-    A model can't be expected to do better; distances below these are reached by copying.
+    A model can't be expected to do better: distances below these are reached by copying.
 
     Args:
         names: of the metrics.
-        count: of the model's samples; at most half of the reference is taken.
+        count: of the model's samples.
         real: all images of the reference.
         reference: the same.
-        held_out: images that the model wasn't trained on, noted as their split.
         extractor: of the features.
         seed: of the choice.
+
+    Returns:
+        Which images these are, and their results.
     """
-    rng = np.random.default_rng([seed, 1])
-    rows = torch.from_numpy(rng.permutation(len(reference)))
+    rows = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(len(reference)))
     part, rest = rows.tensor_split([min(count, len(reference) // 2)])
     others = Reference(reference.features[rest], reference.title)
-    chosen = _chosen(real, part, f"{len(part):,} images of {reference.title} against its others")
-    results = compare(names, chosen, others, extractor, seed)
-    if held_out is not None:
-        part = torch.from_numpy(rng.permutation(len(held_out.features))[:count])
-        chosen = _chosen(held_out, part, f"{len(part):,} images of {held_out.note}")
-        results += compare(names, chosen, reference, extractor, seed)
-    return results
-
-
-def _chosen(images: Images, rows: Tensor, note: str) -> Images:
-    return Images(images.features[rows], None if images.labels is None else images.labels[rows], note)
+    title = f"{len(part):,} images of {reference.title} against its others"
+    return title, compare(names, real.of(part), others, extractor, seed)
 
 
 def _logits(images: Images, extractor: FeatureExtractor) -> Tensor:
@@ -201,8 +198,5 @@ def _logits(images: Images, extractor: FeatureExtractor) -> Tensor:
     return extractor.head(images.features)
 
 
-def _result(
-    metric: str, title: str, value: Estimate, images: Images, lower_is_better: bool, extractor: FeatureExtractor
-) -> Result:
-    note = f", {images.note}" if images.note else ""
-    return Result(metric, f"{title} ({extractor.name}){note}", value.value, value.error, lower_is_better)
+def _result(metric: str, title: str, value: Estimate, lower_is_better: bool, extractor: FeatureExtractor) -> Result:
+    return Result(metric, f"{title} ({extractor.name})", value.value, value.error, lower_is_better)
