@@ -5,12 +5,14 @@ from pipelines.latent import LatentDiffusionPipeline
 from pipelines.pixel import PixelDiffusionPipeline
 from pipelines.schedulers import fitting_schedulers, make_scheduler
 from pipelines.seeding import image_generators
+from pipelines.text2img import TextToImagePipeline
 from pipelines.trajectory import image_grid, save_gif, save_strip
 
 __all__ = [
     "LatentDiffusionPipeline",
     "PixelDiffusionPipeline",
     "SamplingOutput",
+    "TextToImagePipeline",
     "Trajectory",
     "fitting_schedulers",
     "image_generators",

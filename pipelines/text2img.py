@@ -1,0 +1,238 @@
+"""Pictures from words, by a UNet2DConditionModel in pixels or in the latent space of an autoencoder."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from torch import Tensor
+
+from pipelines.base import SamplingOutput
+from pipelines.space import DataSpacePipeline
+
+
+class TextToImagePipeline(DataSpacePipeline):
+    """Generation from prompts, of images or, with an image to start from, of variations on it.
+
+    Args:
+        unet: the network, which attends to the text encoder's states.
+        scheduler: any stock scheduler of the family that the network was trained for; see `make_scheduler`.
+        text_encoder: a `CLIPTextModel`, `T5EncoderModel` or the like; None if only embeddings are to be given.
+        tokenizer: its tokenizer; captions are padded to its `model_max_length`.
+        vae: a stock autoencoder, or None for a network of pixels.
+        prediction_type: what the network predicts, where the scheduler can't be told; see `UNetPipeline`.
+
+    Raises:
+        ValueError: for an unknown `prediction_type`, or parts that don't fit each other.
+    """
+
+    text_encoder: Any
+    tokenizer: Any
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["text_encoder", "tokenizer", "vae"]
+    OUTPUT_TYPES = (*DataSpacePipeline.OUTPUT_TYPES, "latent")
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        vae: Any = None,
+        prediction_type: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._check_prediction_type(prediction_type)
+        if text_encoder is not None and tokenizer is not None:
+            self.check_text(unet, text_encoder, tokenizer)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
+        if prediction_type is not None:
+            self.register_to_config(prediction_type=prediction_type)
+
+    @staticmethod
+    def check_text(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
+        """Whether these parts belong together, as far as their sizes tell.
+
+        Raises:
+            ValueError: if they don't.
+        """
+        known, width = text_encoder.config.vocab_size, text_encoder.config.hidden_size
+        if len(tokenizer) > known:
+            raise ValueError(f"tokenizer: has {len(tokenizer)} tokens, and the text encoder knows {known}: not its own")
+        expected = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
+        if width != expected:
+            raise ValueError(f"text_encoder: its states have {width} channels, the network attends to {expected}")
+
+    @staticmethod
+    def max_tokens(text_encoder: Any, tokenizer: Any) -> int:
+        """Tokens that a prompt is cut or padded to, its marks included."""
+        return min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", 512))
+
+    @staticmethod
+    def hidden_states(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the network attends to, (B, L, D), of tokens (B, L): zero at padding, so that it needs no mask."""
+        states = text_encoder(input_ids, attention_mask=attention_mask)[0]
+        return states * attention_mask[..., None].to(states.dtype)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | list[str]) -> Tensor:
+        """The states (B, L, D) of prompts, cut where they are too long, with a warning that shows what was lost.
+
+        Raises:
+            ValueError: if a prompt isn't a string, or there is no text encoder.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"prompt: must be a string or a list of strings, got {prompt!r}")
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError("prompt: this pipeline has no text encoder; give prompt_embeds")
+        length = self.max_tokens(self.text_encoder, self.tokenizer)
+        for text, ids in zip(prompts, self.tokenizer(prompts, verbose=False)["input_ids"], strict=True):
+            if len(ids) > length:
+                lost = self.tokenizer.decode(ids[length - 1 :], skip_special_tokens=True)
+                warnings.warn(f"prompt of {len(ids)} tokens cut to {length}: {text!r} loses {lost!r}", stacklevel=2)
+        tokens = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt", verbose=False
+        ).to(self._execution_device)
+        return self.hidden_states(self.text_encoder, tokens["input_ids"], tokens["attention_mask"])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[float] | None = None,
+        guidance_scale: float = 3.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        image: PipelineImageInput | None = None,
+        strength: float = 0.8,
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        return_trajectory: bool = False,
+    ) -> SamplingOutput | tuple:
+        """Generate images. Arguments that `StableDiffusionPipeline` has bear its names.
+
+        Args:
+            prompt: one, or a list; the images of one prompt follow each other.
+            height: of the images in pixels; the trained size, or that of `image`, by default.
+            width: of the images in pixels; the trained size, or that of `image`, by default.
+            num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
+            timesteps: a list of times to use instead, where the scheduler takes one.
+            guidance_scale: 1 for none; else negative + scale * (conditional - negative) (Ho & Salimans 2022, eq. 6).
+            negative_prompt: what to be guided away from: one for all or one for each prompt; the empty one by default.
+            num_images_per_prompt: N; B is the number of prompts times N.
+            eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
+            generator: one, or B of them, which makes an image independent of its batch.
+            latents: the initial noise, unit normal, (B, c, h, w) as the network's data.
+            prompt_embeds: states (prompts, L, D) in place of `prompt`; see `encode_prompt`.
+            negative_prompt_embeds: of the same shape, in place of `negative_prompt`.
+            output_type: "pil", or "np" for an array (B, H, W, C) or "pt" for a tensor (B, C, H, W) in [0, 1], or
+                "latent" for what the network made (B, c, h, w).
+            return_dict: False for a tuple of the output's fields.
+            guidance_rescale: from 0 to 1: how much of the way to take the deviation of the guided output back to that
+                of the output without guidance (Lin et al. 2024, eqs. 15 and 16).
+            guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
+            image: one, or one per prompt, to start from: PIL, or arrays or tensors in [0, 1] laid out as the outputs.
+            strength: the share of the steps that are left to `image`, from 1 / steps to 1 (Meng et al. 2022).
+            callback_on_step_end: called as f(pipeline, step, timestep, tensors); "latents" in the dict it
+                returns replace x_t.
+            callback_on_step_end_tensor_inputs: which it sees, of "latents" (the default) and
+                "pred_original_sample".
+            return_trajectory: also return x_t and the predicted x0 of every evaluation, decoded as the images are.
+
+        Raises:
+            ValueError: for arguments that fit neither the model nor the scheduler, or each other.
+        """
+        self._check_output_type(output_type, self.channels)
+        states, null = self._conditions(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale, num_images_per_prompt
+        )
+        data = None if image is None else self._data_of(image, height, width, len(states), num_images_per_prompt)
+        size = self._size(height, width) if data is None else data.shape[2:]
+        x0, trajectory = self.denoise(
+            self.unet,
+            (len(states), self.unet.config.in_channels, *size),
+            {"encoder_hidden_states": states},
+            None if null is None else {"encoder_hidden_states": null},
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            eta=eta,
+            generator=generator,
+            latents=latents,
+            image=data,
+            strength=strength,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            return_trajectory=return_trajectory,
+        )
+        output = self._finish(x0, trajectory, output_type)
+        return output if return_dict else output.to_tuple()
+
+    def _conditions(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        guidance_scale: float,
+        copies: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        """States (B, L, D) of the prompts, and for guidance of the negative ones."""
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("prompt: give either it or prompt_embeds")
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("negative_prompt: give either it or negative_prompt_embeds")
+        if copies < 1:
+            raise ValueError(f"num_images_per_prompt: must be at least 1, got {copies}")
+        states = self.encode_prompt(prompt) if prompt_embeds is None else prompt_embeds  # type: ignore[arg-type]
+        null = negative_prompt_embeds
+        if guidance_scale != 1 and null is None:
+            null = self.encode_prompt("" if negative_prompt is None else negative_prompt)
+            if len(null) not in (1, len(states)):
+                raise ValueError(
+                    f"negative_prompt: {len(null)} given for {len(states)} prompts; give one, or one per prompt"
+                )
+            null = null.expand(len(states), -1, -1)
+        if null is not None and null.shape != states.shape:
+            raise ValueError(
+                f"negative_prompt_embeds: of shape {tuple(null.shape)}, but prompt_embeds are {tuple(states.shape)}"
+            )
+        place = {"device": self._execution_device, "dtype": self.unet.dtype}
+        repeated = [None if s is None else s.to(**place).repeat_interleave(copies, 0) for s in (states, null)]
+        return repeated[0], repeated[1] if guidance_scale != 1 else None  # type: ignore[return-value]
+
+    def _data_of(
+        self, image: PipelineImageInput, height: int | None, width: int | None, batch: int, copies: int
+    ) -> Tensor:
+        """The network's data (batch, c, h, w) of images to start from."""
+        cell, channels = self.pixels_per_cell, self.channels
+        factor = cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        processor = VaeImageProcessor(
+            vae_scale_factor=factor,
+            vae_latent_channels=0,  # else it takes images of as many channels for latents, and leaves them as they are
+            do_convert_rgb=channels == 3,
+            do_convert_grayscale=channels == 1,
+        )
+        pixels = processor.preprocess(image, height, width).to(self._execution_device, torch.float32)
+        if pixels.shape[1] != channels:
+            raise ValueError(f"image: has {pixels.shape[1]} channels, the model's images have {channels}")
+        if len(pixels) not in (1, batch // copies):
+            raise ValueError(f"image: {len(pixels)} given for {batch // copies} prompts; give one, or one per prompt")
+        return self.encode(pixels).repeat_interleave(batch // len(pixels), 0)
