@@ -64,7 +64,7 @@ class SelfContainedMixin:
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As diffusers does it; a pipeline that was loaded with its own code is saved with it again."""
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        super().save_pretrained(str(save_directory), *args, **kwargs)  # type: ignore[misc]
         if self._is_published():
             self.complete(save_directory)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import HfApi, constants, file_download
+from huggingface_hub import HfApi, constants, file_download, hf_api
 from huggingface_hub.utils import _http, close_session
 
 from tests.hub_server import Hub
@@ -38,6 +38,7 @@ def api(hub: Hub) -> HfApi:
 def connected(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The Hub of this process: where its client, as alice and with an empty cache, talks to by default."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)  # whose methods are the package's functions
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.endpoint}/{{{template[2]}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
