@@ -143,8 +143,8 @@ class Study:
         if "fd" in self.config.metrics and count < ENOUGH * dimensions:
             bias = frechet_bias(self.reference.features, count, len(self.reference))
             found.append(
-                f"{count:,} images are few for {dimensions} features: about {bias:.2g} of the Frechet distance is bias; "
-                f"compare it with distances of as many images, or take {ENOUGH * dimensions:,} or more."
+                f"{count:,} images are few for {dimensions} features: some {bias:.2g} of the Frechet distance is bias. "
+                f"Compare it with distances of as many images, or take {ENOUGH * dimensions:,} or more."
             )
         if classes and self.real.labels is not None:
             counts = self.real.labels.bincount(minlength=classes)
