@@ -205,7 +205,7 @@ def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
         _settle(partial)
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
         target = folder / file.relative_to(partial)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)
     shutil.rmtree(partial)
 

@@ -5,22 +5,21 @@ from pathlib import Path
 import numpy as np
 from diffusers import DDPMScheduler
 
-from pipelines import PixelDiffusionPipeline, image_generators, image_grid, make_scheduler
+from pipelines import image_generators, image_grid, make_scheduler
+from pipelines.unet import UNetPipeline
 from snowmelt.options import DiffusionConfig
 
 
-def sample_grid(pipeline: PixelDiffusionPipeline, path: Path, config: DiffusionConfig) -> np.ndarray:
+def sample_grid(pipeline: UNetPipeline, path: Path, config: DiffusionConfig) -> np.ndarray:
     """Sample the first images of the seed, `eval_batch_size` of them, classes in turn, and save them as one picture.
 
-    Discrete-time models are sampled by DDIM, which needs few steps. Images with neither 1, 3 nor 4 channels are
+    Images with neither 1, 3 nor 4 channels are
     saved as `.npy` instead, float32 in [0, 1].
 
     Returns:
         The images, uint8 (N, H, W, C).
     """
-    pipeline.set_progress_bar_config(disable=True)
-    if isinstance(pipeline.scheduler, DDPMScheduler):
-        pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler)
+    pipeline = few_steps(pipeline)
     classes, num_images = pipeline.num_classes, config.eval_batch_size
     output = pipeline(
         batch_size=num_images,
@@ -36,3 +35,11 @@ def sample_grid(pipeline: PixelDiffusionPipeline, path: Path, config: DiffusionC
     else:
         np.save(path.with_suffix(".npy"), output[0])
     return pixels
+
+
+def few_steps(pipeline: UNetPipeline) -> UNetPipeline:
+    """The pipeline made to sample without a word, and by DDIM, which needs few steps, where it is of discrete time."""
+    pipeline.set_progress_bar_config(disable=True)
+    if isinstance(pipeline.scheduler, DDPMScheduler):
+        pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler)
+    return pipeline

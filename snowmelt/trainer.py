@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_r
 from snowmelt.options import TrainingConfig
 from snowmelt.tracking import Metrics, log_samples, plot_loss
 
+if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
+    from snowmelt.evaluation.validation import Validation
+
 
 class Trainer:
     """Trains networks, and leaves what they make up in a folder with checkpoints, samples and metrics beside it.
@@ -50,6 +53,7 @@ class Trainer:
         draw: draws pictures of the progress, such as samples, to the path given, and returns them, uint8 (N, H, W, C);
             the networks then hold their first averages, in evaluation mode.
         on_saved: called, in the main process, after each saved model but the last.
+        validation: judges the first averages, and ends a training that gets no better.
         averaged: names of the parts of which averages are kept; all by default.
         groups: of `net`'s parameters, where their settings differ; each group's gradient is clipped by itself.
     """
@@ -68,6 +72,7 @@ class Trainer:
         save: Callable[[Path], None],
         draw: Callable[[Path], np.ndarray],
         on_saved: Callable[[], None] = lambda: None,
+        validation: "Validation | None" = None,
         averaged: tuple[str, ...] | None = None,
         groups: list[dict[str, Any]] | None = None,
     ) -> None:
@@ -80,6 +85,7 @@ class Trainer:
         self.save = save
         self.draw = draw
         self.on_saved = on_saved
+        self.validation = validation
         self.folder = Path(config.output_dir)
         self.generator = torch.Generator(accelerator.device)
         self.step = 0
@@ -91,6 +97,7 @@ class Trainer:
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.forward = torch.compile(self.net) if config.compile else self.net
         kept = training_parts(parts, self.averages, optimizer, accelerator.scaler)
+        kept |= {"validation": validation} if validation else {}
         self.checkpoints = Checkpoints(self.folder, kept, config.checkpoints_total_limit)
 
     @property
@@ -138,6 +145,8 @@ class Trainer:
             self.save_samples()
             if self.accelerator.is_main_process:
                 plot_loss(self.folder)
+                if self.validation:
+                    self.validation.plot()
             self.accelerator.end_training()
 
     def _train(self, interrupts: Interrupts) -> str | None:
@@ -164,12 +173,18 @@ class Trainer:
                 wish = interrupts.requested or ("time limit" if time.monotonic() > deadline else None)
                 checkpointing = self.step % config.checkpointing_steps == 0 or self.step == self.total_steps
                 due = self._due_by_epoch()
+                evaluating = self.validation is not None and self.validation.due(self.step, self.total_steps)
                 # Processes can agree to stop only where they meet, at a flush; and nothing is saved of a network
                 # whose losses have not been looked at.
                 logging = self.step % config.logging_steps == 0 or (wish and accelerator.num_processes == 1)
-                if checkpointing or due or logging:
+                if checkpointing or due or evaluating or logging:
                     values, stop = meter.flush(self.step, wish)
-                    metrics.log(self.step, values | {"lr": config.learning_rate * self.lr_factor(self.step - 1)})
+                    values["lr"] = config.learning_rate * self.lr_factor(self.step - 1)
+                    if self.validation and evaluating:
+                        with meter.paused():
+                            values |= self.evaluate(self.validation)
+                        stop = stop or self.validation.stop
+                    metrics.log(self.step, values)
                     bar.set_postfix(loss=f"{values['loss']:.4f}", speed=f"{values['images_per_second']:.0f} images/s")
                 with meter.paused():
                     if checkpointing or stop:
@@ -202,6 +217,17 @@ class Trainer:
             self.optimizer.zero_grad()
             for ema in (ema for emas in self.averages for ema in emas.values()):
                 ema.update(self.step + 1)
+
+    def evaluate(self, validation: "Validation") -> dict[str, float]:
+        """Judge the averages that are sampled and published; the best so far are kept in `best`."""
+        with self._averaged():
+            self.net.eval()
+            values, best = validation.evaluate(self.accelerator.unwrap_model(self.net), self.step)
+            self.net.train()
+            if best and self.accelerator.is_main_process:
+                save_atomically(lambda folder: validation.keep(folder, self.save, values), self.folder)
+        self.accelerator.wait_for_everyone()
+        return values
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}`. Under data parallelism every process holds the same, so one writes."""

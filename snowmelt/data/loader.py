@@ -16,7 +16,8 @@ import torch
 
 from snowmelt.errors import UserError
 
-ORDER, CROP, FLIP, NOISE = range(4)  # purposes of random numbers, so that no two draw the same
+# Purposes of random numbers, so that no two draw the same.
+ORDER, CROP, FLIP, NOISE, HELD_OUT, VALIDATION = range(6)
 
 
 class Cache(Protocol):

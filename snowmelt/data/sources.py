@@ -1,11 +1,13 @@
 """Where images come from: the Hub, a local copy of a data set, a folder of files, or an embedded set."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow
 from datasets.fingerprint import Hasher
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
@@ -22,8 +24,12 @@ METADATA_FILES = set(ImageFolder.METADATA_FILENAMES)
 SPLIT_FOLDERS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 
 
-def load_images(options: DataOptions) -> ImageCache:
+def load_images(options: DataOptions, choose: Callable[[int], np.ndarray] | None = None) -> ImageCache:
     """Open the data set that `options` name and decode its images, or find them decoded.
+
+    Args:
+        options: which data set.
+        choose: from the number of its rows those to take; all by default.
 
     Raises:
         UserError: for anything in the options or the data that the user can mend.
@@ -34,7 +40,12 @@ def load_images(options: DataOptions) -> ImageCache:
         raise UserError(f"--split {options.split}: no rows in it")
     column = image_column(dataset.features, options.image_column)
     labels, class_names = read_labels(dataset, options.label_column)
-    return build_cache(dataset, options, image_column=column, labels=labels, class_names=class_names)
+    if choose is None:
+        return build_cache(dataset, options, image_column=column, labels=labels, class_names=class_names)
+    rows = choose(len(dataset))
+    labels = None if labels is None else labels[rows]
+    cache = build_cache(dataset.select(rows), options, image_column=column, labels=labels, class_names=class_names)
+    return replace(cache, rows=rows[cache.rows])
 
 
 def open_dataset(options: DataOptions) -> datasets.Dataset:

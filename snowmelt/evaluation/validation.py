@@ -1,0 +1,299 @@
+"""Evaluation during training: losses of held-out images, metrics of samples, which step was best, when to stop."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+
+from pipelines.unet import UNetPipeline
+from snowmelt.codec import Codec
+from snowmelt.conditioning import Conditioning
+from snowmelt.data.cache import ImageCache
+from snowmelt.data.loader import VALIDATION, Cache
+from snowmelt.errors import UserError
+from snowmelt.evaluation import table
+from snowmelt.evaluation.features import make_features
+from snowmelt.evaluation.real import RealImages
+from snowmelt.evaluation.reference import Reference, features_of
+from snowmelt.evaluation.sampling import draw, rounded
+from snowmelt.loading import SamplerOptions
+from snowmelt.objectives import Criterion, Objective
+from snowmelt.options import UnconditionalConfig
+from snowmelt.samples import few_steps
+from snowmelt.tracking import read_metrics
+
+BEST, NOTE, PLOT = "best", "validation.json", "evaluation.png"
+BATCH = 256
+"""Real images whose features are computed together."""
+LEAST, MOST = 1024, 8192
+"""Losses that make up a validation loss: of fewer images each is noised several times, of more some are left out."""
+
+
+class ValidationLoss:
+    """The criterion on held-out images: each time with the same noise, at the same levels, evenly spread.
+
+    Args:
+        criterion: the loss.
+        codec: cached values to x0.
+        conditioning: batch to the network's keyword arguments.
+        data: the held-out images, or their latents.
+        config: batch size, seed and flips.
+        accelerator: the processes, which share the batches.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        codec: Codec,
+        conditioning: Conditioning,
+        data: Cache,
+        config: UnconditionalConfig,
+        accelerator: Accelerator,
+    ) -> None:
+        self.criterion = replace(criterion, low_discrepancy=True) if isinstance(criterion, Objective) else criterion
+        self.codec = codec
+        self.conditioning = conditioning
+        self.data = data
+        self.config = config
+        self.accelerator = accelerator
+        count = min(max(len(data), LEAST), MOST)
+        self.rows = np.linspace(0, len(data) - 1, count).round().astype(int)
+        self.generator = torch.Generator(accelerator.device)
+
+    @torch.no_grad()
+    def __call__(self, net: nn.Module) -> dict[str, float]:
+        """`eval_loss`, and by quartile of the noise level `eval_loss_q1` to `_q4`; in every process alike."""
+        size = self.config.train_batch_size
+        batches = list(enumerate(self.rows[start : start + size] for start in range(0, len(self.rows), size)))
+        own = [
+            (number, *self._losses(net, number, rows))
+            for number, rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        ]
+        _, losses, levels = zip(*sorted(gather_object(own), key=lambda part: part[0]), strict=True)
+        loss = torch.cat(losses).double()
+        values = {"eval_loss": loss.mean().item()}
+        if levels[0] is not None:
+            quartile = (torch.cat(levels) * 4).long().clamp_(max=3)
+            values |= {f"eval_loss_q{q + 1}": loss[quartile == q].mean().item() for q in range(4)}
+        return values
+
+    def _losses(self, net: nn.Module, number: int, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Losses and noise levels of a batch, each (B,) on the CPU."""
+        device = self.accelerator.device
+        seeds = np.random.SeedSequence((VALIDATION, self.config.seed, number)).generate_state(1)
+        self.generator.manual_seed(int(seeds[0]))
+        images = torch.from_numpy(self.data.gather(rows, None)).to(device)
+        if self.config.random_flip:
+            images = self.data.mirrored(images, torch.zeros(len(rows), dtype=torch.bool, device=device))
+        batch = {"images": images}
+        if self.conditioning.num_class_embeds is not None:
+            assert self.data.labels is not None  # make_conditioning refused
+            batch["labels"] = torch.from_numpy(self.data.labels[rows]).to(device)
+        x0 = self.codec.from_cache(images, self.generator)
+        losses = self.criterion.loss(net, x0, self.conditioning.embed(batch, self.generator), self.generator)
+        return losses.loss.cpu(), None if losses.level is None else losses.level.cpu()
+
+
+class SampleMetrics:
+    """Metrics of `evaluate.py` on a few samples, which all processes draw together.
+
+    Args:
+        config: which metrics, samples and features.
+        make_pipeline: of the network in training.
+        train: the images, which the samples are compared with.
+        held_out: others, which say how good a classifier is.
+        accelerator: the processes.
+
+    Raises:
+        UserError: for a metric that there isn't, or that can't be had.
+    """
+
+    def __init__(
+        self,
+        config: UnconditionalConfig,
+        make_pipeline: Callable[[], UNetPipeline],
+        train: ImageCache,
+        held_out: ImageCache | None,
+        accelerator: Accelerator,
+    ) -> None:
+        unknown = [name for name in config.eval_metrics if name not in table.COMPARISONS]
+        if unknown:
+            raise UserError(f"--eval_metrics: {unknown[0]!r} is not one of {', '.join(table.COMPARISONS)}")
+        self.config = config
+        self.make_pipeline = make_pipeline
+        real = RealImages(train, config.split, train.value_range)
+        others = None
+        if held_out is not None:
+            others = RealImages(held_out, config.validation_split or "held out", held_out.value_range)
+        try:
+            table.check_counts(config.eval_metrics, config.eval_num_images, len(train))
+            self.extractor = make_features(config.eval_features, real, others, accelerator.device)
+            for name in config.eval_metrics:
+                table.check(name, self.extractor, make_pipeline().num_classes, len(train.class_names or []))
+        except UserError as error:  # whose flags are those of evaluate.py
+            raise UserError(re.sub("--(metrics|features|num_images)", r"--eval_\1", str(error))) from error
+        self.reference = Reference(features_of(real, self.extractor, BATCH), config.split)
+        self.prepare = rounded if train.dtype == "uint8" else torch.clone
+
+    def __call__(self) -> list[table.Result]:
+        """The results, in every process; the network must be in evaluation mode."""
+        config, pipeline = self.config, few_steps(self.make_pipeline())
+        options = SamplerOptions(
+            batch_size=config.train_batch_size,
+            num_inference_steps=config.ddpm_num_inference_steps,
+            seed=config.seed,
+        )
+        samples = draw(
+            pipeline, options, config.eval_num_images, self.extractor, PartialState(), prepare=self.prepare, keep=0
+        )
+        images = table.Images(samples.features, samples.labels)
+        return table.compare(config.eval_metrics, images, self.reference, self.extractor, config.seed)
+
+
+class Validation:
+    """Evaluates a network in training, and remembers which step was best: a part of checkpoints.
+
+    Args:
+        config: how often, and how much patience.
+        loss: of held-out images.
+        metrics: of samples; the first of them decides, or else the loss.
+    """
+
+    def __init__(self, config: UnconditionalConfig, loss: ValidationLoss | None, metrics: SampleMetrics | None) -> None:
+        self.config = config
+        self.loss = loss
+        self.metrics = metrics
+        self.folder = Path(config.output_dir)
+        self.best: dict[str, Any] = {}  # step, metric, value
+        self.since = 0  # evaluations since then
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether to evaluate after this step, of so many."""
+        return step == last or step % (self.config.eval_steps or last) == 0
+
+    def evaluate(self, net: nn.Module, step: int) -> tuple[dict[str, float], bool]:
+        """All values, and whether they are the best so far: the same in every process.
+
+        Args:
+            net: with the weights to be judged, in evaluation mode.
+            step: optimizer steps that it has taken.
+        """
+        results = self.metrics() if self.metrics else []
+        values = {f"eval_{result.metric}": result.value for result in results} | (self.loss(net) if self.loss else {})
+        values = broadcast_object_list([values])[0]  # or processes on unlike machines might not agree to stop
+        metric, value = next(iter(values.items()))
+        sign = -1 if results and not results[0].lower_is_better else 1
+        known = self.best["value"] if self.best.get("metric") == metric else math.nan
+        better = math.isfinite(value) and not sign * known <= sign * value
+        if better:
+            self.best = {"step": step, "metric": metric, "value": value}
+        self.since = 0 if better else self.since + 1
+        return values, better
+
+    @property
+    def stop(self) -> str | None:
+        """The reason to end training, once patience is exhausted."""
+        if self.config.patience is None or self.since < self.config.patience:
+            return None
+        return f"{self.best.get('metric', 'the first metric')} is no better than at step {self.best.get('step', 0)}"
+
+    def keep(self, folder: Path, save: Callable[[Path], None], values: dict[str, float]) -> None:
+        """Write the model just found best into `folder`, below the name `best`, and beside it what it is.
+
+        Args:
+            folder: the run's, or where it is prepared.
+            save: writes the model into a new folder.
+            values: of the evaluation.
+        """
+        save(folder / BEST)
+        # The name comes after those of weights, which are replaced in this order: a kill leaves no false note.
+        (folder / BEST / NOTE).write_text(json.dumps(self.best | values, indent=1) + "\n")
+
+    def plot(self) -> None:
+        """Draw evaluation.png in the run's folder."""
+        plot_evaluations(self.folder, self.best)
+
+    def summary(self) -> str:
+        """Which step was best, and where it is."""
+        return "best       {folder} (step {step}: {metric} {value:.5g})".format(folder=self.folder / BEST, **self.best)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / NOTE).write_text(json.dumps({"best": self.best, "since": self.since}))
+
+    def load(self, folder: Path) -> None:
+        """Nothing is remembered where the checkpoint's run had no evaluations, or its best model isn't here."""
+        if (folder / NOTE).is_file() and (self.folder / BEST / NOTE).is_file():
+            state = json.loads((folder / NOTE).read_text())
+            self.best, self.since = state["best"], state["since"]
+
+
+def make_validation(
+    config: UnconditionalConfig,
+    criterion: Criterion,
+    codec: Codec,
+    conditioning: Conditioning,
+    make_pipeline: Callable[[], UNetPipeline],
+    accelerator: Accelerator,
+    *,
+    splits: tuple[ImageCache, ImageCache | None],
+    watched: Cache | None,
+) -> Validation:
+    """What the options ask for, from the parts of the training.
+
+    Args:
+        config: the options.
+        criterion: the loss.
+        codec: cached values to x0.
+        conditioning: batch to the network's keyword arguments.
+        make_pipeline: of the network in training.
+        accelerator: the processes.
+        splits: images trained on, and held out.
+        watched: the latter, or their latents.
+
+    Raises:
+        UserError: as `SampleMetrics`.
+    """
+    loss = None if watched is None else ValidationLoss(criterion, codec, conditioning, watched, config, accelerator)
+    metrics = SampleMetrics(config, make_pipeline, *splits, accelerator) if config.eval_metrics else None
+    return Validation(config, loss, metrics)
+
+
+def plot_evaluations(folder: Path, best: dict[str, Any]) -> None:
+    """Draw evaluation.png from metrics.jsonl: loss of training and validation, and each metric of samples, by step.
+
+    Args:
+        folder: the run's.
+        best: `Validation.best`, which is marked.
+    """
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(folder)
+    evaluated = [line for line in lines if any(name.startswith("eval_") for name in line)]
+    names = [name for name in evaluated[-1] if name.startswith("eval_")] if evaluated else []
+    curves = {name: [name] for name in names if not name.startswith("eval_loss")}
+    losses = [name for name in names if name.startswith("eval_loss")]
+    curves |= {"loss": losses} if losses else {}
+    figure = Figure(figsize=(7, 2.8 * len(curves)), layout="constrained")
+    for title, axes in zip(curves, figure.subplots(max(len(curves), 1), squeeze=False)[:, 0], strict=False):
+        for name in curves[title]:
+            values = [(line["step"], line[name]) for line in evaluated if name in line]
+            axes.plot(*zip(*values, strict=True), marker=".", label=name)
+        if title == "loss":
+            axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], "k", lw=0.6, alpha=0.5, label="training")
+            axes.set_yscale("log")
+            axes.legend(fontsize="small", ncols=2)
+        if best:
+            axes.axvline(best["step"], color="k", linestyle=":", linewidth=0.8)
+        axes.set(xlabel="optimizer step", ylabel=title.removeprefix("eval_"))
+        axes.grid(alpha=0.3)
+    figure.savefig(folder / PLOT, dpi=110)
