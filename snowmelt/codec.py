@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import diffusers
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines import LatentDiffusionPipeline
+from snowmelt.config import on_hub
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.latents import LatentCache, build_latents
 from snowmelt.errors import UserError
@@ -155,6 +157,8 @@ def load_autoencoder(name: str, kinds: tuple[str, ...] = AUTOENCODERS, flag: str
     Raises:
         UserError: if there is none.
     """
+    if not Path(name).is_dir() and not on_hub(name):
+        raise UserError(f"{flag} {name}: no such folder; give one, or a name of the Hub")
     there: list[str] = []
     for subfolder in (None, "vae", "vqvae"):
         try:
