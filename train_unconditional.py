@@ -3,58 +3,83 @@
 Without a data set or a configuration it trains recipes/digits.yaml, on data that comes with scikit-learn.
 """
 
+import functools
+from typing import TYPE_CHECKING
+
 from snowmelt.config import parse
 from snowmelt.errors import run
 from snowmelt.options import UnconditionalConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from diffusers import UNet2DModel
+
+    from pipelines.unet import UNetPipeline
+    from snowmelt.codec import LatentCodec, PixelCodec
+    from snowmelt.data.cache import ImageCache
+    from snowmelt.publishing.during import HubPush
+    from snowmelt.trainer import Trainer
+
+# torch and diffusers are imported inside the functions, so that --help doesn't wait for them.
 
 
 def main() -> None:
     config = parse(UnconditionalConfig, default_recipe="digits", needs=("dataset_name", "train_data_dir"))
 
-    # Here, not above, so that --help doesn't wait for torch and diffusers.
-    from pipelines import PixelDiffusionPipeline
     from snowmelt import run_folder
-    from snowmelt.codec import PixelCodec
+    from snowmelt.environment import make_accelerator
+    from snowmelt.publishing.during import HubPush
+
+    accelerator = make_accelerator(config)
+    checkpoint = run_folder.check(config, needed=config.autoencoder)
+    push = HubPush(config, accelerator)
+    trainer, images = assemble(config, accelerator, push)
+    push.open()
+    if checkpoint:
+        trainer.resume(checkpoint)
+    run_folder.prepare(config, images, accelerator, fresh=checkpoint is None)
+    trainer.fit()
+    push.finish()
+    accelerator.print(run_folder.summary(config, images))
+
+
+def assemble(
+    config: UnconditionalConfig, accelerator: "Accelerator", push: "HubPush"
+) -> tuple["Trainer", "ImageCache"]:
+    """The trainer with all its parts, and the images that it trains on."""
+    from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline
+    from snowmelt.codec import LatentCodec, PixelCodec, load_autoencoder
     from snowmelt.conditioning import make_conditioning
     from snowmelt.data.sources import load_images
-    from snowmelt.environment import make_accelerator
-    from snowmelt.models import make_unet
     from snowmelt.objectives import make_objective
-    from snowmelt.publishing.during import HubPush
     from snowmelt.samples import sample_grid
     from snowmelt.trainer import Trainer
 
-    objective = make_objective(config)
-    accelerator = make_accelerator(config)
-    checkpoint = run_folder.check(config)
-    data = load_images(config)
-    conditioning = make_conditioning(config, data)
-    net = make_unet(
-        config.model_size,
-        config.model_config_name_or_path,
-        resolution=config.resolution,
-        channels=data.channels,
-        num_class_embeds=conditioning.num_class_embeds,
-        seed=config.seed,
+    objective = make_objective(config, latent=config.autoencoder is not None)
+    vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
+    images = load_images(config)
+    conditioning = make_conditioning(config, images)
+    pixels = PixelCodec(images.value_range)
+    codec = LatentCodec(vae, pixels) if vae else pixels
+    net = make_network(config, codec, images, conditioning.num_class_embeds)
+    pipeline = functools.partial(
+        functools.partial(LatentDiffusionPipeline, vae) if vae else PixelDiffusionPipeline,
+        net,
+        prediction_type=objective.prediction_type,
+        id2label=dict(enumerate(images.class_names or [])) if config.class_conditional else None,
+        value_range=images.value_range if images.dtype.kind == "f" else None,  # that of integers is their type's
     )
-    if config.gradient_checkpointing:
-        net.enable_gradient_checkpointing()
+    data = codec.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
+    accelerator.print(codec.describe(data))
 
-    def make_pipeline() -> PixelDiffusionPipeline:
-        return PixelDiffusionPipeline(
-            net,
-            objective.scheduler(),
-            prediction_type=objective.prediction_type,
-            id2label=dict(enumerate(data.class_names or [])) if config.class_conditional else None,
-            value_range=data.value_range if data.dtype.kind == "f" else None,  # that of integers is their type's
-        )
+    def make_pipeline() -> "UNetPipeline":
+        return pipeline(scheduler=objective.scheduler())
 
-    push = HubPush(config, accelerator)
     trainer = Trainer(
         net,
         {"unet": net},
         objective,
-        PixelCodec(data.value_range),
+        codec,
         conditioning,
         data,
         config,
@@ -63,13 +88,27 @@ def main() -> None:
         on_saved=push.during,
         draw=lambda path: sample_grid(make_pipeline(), path, config),
     )
-    push.open()
-    if checkpoint:
-        trainer.resume(checkpoint)
-    run_folder.prepare(config, data, accelerator, fresh=checkpoint is None)
-    trainer.fit()
-    push.finish()
-    accelerator.print(run_folder.summary(config, data))
+    return trainer, images
+
+
+def make_network(
+    config: UnconditionalConfig, codec: "PixelCodec | LatentCodec", images: "ImageCache", num_class_embeds: int | None
+) -> "UNet2DModel":
+    """The network, for what the codec makes of the images."""
+    from snowmelt.models import make_unet
+
+    net = make_unet(
+        config.model_size,
+        config.model_config_name_or_path,
+        resolution=config.resolution // codec.downsampling,
+        cell=codec.downsampling,
+        channels=codec.channels(images),
+        num_class_embeds=num_class_embeds,
+        seed=config.seed,
+    )
+    if config.gradient_checkpointing:
+        net.enable_gradient_checkpointing()
+    return net
 
 
 if __name__ == "__main__":
