@@ -41,6 +41,8 @@ def main() -> None:
     trainer.fit()
     push.finish()
     accelerator.print(run_folder.summary(config, images))
+    if trainer.validation:
+        accelerator.print(trainer.validation.summary())
 
 
 def assemble(
@@ -50,14 +52,14 @@ def assemble(
     from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline
     from snowmelt.codec import LatentCodec, PixelCodec, load_autoencoder
     from snowmelt.conditioning import make_conditioning
-    from snowmelt.data.sources import load_images
+    from snowmelt.data.held_out import load_splits
     from snowmelt.objectives import make_objective
     from snowmelt.samples import sample_grid
     from snowmelt.trainer import Trainer
 
     objective = make_objective(config, latent=config.autoencoder is not None)
     vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
-    images = load_images(config)
+    images, held_out = load_splits(config)
     conditioning = make_conditioning(config, images)
     pixels = PixelCodec(images.value_range)
     codec = LatentCodec(vae, pixels) if vae else pixels
@@ -69,12 +71,22 @@ def assemble(
         id2label=dict(enumerate(images.class_names or [])) if config.class_conditional else None,
         value_range=images.value_range if images.dtype.kind == "f" else None,  # that of integers is their type's
     )
-    data = codec.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
+    encode = functools.partial(codec.encode, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
+    data = encode(images)
     accelerator.print(codec.describe(data))
 
     def make_pipeline() -> "UNetPipeline":
         return pipeline(scheduler=objective.scheduler())
 
+    validation = None
+    if config.eval_steps:
+        from snowmelt.evaluation.validation import make_validation  # brings the libraries of metrics
+
+        watched = held_out and encode(held_out)
+        splits = (images, held_out)
+        validation = make_validation(
+            config, objective, codec, conditioning, make_pipeline, accelerator, splits=splits, watched=watched
+        )
     trainer = Trainer(
         net,
         {"unet": net},
@@ -86,6 +98,7 @@ def assemble(
         accelerator,
         save=lambda folder: make_pipeline().save_pretrained(folder),
         on_saved=push.during,
+        validation=validation,
         draw=lambda path: sample_grid(make_pipeline(), path, config),
     )
     return trainer, images

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from snowmelt.config import Config, option
+from snowmelt.errors import UserError
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -194,6 +195,49 @@ class SampleOptions(Config):
 
 
 @dataclass(kw_only=True)
+class ValidationOptions(Config):
+    """Evaluation during training."""
+
+    eval_steps: int | None = option(
+        None, "optimizer steps between evaluations of the averaged weights; none by default", minimum=1, resumable=True
+    )
+    validation_split: str | None = option(None, "split whose loss is watched", resumable=True)
+    validation_share: float | None = option(
+        None, "share of the training images to keep from training for that instead", minimum=0, below=1
+    )
+    eval_metrics: list[str] = option(
+        [],
+        "metrics of samples, as evaluate.py names them: fd, kid, ...; the first decides which step is best",
+        resumable=True,
+    )
+    eval_features: str = option(
+        "classifier",
+        "features they compare: classifier, trained on the labels first, inception, or a model of transformers",
+        resumable=True,
+        path=True,
+    )
+    eval_num_images: int = option(1000, "samples for them", minimum=2, resumable=True)
+    patience: int | None = option(
+        None, "evaluations without a better one after which training ends", minimum=1, resumable=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.validation_split and self.validation_share:
+            raise UserError("--validation_split and --validation_share: give one of the two")
+        judged = self.validation_split or self.validation_share or self.eval_metrics
+        if self.eval_steps and not judged:
+            raise UserError(
+                "--eval_steps: needs --validation_share 0.05, --validation_split or --eval_metrics to judge by"
+            )
+        if (judged or self.patience) and not self.eval_steps:
+            named = ("validation_split", "validation_share", "eval_metrics", "patience")
+            raise UserError(
+                f"--{next(n for n in named if getattr(self, n))}: needs --eval_steps, how often to evaluate"
+            )
+
+
+@dataclass(kw_only=True)
 class TrainingConfig(RunOptions, EmaOptions, OptimizationOptions, DataOptions):
     """What every training script takes."""
 
@@ -204,5 +248,5 @@ class DiffusionConfig(HubOptions, SampleOptions, TrainingConfig):
 
 
 @dataclass(kw_only=True)
-class UnconditionalConfig(ObjectiveOptions, LatentOptions, ModelOptions, DiffusionConfig):
+class UnconditionalConfig(ObjectiveOptions, LatentOptions, ModelOptions, ValidationOptions, DiffusionConfig):
     """Train an unconditional or class-conditional diffusion model, of pixels or latents."""
