@@ -1,9 +1,9 @@
-"""Networks by name: sizes of `UNet2DModel` for 16 to 256 pixels."""
+"""Networks by name: sizes of `UNet2DModel` and `UNet2DConditionModel` for 16 to 256 pixels."""
 
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 
 from snowmelt.errors import UserError
 
@@ -29,6 +29,17 @@ MULTIPLIERS: dict[int, tuple[int, ...]] = {
 
 ATTENTION_BELOW = 16
 """Attention sits at levels whose side is at most this, where its quadratic cost is small, but not at the first."""
+
+CONDITIONAL_SIZES: dict[str, tuple[int, tuple[int, ...], int]] = {
+    # name: (channels at full resolution, their multiples at each level, residual blocks per level)
+    "tiny": (32, (1, 2, 4, 4), 1),
+    "small": (64, (1, 2, 4, 4), 1),
+    "base": (128, (1, 2, 4, 4), 2),
+    "large": (192, (1, 2, 4, 5), 2),
+}
+
+CROSS_ATTENTION_BELOW = 8
+"""As `ATTENTION_BELOW`, of networks that attend to text."""
 
 
 def named_config(size: str, resolution: int) -> dict[str, Any]:
@@ -74,7 +85,53 @@ def make_unet(
     Raises:
         UserError: if the configuration can't be read or the side can't be halved as often as the network does.
     """
-    config = _stored_config(config_name_or_path) if config_name_or_path else named_config(size, resolution)
+    config = _stored_config(UNet2DModel, config_name_or_path) or named_config(size, resolution)
+    config["num_class_embeds"] = num_class_embeds
+    return _build(UNet2DModel, config, config_name_or_path, resolution, channels, seed, cell)
+
+
+def make_conditional_unet(
+    size: str,
+    config_name_or_path: str | None,
+    *,
+    resolution: int,
+    channels: int,
+    cross_attention_dim: int,
+    seed: int,
+    cell: int = 1,
+) -> UNet2DConditionModel:
+    """A freshly initialized network that attends to states of `cross_attention_dim` channels; else as `make_unet`."""
+    stored = _stored_config(UNet2DConditionModel, config_name_or_path)
+    config = stored or named_conditional_config(size, resolution)
+    config["cross_attention_dim"] = cross_attention_dim
+    return _build(UNet2DConditionModel, config, config_name_or_path, resolution, channels, seed, cell)
+
+
+def named_conditional_config(size: str, resolution: int) -> dict[str, Any]:
+    """`UNet2DConditionModel` arguments of a named size for data of a given side.
+
+    The text is attended to at the lower levels and, pooled, joins the time embedding, so that it reaches every block.
+    """
+    width, multipliers, layers = CONDITIONAL_SIZES[size]
+    channels = tuple(width * m for m in multipliers)
+    attends = [level > 0 and resolution >> level <= CROSS_ATTENTION_BELOW for level in range(len(channels))]
+    return {
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        # The number of heads, whatever diffusers calls it.
+        "attention_head_dim": tuple(max(1, c // ATTENTION_HEAD_DIM) for c in channels),
+        "resnet_time_scale_shift": "scale_shift",
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 2,
+    }
+
+
+def _build(
+    network: Any, config: dict[str, Any], source: str | None, resolution: int, channels: int, seed: int, cell: int
+) -> Any:
+    """A network of a class from its configuration, which came from `source` where it isn't a named size."""
     halvings = len(config["block_out_channels"]) - 1
     if resolution % 2**halvings:
         below = resolution - resolution % 2**halvings
@@ -83,28 +140,23 @@ def make_unet(
         raise UserError(
             f"--resolution {resolution * cell}: this network halves {what} {halvings} times; take {allowed}"
         )
-    config |= {
-        "sample_size": resolution,
-        "in_channels": channels,
-        "out_channels": channels,
-        "num_class_embeds": num_class_embeds,
-    }
+    config |= {"sample_size": resolution, "in_channels": channels, "out_channels": channels}
     torch.manual_seed(seed)
     try:
-        return UNet2DModel.from_config(config)
+        return network.from_config(config)
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--model_config_name_or_path {config_name_or_path}: no such network: {reason}") from error
+        raise UserError(f"--model_config_name_or_path {source}: no such network: {reason}") from error
 
 
-def _stored_config(name_or_path: str) -> dict[str, Any]:
-    flag = f"--model_config_name_or_path {name_or_path}"
+def _stored_config(network: Any, name_or_path: str | None) -> dict[str, Any] | None:
+    if not name_or_path:
+        return None
+    name, flag = network.__name__, f"--model_config_name_or_path {name_or_path}"
     try:
-        config = dict(UNet2DModel.load_config(name_or_path))
+        config = dict(network.load_config(name_or_path))
     except (OSError, ValueError) as error:
         raise UserError(f"{flag}: {str(error).splitlines()[0]}") from error
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel" or "block_out_channels" not in config:
-        raise UserError(
-            f"{flag}: describes no UNet2DModel: its _class_name is another, or it has no block_out_channels"
-        )
+    if config.get("_class_name", name) != name or "block_out_channels" not in config:
+        raise UserError(f"{flag}: describes no {name}: its _class_name is another, or it has no block_out_channels")
     return config
