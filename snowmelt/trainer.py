@@ -18,8 +18,7 @@ from snowmelt.checkpoint import Checkpoints, ModelPart, full_disk, read_state, s
 from snowmelt.codec import Codec
 from snowmelt.conditioning import Conditioning
 from snowmelt.config import differences
-from snowmelt.data.cache import ImageCache
-from snowmelt.data.loader import NOISE, batches
+from snowmelt.data.loader import NOISE, Cache, batches
 from snowmelt.ema import make_emas
 from snowmelt.errors import UserError
 from snowmelt.interrupts import Interrupts
@@ -46,7 +45,7 @@ class Trainer:
         criterion: its loss.
         codec: cached values to x0.
         conditioning: batch to the network's keyword arguments.
-        data: the decoded images.
+        data: the decoded images, or their latents.
         config: options; `output_dir` must be ready to be written to.
         accelerator: processes, device and precision.
         save: writes the model into a new folder; its networks then hold their first averages.
@@ -65,7 +64,7 @@ class Trainer:
         criterion: Criterion,
         codec: Codec,
         conditioning: Conditioning,
-        data: ImageCache,
+        data: Cache,
         config: TrainingConfig,
         accelerator: Accelerator,
         *,
