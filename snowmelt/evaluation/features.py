@@ -1,7 +1,8 @@
 """Feature extractors: networks in whose eyes sets of images are compared."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -74,8 +75,9 @@ class HubFeatures:
             torch.tensor(settings[key]).view(3, 1, 1).to(device) for key in ("image_mean", "image_std")
         )
         self.net.to(device).eval()
-        self.fingerprint = digest(self.net)
-        self.name = f"{name} ({type(self.net).__name__}, weights {self.fingerprint[:8]})"
+        self.fingerprint = digest(self.net, missing)
+        short = Path(name).name if Path(name).is_dir() else name  # reports are published, and paths are not
+        self.name = f"{short} ({type(self.net).__name__}, weights {self.fingerprint[:8]})"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -167,11 +169,12 @@ def as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if channels == 1 else images
 
 
-def digest(net: nn.Module) -> str:
-    """A hash of a network's weights."""
+def digest(net: nn.Module, without: Collection[str] = ()) -> str:
+    """A hash of a network's weights, but for some."""
     sha = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
-        sha.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        if name not in without:
+            sha.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:32]
 
 
