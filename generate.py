@@ -86,16 +86,14 @@ def load(config: GenerateConfig) -> "PixelDiffusionPipeline":
     pipeline = choose_pipeline(config)
     set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
     if config.trajectory and not has_pictures(pipeline):
-        raise UserError(f"--trajectory: can't draw images of {pipeline.unet.config.in_channels} channels")
-    if config.bit_depth == 16 and pipeline.unet.config.in_channels != 1:
-        raise UserError(
-            f"--bit_depth: 16 is for gray images, this model's have {pipeline.unet.config.in_channels} channels"
-        )
+        raise UserError(f"--trajectory: can't draw images of {pipeline.channels} channels")
+    if config.bit_depth == 16 and pipeline.channels != 1:
+        raise UserError(f"--bit_depth: 16 is for gray images, this model's have {pipeline.channels} channels")
     return pipeline
 
 
 def has_pictures(pipeline: "PixelDiffusionPipeline") -> bool:
-    return pipeline.unet.config.in_channels in pipeline.PICTURE_CHANNELS
+    return pipeline.channels in pipeline.PICTURE_CHANNELS
 
 
 def file_name(pipeline: "PixelDiffusionPipeline", index: int) -> str:

@@ -1,13 +1,16 @@
 """Training in the latent space of an autoencoder, from the command line to a loaded pipeline."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
+import generate
 from pipelines import LatentDiffusionPipeline, image_generators
 from snowmelt.errors import UserError
 from snowmelt.loading import load_pipeline
@@ -16,6 +19,7 @@ from snowmelt.tracking import read_metrics
 from tests.autoencoders import KINDS, tiny_vae
 from tests.conftest import trained
 from tests.pipelines.models import quiet
+from tests.pipelines.test_latent import pipeline_of
 from tests.publishing.test_self_contained import stranger
 from tests.test_resume import interrupted
 
@@ -157,3 +161,17 @@ def test_processes_share_the_latents(launch, autoencoders, tmp_path):
     assert statuses == [0, 0], printed
     assert printed.count("1797 latents of 16 x 8 x 8") == 1
     assert load_pipeline(str(tmp_path / "run")).unet.config.in_channels == 16
+
+
+def test_generate_makes_images_of_a_latent_model(tmp_path, monkeypatch):
+    """Gray ones, though latents have four channels."""
+    pipeline_of(channels=1).save_pretrained(tmp_path / "model")
+    words = ["--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--num_images", 2, "--trajectory"]
+    words += ["--num_inference_steps", 2, "--bit_depth", 16]
+    monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, words)])
+    generate.main()
+    image = np.asarray(PIL.Image.open(tmp_path / "out/000001.png"))
+    assert image.dtype == np.uint16
+    expected = pipeline_of(channels=1)(2, num_inference_steps=2, generator=image_generators(0, range(2)))
+    assert abs(image / 257 - np.asarray(expected.images[1])).max() <= 0.51
+    assert PIL.Image.open(tmp_path / "out/strip.png").size == (10 * 64, 4 * 64)
