@@ -49,7 +49,10 @@ class FrechetDistance:
 
     def __init__(self, reference: Tensor) -> None:
         _at_least(2, reference)
-        self._metric = FrechetInceptionDistance(_Identity(reference.shape[1]), reset_real_features=False)
+        # Every process that computes has all features: to add up those of the others would count them twice.
+        self._metric = FrechetInceptionDistance(
+            _Identity(reference.shape[1]), reset_real_features=False, sync_on_compute=False
+        )
         self._metric.update(reference.double(), real=True)
 
     def __call__(self, samples: Tensor) -> float:
@@ -130,7 +133,7 @@ def inception_score(logits: Tensor, seed: int = 0) -> Estimate:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")
         torch.manual_seed(seed)  # it shuffles by torch's own generator
-        metric = InceptionScore(_Identity(logits.shape[1]), splits=splits)
+        metric = InceptionScore(_Identity(logits.shape[1]), splits=splits, sync_on_compute=False)
         metric.update(logits.double())
         mean, deviation = metric.compute()
     return Estimate(mean.item(), deviation.item() / splits**0.5)
