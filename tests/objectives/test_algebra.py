@@ -7,9 +7,10 @@ import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler
 
 from pipelines import PixelDiffusionPipeline
-from snowmelt.objectives import RECIPES, Objective
+from snowmelt.objectives import RECIPES, Objective, make_objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
 from snowmelt.objectives.targets import TARGETS
+from snowmelt.options import ObjectiveOptions
 
 DISCRETE = [name for name, o in RECIPES.items() if isinstance(o.path, DiscretePath)]
 SHAPE = (16, 2, 3, 3)
@@ -99,8 +100,9 @@ def test_mixture_moves_part_of_the_way():
     assert objective.prediction_type == "sample"
 
 
-def test_edm_preconditioning_is_the_schedulers():
-    objective = RECIPES["edm"]
+@pytest.mark.parametrize("latent", [False, True])
+def test_edm_preconditioning_is_the_schedulers(latent):
+    objective = make_objective(ObjectiveOptions(objective="edm"), latent=latent)
     scheduler = objective.scheduler()
     assert isinstance(scheduler, EDMEulerScheduler)
     x0, eps, t, x_t = draw(objective)
@@ -114,16 +116,40 @@ def test_edm_preconditioning_is_the_schedulers():
         torch.testing.assert_close(objective.denoise(x_t, output, t)[0][i], theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_edm_target_has_unit_variance():
+@pytest.mark.parametrize("path", [EdmPath(), EdmPath().for_latents()])
+def test_edm_target_has_unit_variance(path):
     """What preconditioning is for: unit variance of input and target at any noise level (Karras et al. 2022, B.6)."""
-    objective = Objective(EdmPath(), "edm", law="log_normal")
+    objective = Objective(path, "edm", law="log_normal")
     g = torch.Generator().manual_seed(1)
-    x0, eps = 0.5 * torch.randn(3, 40000, generator=g), torch.randn(3, 40000, generator=g)
+    x0, eps = path.sigma_data * torch.randn(3, 40000, generator=g), torch.randn(3, 40000, generator=g)
     t = torch.tensor([0.01, 0.7, 40.0])
     _, _, a, b = (c[:, None] for c in objective.coefficients(t))
     assert torch.allclose((a * x0 + b * eps).std(1), torch.ones(3), atol=0.02)
     fed, _ = objective.path.network_input(x0 + t[:, None] * eps, t)
     assert torch.allclose(fed.std(1), torch.ones(3), atol=0.02)
+
+
+def test_edm_of_latents_is_edm_of_pixels_in_other_units():
+    """Of data twice as large, at twice the noise, as often."""
+    pixels, latents = (make_objective(ObjectiveOptions(objective="edm"), latent=latent) for latent in (False, True))
+    (t, _), (t2, _) = (o.draw_times(9, torch.Generator().manual_seed(0)) for o in (pixels, latents))
+    torch.testing.assert_close(t2, 2 * t)
+    x0, eps = torch.randn(2, 9, 4)
+    (fed, _), (fed2, _) = (
+        o.path.network_input(scale * (x0 + time[:, None] * eps), scale * time)
+        for o, scale, time in ((pixels, 1, t), (latents, 2, t))
+    )
+    torch.testing.assert_close(fed, fed2)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_only_pixels_are_clipped(name):
+    pixels, latents = (make_objective(ObjectiveOptions(objective=name), latent=latent) for latent in (False, True))
+    ours, theirs = (dict(o.scheduler().config) for o in (latents, pixels))
+    assert not ours.get("clip_sample")
+    changed = {key for key in ours if ours[key] != theirs[key]}
+    assert changed <= {"clip_sample", "sigma_data"}
+    assert bool(changed) == (name in DISCRETE or name == "edm")
 
 
 def test_pipelines_read_outputs_as_objectives_write_them():
