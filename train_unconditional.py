@@ -40,7 +40,7 @@ def main() -> None:
     run_folder.prepare(config, images, accelerator, fresh=checkpoint is None)
     trainer.fit()
     push.finish()
-    accelerator.print(run_folder.summary(config, images))
+    accelerator.print(run_folder.summary(config, images, "class_labels=0, " if config.class_conditional else ""))
     if trainer.validation:
         accelerator.print(trainer.validation.summary())
 

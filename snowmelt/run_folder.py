@@ -13,7 +13,7 @@ from snowmelt.checkpoint import find
 from snowmelt.data.cache import ImageCache
 from snowmelt.environment import hardware
 from snowmelt.errors import UserError
-from snowmelt.options import TrainingConfig, UnconditionalConfig
+from snowmelt.options import TrainingConfig
 from snowmelt.tracking import METRICS_FILE
 
 CONFIG_FILE = "config.yaml"
@@ -22,6 +22,8 @@ OWN = (
     "checkpoint-*",
     ".partial-*",
     "unet*",
+    "text_encoder*",
+    "tokenizer",
     "vae",
     "scheduler",
     "samples",
@@ -101,11 +103,11 @@ def _facts(config: TrainingConfig, data: ImageCache, accelerator: Accelerator) -
     }
 
 
-def summary(config: UnconditionalConfig, data: ImageCache) -> str:
-    """Where everything is, and how to use it."""
+def summary(config: TrainingConfig, data: ImageCache, told: str) -> str:
+    """Where everything is, and how to use it; `told` is what the pipeline is called with besides its steps."""
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").iterdir())
-    call = "class_labels=0, num_inference_steps=50" if config.class_conditional else "num_inference_steps=50"
+    call = f"{told}num_inference_steps=50"
     picture = data.channels in PixelDiffusionPipeline.PICTURE_CHANNELS
     name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     last = f'pipeline({call}).images[0].save("sample.png")' if picture else f'pipeline({call}, output_type="np").images'

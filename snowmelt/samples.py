@@ -1,20 +1,23 @@
 """Pictures of a run's progress."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from diffusers import DDPMScheduler
 
 from pipelines import image_generators, image_grid, make_scheduler
+from pipelines.base import ReverseProcessPipeline
 from pipelines.unet import UNetPipeline
 from snowmelt.options import DiffusionConfig
+
+P = TypeVar("P", bound=ReverseProcessPipeline)
 
 
 def sample_grid(pipeline: UNetPipeline, path: Path, config: DiffusionConfig) -> np.ndarray:
     """Sample the first images of the seed, `eval_batch_size` of them, classes in turn, and save them as one picture.
 
-    Images with neither 1, 3 nor 4 channels are
-    saved as `.npy` instead, float32 in [0, 1].
+    Images with neither 1, 3 nor 4 channels are saved as `.npy` instead, float32 in [0, 1].
 
     Returns:
         The images, uint8 (N, H, W, C).
@@ -37,7 +40,7 @@ def sample_grid(pipeline: UNetPipeline, path: Path, config: DiffusionConfig) -> 
     return pixels
 
 
-def few_steps(pipeline: UNetPipeline) -> UNetPipeline:
+def few_steps(pipeline: P) -> P:
     """The pipeline made to sample without a word, and by DDIM, which needs few steps, where it is of discrete time."""
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(pipeline.scheduler, DDPMScheduler):

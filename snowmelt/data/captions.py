@@ -1,0 +1,104 @@
+"""Images with their captions, one or several each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+
+from snowmelt.data.cache import ImageCache, build_cache
+from snowmelt.data.columns import image_column
+from snowmelt.data.images import background_color
+from snowmelt.data.sources import open_dataset
+from snowmelt.errors import UserError
+from snowmelt.options import DataOptions
+
+CAPTION_NAMES = ("text", "caption", "captions", "texts")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions of N images: those of image i are `texts[starts[i] : starts[i + 1]]`."""
+
+    texts: list[str]
+    starts: np.ndarray  # (N + 1,) int64, ascending
+
+    def of(self, image: int) -> list[str]:
+        """The captions of one image."""
+        return self.texts[self.starts[image] : self.starts[image + 1]]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+def load_captioned(
+    options: DataOptions, column: str | None, *, skip_empty: bool, most: int | None = None
+) -> tuple[ImageCache, Captions]:
+    """Open the data set that `options` name; decode its images, or find them decoded, and read their captions.
+
+    Args:
+        column: of the captions, strings or lists of strings; found by name or type when None.
+        skip_empty: leave out images without a caption instead of refusing them.
+        most: take no more than the first so many rows.
+
+    Raises:
+        UserError: for anything in the options or the data that the user can mend.
+    """
+    background_color(options)  # refused here rather than after a download
+    dataset = open_dataset(options)
+    if most is not None:
+        dataset = dataset.select(range(min(most, len(dataset))))
+    if len(dataset) == 0:
+        raise UserError(f"--split {options.split}: no rows in it")
+    name = caption_column(dataset.features, column)
+    captions = _read(dataset, name)
+    empty = [row for row, texts in enumerate(captions) if not texts]
+    if empty:
+        if not skip_empty or len(empty) == len(captions):
+            shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+            raise UserError(
+                f"--caption_column {name}: {len(empty)} of {len(captions)} rows have no caption (rows {shown}); mend "
+                "them, or leave their images out with --skip_empty_captions"
+            )
+        print(f"left out {len(empty)} of {len(captions)} images that have no caption")
+        kept = [row for row, texts in enumerate(captions) if texts]
+        dataset, captions = dataset.select(kept), [captions[row] for row in kept]
+    images = build_cache(dataset, options, image_column=image_column(dataset.features, options.image_column))
+    found = [captions[row] for row in images.rows.tolist()]
+    starts = np.cumsum([0, *map(len, found)], dtype=np.int64)
+    return images, Captions([text for texts in found for text in texts], starts)
+
+
+def caption_column(features: datasets.Features, name: str | None) -> str:
+    """The column of captions: `name`, or the one with a usual name, or the only one of strings.
+
+    Raises:
+        UserError: if it doesn't exist, holds something else, or several could be meant.
+    """
+    texts = [column for column, feature in features.items() if _is_text(feature)]
+    listing = f"columns of text: {', '.join(texts) or 'none'}; all columns: {', '.join(features)}"
+    if name is not None:
+        if name not in features:
+            raise UserError(f"--caption_column {name}: no such column; {listing}")
+        if name not in texts:
+            raise UserError(f"--caption_column {name}: holds no strings, nor lists of them; {listing}")
+        return name
+    found = [column for column in CAPTION_NAMES if column in texts] or texts
+    if not found:
+        raise UserError(f"no column holds captions; {listing}; name one with --caption_column")
+    if len(found) > 1:
+        raise UserError(f"several columns may hold the captions: {', '.join(found)}; choose with --caption_column")
+    return found[0]
+
+
+def _is_text(feature: Any) -> bool:
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+
+def _read(dataset: datasets.Dataset, column: str) -> list[list[str]]:
+    """The captions of each row, without those that are empty."""
+    values: list[Any] = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    rows = [[value] if isinstance(value, str) else value or [] for value in values]
+    return [[text for text in row if text and text.strip()] for row in rows]

@@ -1,0 +1,64 @@
+"""Captions as what a network is told, the empty one in place of those that are dropped."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snowmelt.data.captions import Captions
+from snowmelt.data.loader import _to_device
+
+CAPTION = 0xCA  # the purpose of the random numbers here, so that they are no others'
+
+
+class CaptionConditioning:
+    """A caption of each image, drawn where it has several, by its row in tables of what is told.
+
+    Draws follow from the seed that the generator was given for the pass, on the host, which knows the rows before
+    the device does.
+
+    Args:
+        captions: of all images.
+        dropout: the share of captions replaced by the empty one, in [0, 1) (Ho & Salimans 2022, algorithm 1).
+    """
+
+    num_class_embeds = None
+
+    def __init__(self, captions: Captions, dropout: float) -> None:
+        distinct = {text: row for row, text in enumerate(dict.fromkeys([*captions.texts, ""]))}
+        self.texts = list(distinct)
+        """Each caption once, and the empty one: what the tables must have rows for."""
+        self.captions = captions
+        self.dropout = dropout
+        self._rows = np.array([distinct[text] for text in captions.texts], np.int64)
+        self._null = distinct[""]
+        self._tables: dict[str, np.ndarray] = {}
+
+    def tell(self, **tables: np.ndarray) -> "CaptionConditioning":
+        """Set what the network is told: by the names of its arguments, arrays with a row for each of `texts`."""
+        self._tables = tables
+        return self
+
+    def draw(self, indices: Tensor, seed: int) -> np.ndarray:
+        """Rows (B,) of `texts` for images `indices` (B,)."""
+        rng = np.random.default_rng([CAPTION, seed])
+        starts, which = self.captions.starts, indices.numpy()
+        chosen = starts[which] + rng.integers(starts[which + 1] - starts[which])
+        return np.where(rng.random(len(which)) < self.dropout, self._null, self._rows[chosen])
+
+    def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        rows = self.draw(batch["indices"], generator.initial_seed())
+        told = {name: torch.from_numpy(table[rows]) for name, table in self._tables.items()}
+        # States are kept in half precision; noise and losses never are.
+        return {
+            name: _to_device(t.float() if t.is_floating_point() else t, generator.device) for name, t in told.items()
+        }
+
+
+def token_tables(tokenizer: object, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """`input_ids` and `attention_mask` of captions, int64 (captions, L)."""
+    tokens = tokenizer(  # type: ignore[operator]
+        list(texts), padding="max_length", truncation=True, return_tensors="np"
+    )
+    return {name: tokens[name].astype(np.int64) for name in ("input_ids", "attention_mask")}

@@ -1,0 +1,62 @@
+"""The text encoder of a model that is trained from scratch, and what it makes up with the UNet."""
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
+
+from pipelines import TextToImagePipeline
+from snowmelt.errors import UserError
+
+HEAD_DIM = 64
+
+
+class TextConditionedUNet(nn.Module):
+    """A text encoder and the UNet that attends to its states, trained together.
+
+    Args:
+        unet: the network.
+        text_encoder: of the captions' tokens.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """The UNet's output for data (B, C, H, W) at times (B,), told of tokens (B, L)."""
+        states = TextToImagePipeline.hidden_states(self.text_encoder, input_ids, attention_mask)
+        return self.unet(sample, timestep, encoder_hidden_states=states)
+
+
+def make_text_encoder(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, seed: int) -> CLIPTextModel:
+    """A freshly initialized encoder for a tokenizer's tokens, as many as it pads captions to.
+
+    Args:
+        tokenizer: whose `model_max_length` is set.
+        hidden_size: width of its states.
+        layers: transformer blocks.
+        seed: of the initial weights.
+
+    Raises:
+        UserError: if the width isn't a multiple of 64, that of an attention head.
+    """
+    if hidden_size % HEAD_DIM:
+        raise UserError(f"--text_hidden_size {hidden_size}: must be a multiple of {HEAD_DIM}, that of a head")
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // HEAD_DIM,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=hidden_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)

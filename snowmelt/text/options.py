@@ -1,0 +1,56 @@
+"""Options of text-to-image training."""
+
+from dataclasses import dataclass
+
+from snowmelt.config import Config, option
+from snowmelt.options import DiffusionConfig, LatentOptions, ObjectiveOptions
+
+
+@dataclass(kw_only=True)
+class CaptionOptions(Config):
+    """Captions."""
+
+    caption_column: str | None = option(
+        None, "column of the captions, strings or lists of strings; found by name or type when not given"
+    )
+    skip_empty_captions: bool = option(False, "leave out images without a caption instead of stopping")
+    max_train_samples: int | None = option(None, "train on the first so many images only", minimum=1)
+    caption_dropout: float = option(
+        0.1, "share of captions replaced by the empty one, for classifier-free guidance", minimum=0, below=1
+    )
+
+
+@dataclass(kw_only=True)
+class TextModelOptions(Config):
+    """Model."""
+
+    model_size: str = option("small", "named size of UNet2DConditionModel", choices=("tiny", "small", "base", "large"))
+    model_config_name_or_path: str | None = option(
+        None, "a UNet2DConditionModel configuration to use instead of a named size", path=True
+    )
+    text_encoder: str | None = option(
+        None,
+        "pretrained text encoder to use as it is, CLIP or T5: its folder, that of a pipeline, or a Hub name; by "
+        "default a small CLIPTextModel and its tokenizer are trained with the network",
+        path=True,
+    )
+    text_hidden_size: int = option(128, "width of the text encoder that is trained, a multiple of 64", minimum=64)
+    text_layers: int = option(2, "its transformer blocks", minimum=1)
+    vocab_size: int = option(4096, "tokens of its tokenizer, at most", minimum=300)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+
+
+@dataclass(kw_only=True)
+class PromptOptions(Config):
+    """Validation prompts."""
+
+    validation_prompts: list[str] = option(
+        [], "prompts of the sample grids; the first captions by default", resumable=True
+    )
+
+
+@dataclass(kw_only=True)
+class TextToImageConfig(
+    ObjectiveOptions, LatentOptions, TextModelOptions, PromptOptions, CaptionOptions, DiffusionConfig
+):
+    """Train a text-to-image diffusion model, of pixels or latents, from scratch."""

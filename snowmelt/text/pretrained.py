@@ -1,0 +1,54 @@
+"""Pretrained text encoders with their tokenizers."""
+
+import contextlib
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+from snowmelt.errors import UserError
+
+ENCODERS = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+"""By the type of model that their configuration names."""
+
+
+def load_text_encoder(name: str) -> tuple[Any, Any]:
+    """A text encoder, float32 and not to be trained, and its tokenizer.
+
+    Args:
+        name: the folder or the Hub repository of a model, or of a pipeline that has one.
+
+    Raises:
+        UserError: if there is none, it is of another kind, or its tokenizer is missing or another model's.
+    """
+    flag = f"--text_encoder {name}"
+    subfolder, config = _config(name)
+    if config.model_type not in ENCODERS:
+        raise UserError(f"{flag}: a {config.model_type} model; known are {', '.join(ENCODERS)}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer" if subfolder else "")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: no tokenizer beside the encoder ({_one_line(error)})") from error
+    try:
+        encoder = ENCODERS[config.model_type].from_pretrained(name, subfolder=subfolder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: can't read its weights ({_one_line(error)})") from error
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise UserError(
+            f"{flag}: its tokenizer has {len(tokenizer)} tokens and the encoder knows {encoder.config.vocab_size}: "
+            "they aren't of one model"
+        )
+    if tokenizer.pad_token is None:
+        raise UserError(f"{flag}: its tokenizer has no token for padding; it isn't a text encoder's")
+    return encoder.float().eval().requires_grad_(False), tokenizer
+
+
+def _config(name: str) -> tuple[str, Any]:
+    """The sub-folder of the encoder, "" for none, and its configuration."""
+    for subfolder in ("", "text_encoder"):
+        with contextlib.suppress(OSError, ValueError):
+            return subfolder, AutoConfig.from_pretrained(name, subfolder=subfolder)
+    raise UserError(f"--text_encoder {name}: no text encoder there, nor in its sub-folder text_encoder")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
