@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.hub_server import Hub
+
+pytest_plugins = ["tests.hub"]
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 # Appended to every command, so that what takes minutes takes seconds: the last of two flags wins.
@@ -18,6 +21,7 @@ SMALL = {
     "train_unconditional.py": "--max_train_steps 2 --train_batch_size 4 --model_size tiny --eval_batch_size 4 "
     "--ddpm_num_inference_steps 2 --gradient_accumulation_steps 1",
     "generate.py": "--num_images 4 --num_inference_steps 2",
+    "publish.py": "",
 }
 
 
@@ -44,8 +48,8 @@ def clone(tmp_path_factory) -> Path:
     return folder
 
 
-def run(command: list[str], folder: Path) -> str:
-    environment = os.environ | {
+def run(command: list[str], folder: Path, hub: Hub) -> str:
+    environment = hub.environment(hub.token("user"), folder / "home") | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "2",  # accelerate launch would say 1
     }
@@ -54,7 +58,7 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def test_commands_run_in_the_order_of_the_table(clone):
+def test_commands_run_in_the_order_of_the_table(clone, hub):
     table = commands()
     assert len(table) >= 6
     for command in table:
@@ -63,9 +67,9 @@ def test_commands_run_in_the_order_of_the_table(clone):
         words = shlex.split(f"{command} {SMALL[script]} {further}")
         if words[0] == "python":
             words[0] = sys.executable
-        run(words, clone)
+        run(words, clone, hub)
     lines = re.search(r"```python\n(.*?)```", README, re.S).group(1)
-    run([sys.executable, "-c", lines], clone)
+    run([sys.executable, "-c", lines], clone, hub)
 
 
 def test_links_and_pictures_exist():
