@@ -134,7 +134,8 @@ def _copy_pictures(source: Path, folder: Path, report: Path | None) -> None:
     grids = sorted((source / "samples").glob("step-*.png"))
     named = {"samples.png": grids[-1]} if grids else {"samples.png": source / "samples.png"}
     named |= {name: source / name for name in ("loss.png", "denoising.png", "evaluation.png")}
-    named |= {f"report-{path.name}": path for path in (report or source / "report").glob("*.png")}
+    # Not the report's other pictures, which show images of the data set: it may be nobody else's business.
+    named |= {f"report-{path.name}": path for path in (report or source / "report").glob("sweep-*.png")}
     for name, path in named.items():
         if path.is_file():
             shutil.copyfile(path, folder / name)

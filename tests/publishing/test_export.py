@@ -206,7 +206,8 @@ def test_card(run, exported):
 def test_card_with_results(run, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report/report.json").write_text(json.dumps(REPORT))
-    Image.new("L", (4, 4)).save(tmp_path / "report/nfe.png")
+    for name in ("sweep-sampler.png", "closest.png"):
+        Image.new("L", (4, 4)).save(tmp_path / "report" / name)
     (tmp_path / "out").mkdir()
     export(run, tmp_path / "out", "alice/pets", report=tmp_path / "report")
     card = ModelCard.load(tmp_path / "out/README.md")
@@ -217,7 +218,8 @@ def test_card_with_results(run, tmp_path):
     assert "| Fréchet distance (lower is better) | 7.25 | 2.5 |" in card.text
     assert "| KID (lower is better) | 0.5 ± 0.1 |  |" in card.text
     assert REPORT["warnings"][0] in card.text
-    assert "![report-nfe.png](report-nfe.png)" in card.text
+    assert "![report-sweep-sampler.png](report-sweep-sampler.png)" in card.text
+    assert not (tmp_path / "out/report-closest.png").exists()
     assert json.loads((tmp_path / "out/metrics.json").read_text())["evaluation"]["num_images"] == 500
     assert "someone" not in "".join(p.read_text() for p in (tmp_path / "out").glob("*.*") if p.suffix != ".png")
 
