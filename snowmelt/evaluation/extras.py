@@ -30,6 +30,7 @@ class Case:
     extractor: FeatureExtractor
     state: PartialState
     seed: int
+    batch_size: int
     likelihood_images: int
     folder: Path
 
@@ -69,12 +70,13 @@ def _memorization(case: Case) -> list[Result]:
 
 
 def _coded(case: Case, metric: str, title: str, measure: Callable[..., Tensor]) -> list[Result]:
-    """The mean over random held-out images, which the processes share."""
+    """The mean over random held-out images, which the processes share by batches, the same however many they are."""
     assert case.held_out is not None  # EvaluateConfig refused
     rows = np.sort(np.random.default_rng(case.seed).permutation(len(case.held_out))[: case.likelihood_images])
-    own = rows[case.state.process_index :: case.state.num_processes]
-    parts = gather_object([measure(**_raw(case, own), seed=case.seed)]) if len(own) else gather_object([])
-    bits = torch.cat(parts)
+    batches = np.split(rows, range(case.batch_size, len(rows), case.batch_size))
+    own = batches[case.state.process_index :: case.state.num_processes]
+    parts = gather_object([(batch[0], measure(**_raw(case, batch), seed=case.seed)) for batch in own])
+    bits = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])])
     error = (bits.std() / len(bits) ** 0.5).item()
     return [Result(metric, f"{title} of {len(bits)} images of {case.held_out.split}", bits.mean().item(), error, True)]
 

@@ -47,7 +47,10 @@ class Study:
         self.nfe = [evaluations(self.pipeline(setting.config), setting.config) for setting in self.settings]
         pipeline = self.pipeline(config)
         self.real = self._load(pipeline, config.split)
-        self.held_out = self._load(pipeline, config.held_out_split) if config.held_out_split else None
+        try:
+            self.held_out = self._load(pipeline, config.held_out_split) if config.held_out_split else None
+        except UserError as error:
+            raise UserError(str(error).replace("--split", "--held_out_split")) from error
         table.check_counts(config.metrics, config.num_images, len(self.real))
         self.extractor = make_features(config.features, self.real, self.held_out, state.device)
         self.reference = Reference(features_of(self.real, self.extractor, config.batch_size), config.split)
@@ -184,6 +187,6 @@ class Study:
         )
 
     def _case(self, pipeline: UNetPipeline, samples: torch.Tensor) -> Case:
-        names = ("seed", "likelihood_images", "folder")
+        names = ("seed", "batch_size", "likelihood_images", "folder")
         given = {name: getattr(self.config, name) for name in names}
         return Case(pipeline, samples, self.real, self.held_out, self.extractor, self.state, **given)

@@ -73,7 +73,8 @@ def test_fingerprints_tell_models_apart(vision_models: Path) -> None:
     assert len({HubFeatures(str(vision_models / name), 3, CPU).fingerprint for name in names}) == 3
 
 
-def test_models_that_cannot_be_had(vision_models: Path, tmp_path: Path, digits) -> None:
+def test_models_that_cannot_be_had(vision_models: Path, tmp_path: Path, digits, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for a while
     with pytest.raises(
         UserError, match=r"--features nobody/nothing: .*; without a network there are --features cla"
     ) as e:

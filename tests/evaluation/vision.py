@@ -1,0 +1,40 @@
+"""Vision models of the sizes that a test can pay for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+MAKERS: dict[str, Callable] = {
+    "vit": lambda: ViTModel(ViTConfig(**TINY, image_size=32, patch_size=8)),
+    "vit-without-pooler": lambda: ViTForImageClassification(ViTConfig(**TINY, image_size=32, patch_size=8)),
+    "resnet": lambda: ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])),
+    "clip": lambda: CLIPModel(
+        CLIPConfig(
+            text_config={**TINY, "vocab_size": 100, "max_position_embeddings": 16, "eos_token_id": 99},
+            vision_config={**TINY, "image_size": 32, "patch_size": 8},
+            projection_dim=8,
+        )
+    ),
+}
+
+
+def save_vision_model(name: str, folder: Path) -> Path:
+    """An untrained model, with what its image processor does: 32 pixels, mean 0.5, deviation 0.25."""
+    torch.manual_seed(0)
+    MAKERS[name]().eval().save_pretrained(folder)
+    settings = {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+    settings |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
