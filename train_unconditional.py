@@ -59,7 +59,7 @@ def assemble(
 
     objective = make_objective(config, latent=config.autoencoder is not None)
     vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
-    images, held_out = load_splits(config)
+    images, held_out = load_splits(config, labels=config.class_conditional)
     conditioning = make_conditioning(config, images)
     pixels = PixelCodec(images.value_range)
     codec = LatentCodec(vae, pixels) if vae else pixels

@@ -195,15 +195,26 @@ class SampleOptions(Config):
 
 
 @dataclass(kw_only=True)
-class ValidationOptions(Config):
+class HeldOutOptions(OptimizationOptions, DataOptions):
+    """Held-out images."""
+
+    validation_split: str | None = option(None, "split that the model is judged by", resumable=True)
+    validation_share: float | None = option(
+        None, "share of the training images to keep from training for that instead", minimum=0, below=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.validation_split and self.validation_share:
+            raise UserError("--validation_split and --validation_share: give one of the two")
+
+
+@dataclass(kw_only=True)
+class ValidationOptions(HeldOutOptions):
     """Evaluation during training."""
 
     eval_steps: int | None = option(
         None, "optimizer steps between evaluations of the averaged weights; none by default", minimum=1, resumable=True
-    )
-    validation_split: str | None = option(None, "split whose loss is watched", resumable=True)
-    validation_share: float | None = option(
-        None, "share of the training images to keep from training for that instead", minimum=0, below=1
     )
     eval_metrics: list[str] = option(
         [],
@@ -223,8 +234,6 @@ class ValidationOptions(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.validation_split and self.validation_share:
-            raise UserError("--validation_split and --validation_share: give one of the two")
         judged = self.validation_split or self.validation_share or self.eval_metrics
         if self.eval_steps and not judged:
             raise UserError(

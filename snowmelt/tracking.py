@@ -14,6 +14,17 @@ from accelerate.utils import is_tensorboard_available, is_trackio_available, is_
 from snowmelt.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
+SHARES = {
+    "loss_q1": "least noise",
+    "loss_q2": "second quarter",
+    "loss_q3": "third quarter",
+    "loss_q4": "most noise",
+    "reconstruction": "pixels",
+    "perceptual": "perceptual",
+    "discriminator": "discriminator",
+}
+"""Parts of the loss that are drawn where a run has them."""
+
 _AVAILABLE = {
     "tensorboard": is_tensorboard_available,
     "wandb": is_wandb_available,
@@ -79,19 +90,22 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def plot_loss(folder: Path) -> Path:
-    """Draw loss.png from metrics.jsonl: the loss, and its share by quartile of the noise level, on a log scale."""
+    """Draw loss.png from metrics.jsonl, on a log scale: the loss, and its shares.
+
+    Those are by quartile of the noise level, or what an autoencoder's is made of.
+    """
     from matplotlib.figure import Figure
 
-    lines = read_metrics(folder)
+    lines = [line for line in read_metrics(folder) if "loss" in line]
     steps = [line["step"] for line in lines]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for quartile, label in enumerate(("least noise", "second quarter", "third quarter", "most noise"), start=1):
-        values = [line[f"loss_q{quartile}"] for line in lines]
-        axes.plot(steps, values, linewidth=0.8, alpha=0.7, label=label)
+    for name, label in SHARES.items():
+        if name in lines[0]:
+            axes.plot(steps, [line[name] for line in lines], linewidth=0.8, alpha=0.7, label=label)
     axes.plot(steps, [line["loss"] for line in lines], color="black", linewidth=1.2, label="all")
     axes.set(xlabel="optimizer step", ylabel="loss", yscale="log")
-    axes.legend(title="noise level", ncols=2, fontsize="small")
+    axes.legend(ncols=2, fontsize="small")
     axes.grid(alpha=0.3)
     path = folder / "loss.png"
     figure.savefig(path, dpi=110)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -98,14 +99,13 @@ def arguments(cache_dir: Path, tiny_unet: Path) -> Callable[..., list[str]]:
     return arguments
 
 
-def run_in_process(words: list[str]) -> None:
-    """The script's `main`, as its own process would run it."""
-    import train_unconditional
-
+def run_in_process(words: list[str], script: str = SCRIPT.stem) -> None:
+    """A script's `main`, as its own process would run it."""
+    main = importlib.import_module(script).main
     _reset_accelerate()
     try:
-        with patch.object(sys, "argv", [str(SCRIPT), *words]):
-            train_unconditional.main()
+        with patch.object(sys, "argv", [f"{script}.py", *words]):
+            main()
     finally:
         _reset_accelerate()
 
@@ -119,8 +119,8 @@ def _reset_accelerate() -> None:
 def train(arguments: Callable[..., list[str]]) -> Callable[..., Path]:
     """Train in this process: `train(folder, **options)` returns the folder, or raises what `main` raises."""
 
-    def train(output_dir: Path, **options: object) -> Path:
-        run_in_process(arguments(output_dir, **options))
+    def train(output_dir: Path, script: str = SCRIPT.stem, **options: object) -> Path:
+        run_in_process(arguments(output_dir, **options), script)
         return output_dir
 
     return train
@@ -149,7 +149,7 @@ def fork(arguments: Callable[..., list[str]]) -> Callable[..., list[BaseProcess]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["snowmelt.trainer", "snowmelt.data.sources", "snowmelt.run_folder", "pipelines"])
 
-    def fork(output_dir: Path, processes: int = 1, **options: object) -> list[BaseProcess]:
+    def fork(output_dir: Path, processes: int = 1, script: str = SCRIPT.stem, **options: object) -> list[BaseProcess]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         words = arguments(output_dir, **options)
@@ -158,21 +158,20 @@ def fork(arguments: Callable[..., list[str]]) -> Callable[..., list[BaseProcess]
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
             environment = {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"} if processes > 1 else {}
             log = f"{output_dir}.{rank}.log"
-            started.append(context.Process(target=_script, args=(words, environment, log)))
+            started.append(context.Process(target=_script, args=(script, words, environment, log)))
             started[-1].start()
         return started
 
     return fork
 
 
-def _script(words: list[str], environment: dict[str, str], log: str) -> None:
-    import train_unconditional
+def _script(script: str, words: list[str], environment: dict[str, str], log: str) -> None:
     from snowmelt.errors import run
 
     os.environ.update(environment)
-    sys.argv = [str(SCRIPT), *words]
+    sys.argv = [f"{script}.py", *words]
     with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        run(train_unconditional.main)
+        run(importlib.import_module(script).main)
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,15 @@ from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import HELD_OUT
 from snowmelt.data.sources import load_images
 from snowmelt.errors import UserError
-from snowmelt.options import UnconditionalConfig
+from snowmelt.options import HeldOutOptions
 
 
-def load_splits(config: UnconditionalConfig) -> tuple[ImageCache, ImageCache | None]:
+def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageCache, ImageCache | None]:
     """Images to train on, and those of `validation_split` or, drawn by the seed, the `validation_share` of them.
+
+    Args:
+        config: the options.
+        labels: whether their classes matter, and so must be the same.
 
     Raises:
         UserError: as `load_images`; or if the two have other classes or channels, or either would be empty.
@@ -31,7 +35,7 @@ def load_splits(config: UnconditionalConfig) -> tuple[ImageCache, ImageCache | N
     held_out = load_images(replace(config, split=config.validation_split))
     for what in ("channels", "value_range", "class_names"):
         ours, theirs = getattr(train, what), getattr(held_out, what)
-        if ours != theirs and not (what == "class_names" and not config.class_conditional):
+        if ours != theirs and (what != "class_names" or labels):
             raise UserError(
                 f"--validation_split {config.validation_split}: its {what} are {theirs}, but those of "
                 f"--split {config.split} are {ours}"
