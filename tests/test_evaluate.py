@@ -19,12 +19,15 @@ from sklearn.datasets import load_digits
 
 import evaluate
 from pipelines import image_generators, make_scheduler
+from snowmelt.data.sources import load_images
 from snowmelt.errors import UserError
 from snowmelt.evaluation import classifier, extras
+from snowmelt.evaluation.bound import variational_bound
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.options import METRICS, EvaluateConfig, settings_of
 from snowmelt.evaluation.study import Study
 from snowmelt.evaluation.table import COMPARISONS
+from snowmelt.options import DataOptions
 from tests.evaluation.vision import save_vision_model
 from tests.pipelines.models import tiny_pipeline, tiny_unet
 
@@ -211,6 +214,28 @@ def test_memorization_and_likelihood(run: Callable[..., dict], tmp_path: Path) -
     assert values(report["results"])["likelihood"] > 0
     assert report["results"][-1]["error"] > 0
     assert (tmp_path / "closest.png").is_file()
+
+
+def test_bound(run: Callable[..., dict], data: Path, cache_dir: Path, tmp_path: Path) -> None:
+    """It is the mean of the held-out images' own, which the processes would share."""
+    pipeline = tiny_pipeline(DDPMScheduler(num_train_timesteps=10))
+    pipeline.save_pretrained(tmp_path / "model")
+    options = {"metrics": ["bound"], "likelihood_images": 5, "batch_size": 2, "num_images": 2}
+    result = run(tmp_path / "report", model=tmp_path / "model", **options)["results"][0]
+    held_out = load_images(DataOptions(train_data_dir=str(data), split="test", resolution=16, cache_dir=str(cache_dir)))
+    rows = np.sort(np.random.default_rng(0).permutation(100)[:5])
+    images = torch.from_numpy(held_out.gather(rows, None))
+    bits = variational_bound(pipeline, images, indices=rows.tolist())
+    assert result["value"] == pytest.approx(bits.mean().item(), rel=1e-6)
+    assert result["error"] == pytest.approx((bits.std() / 5**0.5).item(), rel=1e-6)
+
+
+def test_models_of_another_kind(run: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snowmelt.evaluation.study.choose_pipeline", lambda config: torch.nn.Identity())
+    with pytest.raises(
+        UserError, match="--model: .* is a Identity; evaluated are models without a condition or by class"
+    ):
+        run(tmp_path)
 
 
 def test_folders_of_vision_models(run: Callable[..., dict], tmp_path: Path) -> None:

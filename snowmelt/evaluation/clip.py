@@ -10,7 +10,7 @@ from snowmelt.evaluation.metrics import Estimate
 
 
 class ClipScore:
-    """100 max(cos, 0) of embeddings of an image and its caption (Hessel et al. 2021, eq. 1, weighted as in torchmetrics).
+    """100 max(cos, 0) of embeddings of image and caption (Hessel et al. 2021, eq. 1, weighted as torchmetrics has it).
 
     torchmetrics' own needs torchvision, through the image processor.
 

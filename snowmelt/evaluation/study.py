@@ -66,6 +66,11 @@ class Study:
     def pipeline(self, config: EvaluateConfig) -> UNetPipeline:
         """The model as a setting has it, on this process's device."""
         pipeline = choose_pipeline(config)
+        if not isinstance(pipeline, UNetPipeline):
+            raise UserError(
+                f"--model: {config.model} is a {type(pipeline).__name__}; evaluated are models without a condition or "
+                "by class: PixelDiffusionPipeline, LatentDiffusionPipeline"
+            )
         set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self.state.device)
