@@ -19,6 +19,7 @@ class PublishConfig(Config):
     variant: str | None = option(None, "add the weights in half precision", choices=("fp16", "bf16"))
     stock_pipeline: bool = option(False, "publish as diffusers' own pipeline, which loads without code of ours")
     license: str = option("unknown", "its name on the Hub: apache-2.0, cc-by-4.0, ...")
+    dataset_name: str | None = option(None, "the data set's name on the Hub, where the run read a copy of it")
     report: str | None = option(None, "folder that evaluate.py wrote; MODEL/report by default")
     space: bool = option(False, "also make a Space of that name, a page that samples the model")
     output_dir: str | None = option(None, "write the published folder here, an empty one, and upload nothing")
@@ -49,6 +50,7 @@ def main() -> None:
             folder,
             str(config.hub_model_id),
             license=config.license,
+            dataset_name=config.dataset_name,
             report=Path(config.report) if config.report else None,
             stock_pipeline=config.stock_pipeline,
         )

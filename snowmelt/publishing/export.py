@@ -33,6 +33,7 @@ def export(
     repo_id: str,
     *,
     license: str = "unknown",
+    dataset_name: str | None = None,
     report: Path | None = None,
     stock_pipeline: bool = False,
 ) -> None:
@@ -46,13 +47,14 @@ def export(
         folder: an empty folder.
         repo_id: user/name, for the lines that load it.
         license: by its name on the Hub.
+        dataset_name: the data set's name on the Hub, where the run doesn't know it.
         report: the folder that evaluate.py wrote.
         stock_pipeline: publish as diffusers' own pipeline, which needs no code of ours.
 
     Raises:
         UserError: if there is no pipeline, or none of diffusers' own that samples it.
     """
-    facts = read_facts(source, report)
+    facts = read_facts(source, report, dataset_name)
     if stock_pipeline:
         facts = replace(facts, index=_stock(facts))
     for name in components(facts.index):

@@ -39,8 +39,8 @@ class Facts:
     report: dict[str, Any] | None
 
 
-def read_facts(source: Path, report: Path | None) -> Facts:
-    """The facts of a folder of a pipeline, with what training left beside it.
+def read_facts(source: Path, report: Path | None, dataset_name: str | None = None) -> Facts:
+    """The facts of a folder of a pipeline, with what training left beside it, and a data set named as it is here.
 
     Raises:
         UserError: if it holds no pipeline, or there is no report where one was named.
@@ -53,6 +53,8 @@ def read_facts(source: Path, report: Path | None) -> Facts:
     index.pop("_name_or_path", None)
     run = source / RUN_FILE
     facts = json.loads(run.read_text()) if run.is_file() else None
+    if facts and dataset_name:
+        facts["config"]["dataset_name"] = dataset_name
     return Facts(
         index=index,
         network=json.loads((source / "unet/config.json").read_text()),

@@ -36,7 +36,7 @@ REPORT = {
         "seed": 0,
     },
     "results": [
-        {"metric": "fd", "name": "Fréchet distance", "value": 7.25, "error": None, "lower_is_better": True},
+        {"metric": "fd", "name": "Fréchet distance (LeNet)", "value": 7.25, "error": None, "lower_is_better": True},
         {"metric": "kid", "name": "KID", "value": 0.5, "error": 0.1, "lower_is_better": True},
     ],
     "floor": [{"metric": "fd", "name": "Fréchet distance", "value": 2.5, "error": None, "lower_is_better": True}],
@@ -209,8 +209,9 @@ def test_card_with_results(run, tmp_path):
     for name in ("sweep-sampler.png", "closest.png"):
         Image.new("L", (4, 4)).save(tmp_path / "report" / name)
     (tmp_path / "out").mkdir()
-    export(run, tmp_path / "out", "alice/pets", report=tmp_path / "report")
+    export(run, tmp_path / "out", "alice/pets", report=tmp_path / "report", dataset_name="alice/pictures")
     card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.datasets == ["alice/pictures"]
     first = card.data.eval_results[0]
     assert (first.metric_type, first.metric_value, first.dataset_type) == ("fd", 7.25, "alice/pictures")
     assert (first.dataset_split, first.dataset_args) == ("test", {"num_images": 1000})
