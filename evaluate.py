@@ -15,11 +15,13 @@ def main() -> None:
     # Here, not above, so that --help doesn't wait for torch and diffusers.
     import torch
     from accelerate import PartialState
+    from diffusers.utils import logging
 
     from snowmelt.environment import use_all_cores
     from snowmelt.evaluation.study import Study
 
     use_all_cores()
+    logging.disable_progress_bar()  # of loading, which happens for each value of a sweep
     state = PartialState(cpu=not torch.accelerator.is_available())
     Study(config, state).run()
     if state.is_main_process:

@@ -121,6 +121,8 @@ def plot(points: list[SweepPoint], floor: dict[str, list[Result]], path: Path) -
             axes.axhline(result.value, linestyle="--", color="gray", linewidth=1)
         parameter = points[0].parameter
         axes.set(xlabel=AXES.get(parameter, "network evaluations"), ylabel=metric)
+        if metric == "fd":  # from bad samplers to the floor it changes by orders of magnitude
+            axes.set_yscale("log")
         if parameter not in AXES:
             axes.set_xscale("log")
             axes.set_xticks(sorted({point.x for point in points}), minor=False)
