@@ -22,6 +22,7 @@ SMALL = {
     "--ddpm_num_inference_steps 2 --gradient_accumulation_steps 1",
     "generate.py": "--num_images 4 --num_inference_steps 2",
     "publish.py": "",
+    "evaluate.py": "--num_images 20 --num_inference_steps 2",
 }
 
 

@@ -140,6 +140,16 @@ def test_uploads_during_training(connected, train, tmp_path):
     assert not list(pushing.glob(".publication*"))
 
 
+def test_training_does_not_wait_for_a_slow_hub(connected, train, tmp_path):
+    """What is saved while an upload is under way isn't uploaded: the last publication has it all."""
+    connected.fault("POST", "/commit/", "slow", times=1, seconds=8)
+    options = {"max_train_steps": 6, "save_model_epochs": 1, "train_batch_size": 1797}
+    train(tmp_path / "run", push_to_hub=True, hub_model_id="alice/slow", **options)
+    titles = [commit.title for commit in connected.commits("alice/slow")]
+    assert titles[0] == "Trained model"
+    assert 1 <= titles.count("Model in training") < 5
+
+
 def test_hub_that_fails_never_stops_training(connected, train, tmp_path, monkeypatch, capsys):
     from snowmelt.publishing import upload
 
