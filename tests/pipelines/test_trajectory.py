@@ -16,10 +16,12 @@ def ramp(channels: int) -> Trajectory:
 
 def test_grid() -> None:
     pixels = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 2, 3, 1), np.uint8)
-    grid = np.asarray(image_grid(pixels))
-    assert grid.shape == (4, 9)
-    assert grid[::2, ::3].tolist() == [[0, 1, 2], [3, 4, 0]]
-    assert image_grid(pixels, columns=5).size == (15, 2)
+    grid = np.asarray(image_grid(pixels, gap=1))
+    assert grid.shape == (5, 11)
+    assert grid[::3, ::4].tolist() == [[0, 1, 2], [3, 4, 128]]
+    assert set(grid[2].tolist() + grid[:, 3].tolist()) == {128}
+    assert image_grid(pixels, columns=5, gap=0).size == (15, 2)
+    assert np.asarray(image_grid(np.full((4, 1, 1, 4), 255, np.uint8), gap=1))[1].max() == 0
     with pytest.raises(ValueError, match="2 channels"):
         image_grid(np.zeros((1, 2, 2, 2), np.uint8))
 
