@@ -136,7 +136,7 @@ def test_report(
     assert ours["recall"] < real["recall"]
     assert real["accuracy"] > 0.8 > ours["accuracy"]
     assert "24 images are few for 64 features" in report["warnings"][0]
-    assert PIL.Image.open(tmp_path / "samples.png").size == (5 * 16, 5 * 16)
+    assert PIL.Image.open(tmp_path / "samples.png").size == (5 * 16 + 8, 5 * 16 + 8)
     text = (tmp_path / "report.md").read_text()
     assert text in capsys.readouterr().out
     for fact in (f"400 images of {data}, split train", "2 network evaluations", "seed 0", report["warnings"][0]):

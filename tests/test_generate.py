@@ -55,8 +55,8 @@ def test_images_are_those_of_their_indices(models: Path, tmp_path: Path, monkeyp
     for ours, theirs in zip(pixels(folder), expected, strict=True):
         assert abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
     grid = np.asarray(PIL.Image.open(folder / "grid.png"))
-    assert grid.shape == (32, 48, 3)
-    assert np.array_equal(grid[16:, 16:32], pixels(folder)[4])
+    assert grid.shape == (2 * 16 + 2, 3 * 16 + 4, 3)
+    assert np.array_equal(grid[18:, 18:34], pixels(folder)[4])
     other = run(monkeypatch, models / "classes", tmp_path / "b", "--num_images", "1", "--seed", "1")
     assert not np.array_equal(pixels(other)[0], pixels(folder)[0])
 
