@@ -15,6 +15,7 @@ from snowmelt.evaluation.process import Network, Process, check_images, make_con
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 
 
+@torch.no_grad()
 def variational_bound(
     pipeline: PixelDiffusionPipeline,
     images: Tensor,
