@@ -36,7 +36,7 @@ class TextModelOptions(Config):
     )
     text_hidden_size: int = option(128, "width of the text encoder that is trained, a multiple of 64", minimum=64)
     text_layers: int = option(2, "its transformer blocks", minimum=1)
-    vocab_size: int = option(4096, "tokens of its tokenizer, at most", minimum=300)
+    vocab_size: int = option(4096, "tokens of its tokenizer, at most", minimum=514)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
 

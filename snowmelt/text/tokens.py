@@ -1,9 +1,14 @@
 """Tokenizers: one for the captions at hand, and the length that captions are cut or padded to."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizerFast
+
+BEGIN, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 LONGEST = 77
 """Tokens of a caption, its marks included, that CLIP reads, and the most that is kept for any encoder."""
@@ -14,9 +19,22 @@ def train_tokenizer(captions: Sequence[str], vocab_size: int) -> CLIPTokenizerFa
 
     Args:
         captions: all of them.
-        vocab_size: the most tokens, of which 258 are bytes and marks.
+        vocab_size: the most tokens; of them 514 are marks, bytes, and bytes that end a word.
     """
-    return CLIPTokenizerFast().train_new_from_iterator(captions, vocab_size, show_progress=False)
+    letters = sorted(ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        # Letters that end a word would else be numbered, and ties among merges broken, in the order of a hash table
+        # that differs from run to run.
+        special_tokens=[BEGIN, END, *(letter + WORD_END for letter in letters)],
+        initial_alphabet=letters,
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
+    )
+    backend = CLIPTokenizerFast().backend_tokenizer
+    backend.train_from_iterator(captions, trainer)
+    model = json.loads(backend.to_str())["model"]
+    return CLIPTokenizerFast(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
 
 
 def fit_length(tokenizer: Any, captions: Sequence[str], most: int | None = None) -> None:

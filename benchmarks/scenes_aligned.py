@@ -1,0 +1,85 @@
+"""How often a model draws what a prompt says, on the prompts of the embedded set `scenes`.
+
+    python benchmarks/scenes_aligned.py [--model runs/scenes] [--num_prompts 500] [--guidance_scales 1 2 3 5]
+
+An analytic checker reads shape, colour, count, size, position and relation back from each picture. "Seen" prompts are
+drawn as training's captions were, "held out" ones name a combination that no training picture shows. Beside the samples
+stands the checker on scenes drawn as the prompts say. The standard error of a share p is sqrt(p (1 - p) / number).
+With --checkpoints, the averaged weights of each checkpoint of the run are judged, and alignment.png is drawn there.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel
+
+from pipelines import TextToImagePipeline
+from snowmelt.checkpoint import complete
+from snowmelt.data.scenes.captions import describe
+from snowmelt.data.scenes.drawing import draw
+from snowmelt.data.scenes.world import draw_scene
+from snowmelt.evaluation.alignment import alignment, pipeline_draw, report, scene_alignment
+
+
+def real_scenes(count: int, side: int) -> str:
+    """What the checker says of scenes that are as they should be."""
+    judged = {}
+    for name, held_out in (("real, seen", False), ("real, held out", True)):
+        rng = np.random.default_rng(1)
+        scenes = [draw_scene(rng, held_out) for _ in range(count)]
+        pictures = [Image.fromarray(draw(scene)).resize((side, side), Image.Resampling.BILINEAR) for scene in scenes]
+        judged[name] = alignment([describe(s, rng) for s in scenes], [np.asarray(p) for p in pictures])
+    return report(judged)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("runs/scenes"))
+    parser.add_argument("--num_prompts", type=int, default=500, help="of each sort")
+    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--guidance_scales", type=float, nargs="+", help="the pipeline's default when not given")
+    parser.add_argument("--checkpoints", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    pipeline = TextToImagePipeline.from_pretrained(args.model)
+    pipeline.set_progress_bar_config(disable=True)
+    print(real_scenes(args.num_prompts, pipeline.unet.config.sample_size * pipeline.pixels_per_cell))
+
+    def judged(**options: float) -> dict:
+        made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps, **options)
+        return scene_alignment(made, count=args.num_prompts, seed=args.seed)
+
+    for scale in args.guidance_scales or [None]:
+        print(f"\nguidance {scale or 'as the pipeline has it'}, {args.num_inference_steps} steps")
+        print(report(judged(**({} if scale is None else {"guidance_scale": scale}))))
+    if args.checkpoints:
+        curve = {}
+        for folder in complete(args.model):
+            step = int(folder.name.removeprefix("checkpoint-"))
+            pipeline.unet = UNet2DConditionModel.from_pretrained(folder / "unet_ema")
+            pipeline.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder_ema")
+            curve[step] = {name: result.attributes["all"] for name, result in judged().items()}
+            print(f"step {step}: " + ", ".join(f"{name} {share:.1%}" for name, share in curve[step].items()))
+        plot(curve, args.model / "alignment.png")
+
+
+def plot(curve: dict[int, dict[str, float]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name in next(iter(curve.values())):
+        axes.plot(list(curve), [values[name] for values in curve.values()], marker="o", label=name)
+    axes.set(xlabel="optimizer step", ylabel="share of prompts right in all they say", ylim=(0, 1))
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""How well pictures show what their prompts say, for prompts of scenes, where it can be read off."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines import TextToImagePipeline, image_generators
+from snowmelt.data.scenes.captions import Prompt, prompts
+from snowmelt.data.scenes.reading import ATTRIBUTES, judge, read_scene
+
+Draw = Callable[[list[str], range], np.ndarray]
+"""Prompts, and the numbers of their images, to pictures, uint8 (N, H, H, 3)."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Shares of prompts whose attributes are right.
+
+    Attributes:
+        prompts: how many there were.
+        attributes: for each attribute the share of the prompts that claim it; "all": of prompts right in all they say.
+        kinds: the share right in all they say, of prompts for one thing, for several alike and for a pair.
+    """
+
+    prompts: int
+    attributes: dict[str, float]
+    kinds: dict[str, float]
+
+
+def scene_alignment(draw: Draw, *, count: int, seed: int = 0, batch_size: int = 64) -> dict[str, Alignment]:
+    """Have prompts drawn, `count` of combinations that training shows and `count` held-out ones, and judge them.
+
+    Args:
+        draw: the model.
+        seed: of the prompts.
+        batch_size: prompts drawn together.
+
+    Returns:
+        By "seen" and "held out".
+    """
+    judged = {}
+    for name, held_out in (("seen", False), ("held out", True)):
+        claimed = prompts(count, seed, held_out)
+        pictures = (p for part in _parts(count, batch_size) for p in draw([claimed[i].text for i in part], part))
+        judged[name] = alignment(claimed, pictures)
+    return judged
+
+
+def alignment(claimed: list[Prompt], pictures: Iterable[np.ndarray]) -> Alignment:
+    """Judge a picture, uint8 (H, H, 3), for each prompt."""
+    verdicts = [judge(prompt, read_scene(picture)) for prompt, picture in zip(claimed, pictures, strict=True)]
+    whole = [all(verdict.values()) for verdict in verdicts]
+    attributes = {a: [v[a] for v in verdicts if a in v] for a in ATTRIBUTES} | {"all": whole}
+    kinds: dict[str, list[bool]] = {}
+    for prompt, right in zip(claimed, whole, strict=True):
+        kind = "pair" if prompt.relation else "one" if len(prompt.things) == 1 else "several"
+        kinds.setdefault(kind, []).append(right)
+    shares = [{k: float(np.mean(v)) for k, v in sorted(d.items()) if v} for d in (attributes, kinds)]
+    return Alignment(len(claimed), *shares)
+
+
+def pipeline_draw(pipeline: TextToImagePipeline, seed: int, **arguments: object) -> Draw:
+    """What a pipeline draws, image i depending on (seed, i) alone; further arguments are the pipeline's."""
+
+    def draw(texts: list[str], indices: range) -> np.ndarray:
+        generators = image_generators(seed, indices)
+        output = pipeline(texts, generator=generators, output_type="np", return_dict=False, **arguments)
+        return (output[0] * 255).round().astype(np.uint8)
+
+    return draw
+
+
+def report(judged: dict[str, Alignment]) -> str:
+    """A table in markdown."""
+    columns = [*ATTRIBUTES, "all", "one", "several", "pair"]
+    lines = [["prompts", "number", *columns]]
+    for name, result in judged.items():
+        shares = result.attributes | result.kinds
+        lines.append([name, str(result.prompts), *(f"{shares[c]:.1%}" if c in shares else "" for c in columns)])
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _parts(count: int, size: int) -> Iterator[range]:
+    return (range(start, min(start + size, count)) for start in range(0, count, size))

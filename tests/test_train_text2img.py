@@ -1,0 +1,193 @@
+"""train_text2img.py at tiny size: what it leaves, that it resumes exactly, what it refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipelines import TextToImagePipeline
+from snowmelt.errors import UserError
+from snowmelt.tracking import read_metrics
+from tests.autoencoders import tiny_vae
+from tests.conftest import trained
+from tests.pipelines.models import quiet
+from tests.test_resume import interrupted
+from tests.text.models import save_pretrained
+
+TINY_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+    "dropout": 0.1,  # so that runs agree only if the network's own randomness does
+}
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 plain pictures, each with two captions."""
+    rows = [(name, shade) for name, shade in COLOURS.items() for _ in range(6)]
+    images = [Image.fromarray(np.full((8, 8, 3), shade, np.uint8)) for _, shade in rows]
+    texts = [[f"a {name} picture", f"all is {name}, number {i}"] for i, (name, _) in enumerate(rows)]
+    folder = tmp_path_factory.mktemp("pictures")
+    datasets.Dataset.from_dict({"image": images, "captions": texts}).save_to_disk(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "config.json"
+    path.write_text(json.dumps(TINY_UNET))
+    return path
+
+
+@pytest.fixture
+def fit(train: Callable[..., Path], pictures: Path, config: Path) -> Callable[..., Path]:
+    """A run on the pictures; options replace the usual ones."""
+    usual = {
+        "dataset_name": pictures,
+        "class_conditional": None,
+        "model_config_name_or_path": config,
+        "text_hidden_size": 64,
+        "text_layers": 1,
+        "vocab_size": 560,
+        "caption_dropout": 0.3,
+        "eval_batch_size": 3,
+    }
+    return lambda folder, **options: train(folder, script="train_text2img", **usual | options)
+
+
+RESUMED = {
+    "max_train_steps": 6,
+    "checkpointing_steps": 1,
+    "gradient_accumulation_steps": 2,
+    "random_flip": True,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "learning_rate": 1e-3,
+}
+
+
+@pytest.mark.parametrize("variant", ["trained encoder", "bf16, no average", "frozen encoder", "latents"])
+def test_resume_is_exact(variant: str, fit: Callable[..., Path], tmp_path: Path) -> None:
+    options = dict(RESUMED)
+    if variant == "bf16, no average":
+        options |= {"mixed_precision": "bf16", "use_ema": False}
+    if variant == "frozen encoder":
+        options |= {"text_encoder": save_pretrained(tmp_path / "clip")}
+    if variant == "latents":
+        tiny_vae("vq").save_pretrained(tmp_path / "vae")
+        options |= {"autoencoder": tmp_path / "vae", "resolution": 16}
+    whole = fit(tmp_path / "whole", **options)
+    resumed = interrupted(whole, 4, tmp_path / "resumed")
+    fit(resumed, **options, resume_from_checkpoint="latest")
+    assert trained(resumed, since=4) == trained(whole, since=4)
+    assert [line["loss"] for line in read_metrics(resumed)] == [line["loss"] for line in read_metrics(whole)]
+
+
+def test_what_a_run_leaves(fit: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = fit(tmp_path / "run", validation_prompts=["a red picture", "all is blue"])
+    pipeline = quiet(TextToImagePipeline.from_pretrained(run))
+    assert pipeline.vae is None
+    assert pipeline.unet.config.cross_attention_dim == pipeline.text_encoder.config.hidden_size == 64
+    assert pipeline.tokenizer.model_max_length == pipeline.text_encoder.config.max_position_embeddings
+    assert "number" in pipeline.tokenizer.decode(pipeline.tokenizer("number")["input_ids"])
+    assert (run / "samples/prompts.txt").read_text() == "a red picture\nall is blue\n"
+    assert Image.open(run / "samples/step-000002.png").size == (16, 8)
+    printed = capsys.readouterr().out
+    call = printed[printed.index("from pipelines import") :]
+    assert "pipeline('a red picture', num_inference_steps=50)" in call
+    code = call.replace("sample.png", str(tmp_path / "sample.png")).replace("steps=50", "steps=2")
+    exec(code, {})
+    assert Image.open(tmp_path / "sample.png").size == (8, 8)
+
+
+def test_both_networks_learn(fit: Callable[..., Path], tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", checkpointing_steps=1, learning_rate=1e-2, lr_warmup_steps=0)
+    for part in ("unet", "text_encoder", "unet_ema", "text_encoder_ema"):
+        first, last = (load_file(next((run / f"checkpoint-{s}" / part).glob("*.safetensors"))) for s in (1, 2))
+        changed = [name for name, value in first.items() if not torch.equal(value, last[name])]
+        assert len(changed) > 0.9 * len(first), part
+
+
+def test_a_frozen_encoder_is_left_as_it_is(fit: Callable[..., Path], tmp_path: Path) -> None:
+    encoder = save_pretrained(tmp_path / "t5", "t5")
+    run = fit(tmp_path / "run", text_encoder=encoder, learning_rate=1e-2)
+    before, after = (load_file(folder / "model.safetensors") for folder in (encoder, run / "text_encoder"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not (run / "checkpoint-2" / "text_encoder").exists()
+    images = quiet(TextToImagePipeline.from_pretrained(run))("a red picture", num_inference_steps=2).images
+    assert images[0].size == (8, 8)
+
+
+def test_prompts_are_captions_unless_given(fit: Callable[..., Path], tmp_path: Path) -> None:
+    run = fit(tmp_path / "run")
+    assert (run / "samples/prompts.txt").read_text() == "a red picture\n" * 3
+
+
+def test_a_few_colours_are_learned(fit: Callable[..., Path], tmp_path: Path) -> None:
+    """What the prompt says decides: every part does its work."""
+    run = fit(
+        tmp_path / "run",
+        max_train_steps=250,
+        train_batch_size=16,
+        learning_rate=5e-3,
+        lr_warmup_steps=10,
+        caption_dropout=0.1,
+        objective="mixture",
+        ema_max_decay=0.95,
+        logging_steps=100,
+    )
+    pipeline = quiet(TextToImagePipeline.from_pretrained(run))
+    prompts = [f"a {name} picture" for name in COLOURS]
+    images = pipeline(
+        prompts, num_inference_steps=10, output_type="np", generator=torch.Generator().manual_seed(0)
+    ).images
+    expected = np.array(list(COLOURS.values())) / 255
+    nearest = [int(np.abs(expected - image.mean((0, 1))).sum(1).argmin()) for image in images]
+    assert nearest == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"caption_column": "label"}, "--caption_column label: no such column; columns of text: captions"),
+        ({"text_encoder": "nowhere"}, "--text_encoder nowhere: no text encoder there"),
+        ({"text_hidden_size": 100}, "--text_hidden_size 100: must be a multiple of 64"),
+        ({"resolution": 9}, "--resolution 9: this network halves it 1 times; take 8 or 10"),
+        ({"dataset_name": "digits"}, "no column holds captions; columns of text: none; all columns: image, label"),
+    ],
+)
+def test_what_is_refused(options: dict, message: str, fit: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_of_another_network(fit: Callable[..., Path], tmp_path: Path, config: Path) -> None:
+    other = tmp_path / "config.json"
+    other.write_text(config.read_text().replace("UNet2DConditionModel", "UNet2DModel"))
+    with pytest.raises(UserError, match="describes no UNet2DConditionModel"):
+        fit(tmp_path / "run", model_config_name_or_path=other)
+
+
+def test_overwriting(fit: Callable[..., Path], tmp_path: Path) -> None:
+    run = fit(tmp_path / "run")
+    (run / "notes.txt").write_text("mine")
+    shutil.rmtree(run / "unet")
+    fit(run, overwrite_output_dir=True, max_train_steps=1)
+    assert (run / "notes.txt").exists()
+    assert {p.name for p in run.glob("checkpoint-*")} == {"checkpoint-1"}
+    assert (run / "text_encoder").is_dir()
