@@ -40,7 +40,7 @@ def hardware(accelerator: Accelerator) -> str:
         return f"{accelerator.num_processes} x {torch.cuda.get_device_name()}"
     threads = accelerator.num_processes * torch.get_num_threads()
     models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
-    return f"{threads} threads of {models[0] if models else platform.machine()}, no GPU"
+    return f"{threads} thread{'s' * (threads > 1)} of {models[0] if models else platform.machine()}, no GPU"
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:

@@ -31,7 +31,6 @@ OWN = (
     "model_index.json",
     "loss.png",
     "evaluation.png",
-    "denoising.png",
     ".publication*",
     "skipped.txt",
     "logs",

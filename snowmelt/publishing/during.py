@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from snowmelt.errors import UserError
 from snowmelt.options import DiffusionConfig
-from snowmelt.publishing.export import add_strip, export
+from snowmelt.publishing.export import export
 from snowmelt.publishing.upload import Repository, open_repository, upload
 
 FOLDER = ".publication"
@@ -50,7 +50,7 @@ class HubPush:
         folder = self.run / FOLDER
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        export(self.run, folder, self.repository.id, license=self.config.license)
+        export(self.run, folder, self.repository.id, license=self.config.license, strip=False)
         self._running = self._pool.submit(self._upload_quietly, folder, self.repository)
 
     def _upload_quietly(self, folder: Path, repository: Repository) -> None:
@@ -70,7 +70,6 @@ class HubPush:
         if self.repository is None:
             return
         self._pool.shutdown()
-        add_strip(self.run)
         with tempfile.TemporaryDirectory(dir=self.run, prefix=FOLDER) as folder:
             export(self.run, Path(folder), self.repository.id, license=self.config.license)
             try:

@@ -23,7 +23,7 @@ from snowmelt.run_folder import CONFIG_FILE
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 STOCK = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
-STRIP_IMAGES, STRIP_STEPS = 4, 50
+STRIP, STRIP_IMAGES, STRIP_STEPS = "denoising.png", 4, 50
 METRICS_FILE = "metrics.json"
 
 
@@ -36,6 +36,7 @@ def export(
     dataset_name: str | None = None,
     report: Path | None = None,
     stock_pipeline: bool = False,
+    strip: bool = True,
 ) -> None:
     """Make of a run's or a pipeline's folder, which isn't touched, one to be published.
 
@@ -50,6 +51,7 @@ def export(
         dataset_name: the data set's name on the Hub, where the run doesn't know it.
         report: the folder that evaluate.py wrote.
         stock_pipeline: publish as diffusers' own pipeline, which needs no code of ours.
+        strip: sample a few pictures to show how they come about, unless the source has such a picture.
 
     Raises:
         UserError: if there is no pipeline, or none of diffusers' own that samples it.
@@ -66,25 +68,12 @@ def export(
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(facts.run["config"], sort_keys=False))
     _write_json(folder / METRICS_FILE, {"training": facts.training, "evaluation": facts.report})
     _copy_pictures(source, folder, report)
+    if strip and not (folder / STRIP).is_file():
+        _draw_strip(folder)
     if (source / "README.md").is_file():  # the author's own
         shutil.copy(source / "README.md", folder)
     else:
         write_card(folder, repo_id, license, facts)
-
-
-def add_strip(folder: Path) -> None:
-    """Sample a few pictures of a pipeline's folder, and draw there how they come about, as denoising.png."""
-    pipeline = load_pipeline(str(folder)).to(PartialState().device)
-    pipeline.set_progress_bar_config(disable=True)
-    output = pipeline(
-        batch_size=STRIP_IMAGES,
-        class_labels=[i % pipeline.num_classes for i in range(STRIP_IMAGES)] if pipeline.num_classes else None,
-        num_inference_steps=STRIP_STEPS,
-        generator=image_generators(0, range(STRIP_IMAGES)),
-        output_type="np",
-        return_trajectory=True,
-    )
-    save_strip(output.trajectory, folder / "denoising.png")
 
 
 def add_variant(folder: Path, variant: str) -> None:
@@ -102,6 +91,24 @@ def add_variant(folder: Path, variant: str) -> None:
                 low.save_pretrained(partial, variant=variant)
                 for path in Path(partial).glob(f"*.{variant}*"):
                     path.replace(folder / name / path.name)
+
+
+def _draw_strip(folder: Path) -> None:
+    """How a few pictures come about, as denoising.png; nothing where that takes prompts, or for what is no picture."""
+    pipeline: Any = load_pipeline(str(folder))
+    if "tokenizer" in pipeline.components or pipeline.channels not in pipeline.PICTURE_CHANNELS:
+        return
+    pipeline.to(PartialState().device)
+    pipeline.set_progress_bar_config(disable=True)
+    output = pipeline(
+        batch_size=STRIP_IMAGES,
+        class_labels=[i % pipeline.num_classes for i in range(STRIP_IMAGES)] if pipeline.num_classes else None,
+        num_inference_steps=STRIP_STEPS,
+        generator=image_generators(0, range(STRIP_IMAGES)),
+        output_type="np",
+        return_trajectory=True,
+    )
+    save_strip(output.trajectory, folder / STRIP)
 
 
 def _copy(source: str, target: str) -> None:
@@ -135,7 +142,7 @@ def _stock(facts: Facts) -> dict[str, Any]:
 def _copy_pictures(source: Path, folder: Path, report: Path | None) -> None:
     grids = sorted((source / "samples").glob("step-*.png"))
     named = {"samples.png": grids[-1]} if grids else {"samples.png": source / "samples.png"}
-    named |= {name: source / name for name in ("loss.png", "denoising.png", "evaluation.png")}
+    named |= {name: source / name for name in ("loss.png", STRIP, "evaluation.png")}
     # Not the report's other pictures, which show images of the data set: it may be nobody else's business.
     named |= {f"report-{path.name}": path for path in (report or source / "report").glob("sweep-*.png")}
     for name, path in named.items():

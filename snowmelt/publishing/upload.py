@@ -172,7 +172,7 @@ _REASONS: dict[type, Callable[[Exception], str]] = {
     LocalTokenNotFoundError: lambda e: f"no token; run `hf auth login` or give --hub_token, made at {_settings()}",
     OfflineModeIsEnabled: lambda e: "HF_HUB_OFFLINE is set; unset it to publish",
     HFValidationError: lambda e: (
-        "not a name that the Hub allows: user/name, of letters, digits, '-', '_' and '.', none twice in a row, 96 in all"
+        "not a name that the Hub allows: user/name, of letters, digits and single '-', '_' and '.', 96 in all"
     ),
     HfHubHTTPError: _http,  # type: ignore[dict-item]
     httpx2.TransportError: lambda e: f"{constants.ENDPOINT} can't be reached or fell silent ({type(e).__name__})",

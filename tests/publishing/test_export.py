@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import publish
 from pipelines import PixelDiffusionPipeline, make_scheduler
 from snowmelt.errors import UserError
-from snowmelt.publishing.export import add_strip, add_variant, export
+from snowmelt.publishing.export import add_variant, export
 from tests.conftest import ROOT
 
 REPORT = {
@@ -54,11 +54,9 @@ def run(train, tmp_path_factory) -> Path:
         (root / "photos" / name).mkdir(parents=True)
         for i in range(4):
             Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(root / "photos" / name / f"{i}.png")
-    folder = train(
+    return train(
         root / "run", dataset_name=None, train_data_dir=root / "photos", cache_dir=root / "cache", logger="tensorboard"
     )
-    add_strip(folder)
-    return folder
 
 
 @pytest.fixture
