@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def alignment(claimed: list[Prompt], pictures: Iterable[np.ndarray]) -> Alignmen
     return Alignment(len(claimed), *shares)
 
 
-def pipeline_draw(pipeline: TextToImagePipeline, seed: int, **arguments: object) -> Draw:
+def pipeline_draw(pipeline: TextToImagePipeline, seed: int, **arguments: Any) -> Draw:
     """What a pipeline draws, image i depending on (seed, i) alone; further arguments are the pipeline's."""
 
     def draw(texts: list[str], indices: range) -> np.ndarray:
