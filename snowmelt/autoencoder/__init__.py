@@ -1,0 +1,7 @@
+"""Training an autoencoder, the first stage of latent diffusion (Rombach et al. 2022).
+
+networks                by name, with their discriminator             models.py, discriminator.py
+reconstruction, KL or commitment, perceptual, adversarial losses     losses.py, perceptual.py
+latents' mean and deviation, and whether the autoencoder is sound     latents.py
+PSNR, SSIM and rFD on held-out images, pictures beside originals      report.py
+"""

@@ -1,0 +1,64 @@
+"""What `train_autoencoder.py` takes. Nothing here imports torch, so that `--help` is immediate."""
+
+from dataclasses import dataclass
+
+from snowmelt.config import Config, option
+from snowmelt.options import HeldOutOptions, TrainingConfig
+
+
+@dataclass(kw_only=True)
+class NetworkOptions(Config):
+    """Autoencoder."""
+
+    regularization: str = option(
+        "kl", "kl for an AutoencoderKL, vq for a VQModel, whose latents are codes of a codebook", choices=("kl", "vq")
+    )
+    model_size: str | None = option(None, "named size (small)", choices=("tiny", "small", "base", "large"))
+    downsample_factor: int | None = option(None, "side of an image over that of its latents: 2, 4, 8 or 16 (4)")
+    latent_channels: int | None = option(
+        None, "channels of the latents; 2, 3, 4 or 16 by default, as the factor", minimum=1
+    )
+    num_vq_embeddings: int = option(1024, "codes in the codebook", minimum=2)
+    pretrained_model_name_or_path: str | None = option(
+        None, "an autoencoder to go on from, or a folder that has one as vae, instead of a named size", path=True
+    )
+
+
+@dataclass(kw_only=True)
+class LossOptions(Config):
+    """Loss."""
+
+    reconstruction: str = option("l1", "error of pixels", choices=("l1", "l2"))
+    kl_weight: float = option(1e-6, "weight of the KL divergence, summed over latents as the error over pixels")
+    commitment_weight: float = option(1.0, "weight of the distances between latents and codes")
+    perceptual: str = option(
+        "none",
+        "perceptual loss: lpips, which needs torchvision and its weights; classifier, trained on the labels first",
+        choices=("none", "lpips", "classifier"),
+    )
+    perceptual_weight: float = option(1.0, "weight of the perceptual loss", minimum=0)
+    disc_weight: float = option(0.5, "weight of the adversarial loss, times the adaptive one; 0 for none", minimum=0)
+    disc_start: int = option(50_000, "optimizer step at which the discriminator starts", minimum=0)
+    disc_width: int = option(64, "channels of the discriminator's first layer", minimum=1)
+
+
+@dataclass(kw_only=True)
+class AutoencoderOptions(LossOptions, NetworkOptions):
+    """All that concerns the autoencoder alone."""
+
+
+@dataclass(kw_only=True)
+class ReportOptions(HeldOutOptions):
+    """Report on reconstructions."""
+
+    eval_features: str | None = option(
+        None,
+        "features of rFD: inception, a model of transformers, none, or classifier, the default for data with labels",
+        resumable=True,
+        path=True,
+    )
+
+
+@dataclass(kw_only=True)
+class AutoencoderConfig(AutoencoderOptions, ReportOptions, TrainingConfig):
+    """Train an autoencoder, the first stage of latent diffusion."""
