@@ -25,6 +25,7 @@ OWN = (
     "text_encoder*",
     "tokenizer",
     "vae",
+    "vae_ema_*",
     "scheduler",
     "samples",
     "best",

@@ -100,7 +100,7 @@ def test_metrics(run):
         assert not any(name.startswith("loss_q") for name in line)
         assert (line["disc_weight"] > 0) == (line["step"] > 2)
     assert report["step"] == STEPS
-    assert 3 < report["reconstruction_psnr"] < 30
+    assert 3 < report["eval_psnr"] < 30
 
 
 def test_report_is_of_the_saved_weights_on_held_out_images(run, config):  # noqa: F811
@@ -111,7 +111,7 @@ def test_report_is_of_the_saved_weights_on_held_out_images(run, config):  # noqa
     vae = AutoencoderKL.from_pretrained(run / "vae")
     held_out = RealImages(load_splits(config(validation_share=0.1))[1], "held out", (0, 255))
     psnr = measure_reconstructions(vae, held_out, np.arange(len(held_out)), None, 64)["psnr"]
-    assert read_metrics(run)[-1]["reconstruction_psnr"] == pytest.approx(psnr, rel=1e-5)
+    assert read_metrics(run)[-1]["eval_psnr"] == pytest.approx(psnr, rel=1e-5)
 
 
 def test_grid(run):
@@ -155,9 +155,9 @@ def test_saving_changes_nothing(fit, tmp_path):
     once = fit(tmp_path / "once", train_batch_size=1000)
     runs = [{n: d for n, d in trained(r, since=STEPS).items() if n.startswith(("vae", "check"))} for r in (often, once)]
     assert runs[0] == runs[1]
-    reports = [line for line in read_metrics(often) if "reconstruction_psnr" in line]
+    reports = [line for line in read_metrics(often) if "eval_psnr" in line]
     assert len(reports) > 2
-    assert len({line["reconstruction_psnr"] for line in reports}) == len(reports)
+    assert len({line["eval_psnr"] for line in reports}) == len(reports)
 
 
 def test_nothing_left_to_do(run, fit, tmp_path):

@@ -80,7 +80,7 @@ class Stage:
         values = measure_reconstructions(self.vae, self.images, rows, self.extractor, BATCH)
         said = ", ".join(f"{TITLES[name]} {value:.4g}" for name, value in values.items())
         tqdm.write(f"step {self.step()}: {said} of {len(rows)} images of {self.images.split}")
-        values = {f"reconstruction_{name}": value for name, value in values.items()}
+        values = {f"eval_{name}": value for name, value in values.items()}
         if self._measured and self._measured[0] == self.step():
             latents = self._measured[1]
             values |= latents.values()
