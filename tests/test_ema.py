@@ -111,6 +111,14 @@ def test_published_weights_are_the_first_average(train, tmp_path):
     assert any(not torch.equal(value, raw[-1][name]) for name, value in published.items())
 
 
+def test_averages_of_several_networks(net):
+    """A dict per width, the first being that which is published; each network has its own folders."""
+    emas = make_emas({"a": net, "b": nn.Linear(1, 1)}, EmaOptions(ema_widths=[0.1, 0.25]))
+    assert [list(e) for e in emas] == [["a_ema_0.100", "b_ema_0.100"], ["a_ema_0.250", "b_ema_0.250"]]
+    assert emas[1]["a_ema_0.250"].net is net
+    assert make_emas({"a": net}, EmaOptions(use_ema=False)) == []
+
+
 def test_several_widths_are_kept(train, tmp_path):
     run = train(tmp_path / "run", max_train_steps=3, learning_rate=1e-2, lr_warmup_steps=0, ema_widths=[0.1, 0.25])
     first, second = (load_file(run / f"unet_ema_{w}" / WEIGHTS) for w in ("0.100", "0.250"))

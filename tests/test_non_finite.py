@@ -111,3 +111,19 @@ def test_finite(meter):
     assert (values["loss_q1"], values["loss_q2"], values["loss_q3"]) == (0.5, 0.5, None)
     assert values["images_per_second"] > 0
     assert 10 < values["peak_memory_mb"] < 1e6
+
+
+def test_losses_without_noise_levels():
+    """A criterion may log values of its own, per pass or per image; rows are named without a level."""
+    meter = Meter(Accelerator(cpu=True), micro_steps=1, rows=np.arange(40))
+    for a, losses in ((1.0, [1.0, 3.0]), (4.0, [5.0, 7.0])):
+        values = {"pass": torch.tensor(a), "image": torch.tensor(losses) / 2}
+        meter.add(Losses(torch.tensor(losses), values=values), torch.arange(2))
+        meter.add_norm(torch.tensor(1.0))
+    values = meter.flush(2, None)[0]
+    assert (values["loss"], values["pass"], values["image"]) == (4, 2.5, 2)
+    assert not any(name.startswith("loss_q") for name in values)
+    meter.add(Losses(torch.tensor([1.0, float("nan")])), torch.tensor([7, 9]))
+    meter.add_norm(torch.tensor(1.0))
+    with pytest.raises(UserError, match=r"not finite at step 3: row 9 \(rows of the data set\)\. Checkpoints"):
+        meter.flush(3, None)

@@ -127,6 +127,22 @@ def test_adversarial_gradients(config, images):
         assert_close(ours.grad, theirs.grad, rtol=2e-3, atol=1e-6)
 
 
+def test_reduced_precision_keeps_the_two_apart(config, images):
+    """Autocast remembers weights that it has cast: those of the one judgement must not serve the other."""
+    gradients = []
+    for weight in (0.5, 1e-9):  # of the decoder's force, which the discriminator must not feel
+        criterion = make(config, make_kl(), discriminator(), disc_weight=weight, disc_start=0)
+
+        def net(*arguments, passes=criterion.passes):
+            with torch.autocast("cpu", torch.bfloat16):
+                return {name: value.float() for name, value in passes(*arguments).items()}
+
+        criterion.loss(net, images, {}, torch.Generator().manual_seed(3)).loss.mean().backward()
+        gradients.append([p.grad for p in criterion.passes.discriminator.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(a.abs().sum() > 0 for a in gradients[0])
+
+
 def test_discriminator_starts(config, images):
     """Before its step it costs nothing, and gives gradients that are 0 rather than none, which processes share."""
     vae = make_kl()
