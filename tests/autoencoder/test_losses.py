@@ -177,3 +177,12 @@ def test_adaptive_weight(slope, expected):
 def test_what_is_left_out_is_said(options, text, config):
     net = None if options.get("disc_weight") == 0 else discriminator()
     assert text in make(config, make_kl(), net, **options).describe(100)
+
+
+def test_networks_and_their_settings(config):
+    passes = make(config, make_kl(), discriminator()).passes
+    assert list(passes.parts) == ["vae", "discriminator"]
+    own, other = passes.groups
+    assert "betas" not in own
+    assert other["betas"] == (0.5, 0.9)
+    assert len(own["params"]) + len(other["params"]) == len(list(passes.parameters()))
