@@ -201,7 +201,8 @@ def test_units_of_float_data():
 def test_labels():
     images = normal_images(2)
     pipeline = Normal.of(RECIPES["v"], classes=4)
-    zero, far = bits_per_dim(pipeline, images, labels=torch.tensor([0, 2]))
+    zero, far = both = bits_per_dim(pipeline, images, labels=torch.tensor([0, 2]))
+    torch.testing.assert_close(bits_per_dim(pipeline, images, labels=[0, 2], batch_size=1), both)
     torch.testing.assert_close(zero, bits_per_dim(Normal.of(RECIPES["v"]), images[:1])[0])
     same = bits_per_dim(pipeline, images + torch.tensor([0.0, 2]).view(2, 1, 1, 1), labels=[0, 2])
     assert far > same[1] + 1
