@@ -181,7 +181,7 @@ class HubOptions(Config):
     hub_token: str | None = option(None, "write token; that of `hf auth login` by default", resumable=True, saved=False)
     license: str = option(
         "unknown",
-        "license of the published model, by its name on the Hub: apache-2.0, cc-by-4.0, ...",
+        "license of the published model, as the Hub abbreviates it",
         resumable=True,
         published=False,
     )

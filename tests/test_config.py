@@ -78,7 +78,10 @@ def test_default_recipe():
         ("--adam_beta1 1.5", "adam_beta1: 1.5 must be less than 1"),
         ("--seed", "argument --seed: expected one argument"),
         ("--lr_scheduler cosin", "invalid choice: 'cosin' (choose from "),
-        ("--config nothing.yaml", "--config nothing.yaml: no such file or recipe; recipes: digits"),
+        (
+            "--config nothing.yaml",
+            "--config nothing.yaml: no such file or recipe; recipes: cifar10-autoencoder, digits, ",
+        ),
     ],
 )
 def test_bad_flags(words, message):

@@ -28,7 +28,7 @@ def test_layout(train, tmp_path):
     run = train(tmp_path / "run", class_conditional=False, objective="epsilon", checkpointing_steps=1)
     assert {p.name for p in run.iterdir()} == {
         *("model_index.json", "unet", "scheduler", "checkpoint-1", "checkpoint-2"),
-        *("config.yaml", "metrics.jsonl", "samples", "loss.png"),
+        *("config.yaml", "run.json", "metrics.jsonl", "samples", "loss.png"),
     }
     for folder in (run / "unet", run / "checkpoint-1" / "unet", run / "checkpoint-2" / "unet"):
         assert UNet2DModel.from_pretrained(folder).config.sample_size == 8
@@ -67,7 +67,7 @@ def test_refusals_leave_the_folder(train, tmp_path):
         ({"overwrite_output_dir": True, "resolution": 9}, "--resolution 9: this network halves it 1 times"),
         ({"overwrite_output_dir": True, "ema_widths": [0.5]}, "--ema_widths 0.5"),
         ({"overwrite_output_dir": True, "objective": "flaw"}, "--objective flaw: unknown; known: "),
-        ({"overwrite_output_dir": True, "push_to_hub": True, "hub_model_id": "a//b"}, "--push_to_hub to a//b: "),
+        ({"overwrite_output_dir": True, "push_to_hub": True, "hub_model_id": "a//b"}, "can't publish to a//b: "),
     ):
         with pytest.raises(UserError, match=message) as caught:
             train(run, **options)

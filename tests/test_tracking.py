@@ -43,7 +43,7 @@ def test_trackers_that_take_no_pictures():
 
 def test_pictures(run):
     with Image.open(run / "samples" / "step-000006.png") as grid, Image.open(run / "loss.png") as plot:
-        assert grid.size == (80, 8)  # the ten classes in turn
+        assert grid.size == (98, 8)  # the ten classes in turn
         assert plot.width > 400
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import httpx2
 from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 from snowmelt.errors import UserError
 
@@ -51,6 +52,7 @@ def open_repository(name: str, *, private: bool, token: str | None, space_sdk: s
     """
     api = HfApi(token=token)
     try:
+        validate_repo_id(name)
         person = persistently(api.whoami, "asking whose token it is", unreachable_too=False)
         _check_person(person, name)
         kind = "space" if space_sdk else "model"
