@@ -80,7 +80,7 @@ def test_default_recipe():
         ("--lr_scheduler cosin", "invalid choice: 'cosin' (choose from "),
         (
             "--config nothing.yaml",
-            "--config nothing.yaml: no such file or recipe; recipes: cifar10-autoencoder, digits, ",
+            "--config nothing.yaml: no such file or recipe; recipes: cifar10-autoencoder, ",
         ),
     ],
 )
