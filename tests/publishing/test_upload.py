@@ -169,7 +169,7 @@ def test_no_network(connected, monkeypatch):
         open_repository("alice/model", private=False, token=None)
 
 
-def test_hub_that_comes_back(connected, opened, model, waits, monkeypatch):
+def test_hub_that_comes_back(connected, opened, model, waits, sleeps, monkeypatch):
     """It is gone when the upload begins, and back at the third attempt."""
 
     def sleep(seconds: float) -> None:
