@@ -4,9 +4,10 @@
         --resolution 32 [--minutes 10 | --max_train_steps 1000] [--num_images 2000] [flags of train_unconditional.py]
 
 Prints one table: speed and memory of training, speed of sampling, and Frechet distance of samples to the training
-images, by evaluate.py; with the distance that the autoencoder's reconstructions have, which is what a perfect latent
-model would get, their PSNR and SSIM on held-out images, and the statistics of the latents. Runs gather in --output_dir:
-a second call goes on with what isn't there yet.
+images, by evaluate.py, with that of as many held-out images, its floor; with the distance that as many reconstructions
+of training images have, which a latent model can hardly beat; PSNR and SSIM on held-out images, and the statistics of
+the latents. The time in which the images are encoded doesn't count as training; it is told apart.
+Runs gather in --output_dir: a second call with the same arguments goes on with what isn't there yet.
 """
 
 import argparse
@@ -22,12 +23,14 @@ import numpy as np
 import torch
 
 from pipelines import image_generators
-from snowmelt.autoencoder.report import measure_reconstructions
+from snowmelt.autoencoder.report import measure_reconstructions, reconstruct
 from snowmelt.codec import LatentCodec, PixelCodec, load_autoencoder
 from snowmelt.data.sources import load_images
 from snowmelt.environment import native_precision
 from snowmelt.evaluation.features import make_features
+from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.real import RealImages
+from snowmelt.evaluation.reference import features_of
 from snowmelt.loading import load_pipeline
 from snowmelt.options import DataOptions
 
@@ -91,38 +94,65 @@ def sample(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(name: str, args: argparse.Namespace, data: list[Any]) -> dict[str, Any]:
-    """Frechet distance of samples, and its floor, by evaluate.py."""
+    """Frechet distance of samples, and that of as many held-out images, by evaluate.py."""
     out = args.output_dir / name
     if not (out / "report/report.json").exists():
         words = ["--model", out, "--metrics", "fd", "--num_images", args.num_images, "--features", args.features, *data]
         words += ["--held_out_split", args.held_out_split, "--num_inference_steps", args.num_inference_steps]
         run("evaluate.py", *words)
     report = json.loads((out / "report/report.json").read_text())
-    return {f"{r['name']}, {args.num_images} samples": r["value"] for r in report["results"]}
+    values = {f"{r['name']}, {args.num_images} samples": r["value"] for r in report["results"]}
+    return values | {f"{r['name']}, real images": r["value"] for r in report["floor"]}
 
 
-def describe_autoencoder(args: argparse.Namespace, options: dict[str, Any]) -> None:
-    """Print what it loses, and what its latents look like to the network."""
-    train, held_out = (
-        load_images(DataOptions(**options, split=split, center_crop=True)) for split in ("train", args.held_out_split)
-    )
-    vae = load_autoencoder(str(args.autoencoder)).to(DEVICE)
-    codec = LatentCodec(vae, PixelCodec(train.value_range))
-    real, others = (RealImages(cache, split, cache.value_range) for cache, split in ((train, "train"), (held_out, "")))
-    extractor = make_features(args.features, real, others, DEVICE)
+class Autoencoder:
+    """What it loses, and what its latents look like to the network: measured before anything is trained.
 
-    def measured(images: RealImages, features: Any) -> dict[str, float]:
-        rows = np.random.default_rng(0).permutation(len(images))[: args.num_images]
-        return measure_reconstructions(vae, images, rows, features, 256)
+    Raises:
+        UserError: if there is no such data, or no features of it.
+    """
 
-    raw = codec.to_cache(torch.from_numpy(train.gather(np.arange(min(1000, len(train))), None)))
-    x0 = codec.from_cache(raw.to(DEVICE), torch.Generator(DEVICE).manual_seed(0))
-    mean, std = (", ".join(f"{v:.2f}" for v in f((0, 2, 3)).tolist()) for f in (x0.mean, x0.std))
-    quality = measured(others, None)
-    print(f"\n{type(vae).__name__}, factor {codec.downsampling}, latents of {' x '.join(map(str, x0.shape[1:]))}:")
-    print(", ".join(f"{name.upper()} {value:.4g}" for name, value in quality.items()) + " on held-out images;")
-    print(f"rFD {measured(real, extractor)['rfd']:.4g} on {args.num_images} training images;")
-    print(f"as the network sees its latents, means of the channels {mean}; standard deviations {std}")
+    def __init__(self, args: argparse.Namespace, options: dict[str, Any], random_flip: bool) -> None:
+        train, held_out = (
+            load_images(DataOptions(**options, split=split, center_crop=True))
+            for split in ("train", args.held_out_split)
+        )
+        self.vae = load_autoencoder(str(args.autoencoder)).to(DEVICE)
+        self.codec = LatentCodec(self.vae, PixelCodec(train.value_range))
+        self.codec.channels(train)
+        self.count = min(args.num_images, len(train))
+        real = RealImages(train, "train", train.value_range)
+        others = RealImages(held_out, args.held_out_split, train.value_range)
+        extractor = make_features(args.features, real, others, DEVICE)
+        self.quality = measure_reconstructions(self.vae, others, np.arange(len(others))[: self.count], None, BATCH)
+        rows = np.random.default_rng(0).permutation(len(train))[: self.count]
+        parts = [
+            extractor(reconstruct(self.vae, real.batch(part))) for part in np.array_split(rows, -(-len(rows) // BATCH))
+        ]
+        self.distance = FrechetDistance(features_of(real, extractor, BATCH))(torch.cat(parts))
+        start = time.perf_counter()
+        # As the training script does, which finds the latents then.
+        self.latents = self.codec.encode(train, random_flip=random_flip, mixed_precision=native_precision())
+        self.seconds = time.perf_counter() - start
+
+    def describe(self) -> None:
+        raw = self.latents.as_tensor()[:1000].flatten(0, -4).to(DEVICE)
+        x0 = self.codec.from_cache(raw, torch.Generator(DEVICE).manual_seed(0))
+        mean, std = (", ".join(f"{v:.2f}" for v in f((0, 2, 3)).tolist()) for f in (x0.mean, x0.std))
+        shape = " x ".join(map(str, x0.shape[1:]))
+        print(f"\n{type(self.vae).__name__}, factor {self.codec.downsampling}, latents of {shape}:")
+        print(", ".join(f"{name.upper()} {value:.4g}" for name, value in self.quality.items()) + " on held-out images;")
+        print(f"Frechet distance of {self.count} reconstructed training images {self.distance:.4g};")
+        print(f"as the network sees its latents, means of the channels {mean}; standard deviations {std};")
+        print(f"encoding took {self.seconds:.0f} s (next to none where the latents were there already)")
+
+
+def same_arguments(folder: Path, arguments: dict[str, Any]) -> None:
+    """Write them down, or stop if the folder holds results of others."""
+    path, text = folder / "arguments.json", json.dumps(arguments, indent=1, default=str)
+    if path.exists() and path.read_text() != text:
+        raise SystemExit(f"{folder} holds results of other arguments ({path}); give another --output_dir, or delete it")
+    path.write_text(text)
 
 
 def main() -> None:
@@ -146,7 +176,9 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     args.output_dir = args.output_dir.resolve()
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    same_arguments(args.output_dir, {**vars(args), "rest": rest})
     options = {"dataset_name": args.dataset_name, "channels": args.channels, "cache_dir": args.cache_dir}
+    autoencoder = Autoencoder(args, options | {"resolution": args.resolution}, "--random_flip" in rest)
     data = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
 
     columns = {}
@@ -161,7 +193,7 @@ def main() -> None:
         cells = [v if isinstance(v, str) else f"{v:.4g}" for v in (value, other)]
         ratio = "" if isinstance(value, str) else f"{other / value:.2f}"
         print(f"| {row} | {' | '.join(cells)} | {ratio} |")
-    describe_autoencoder(args, options | {"resolution": args.resolution})
+    autoencoder.describe()
 
 
 if __name__ == "__main__":

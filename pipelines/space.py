@@ -1,5 +1,6 @@
 """Where a network works: in pixels, or in the latent space of an autoencoder."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ class DataSpacePipeline(ReverseProcessPipeline):
 
     unet: Any
     vae: Any = None
+    PIXELS_PER_PASS = 2**20  # of the autoencoder: 16 images of 256 x 256
 
     @staticmethod
     def shift_and_scale(vae: Any) -> tuple[Tensor, Tensor]:
@@ -51,36 +53,55 @@ class DataSpacePipeline(ReverseProcessPipeline):
         """The network's data (B, c, h, w) of images (B, C, H, W) in [-1, 1]: the mean, where encoding is random."""
         if self.vae is None:
             return images
+
+        def encode(part: Tensor) -> Tensor:
+            encoded = self.vae.encode(part, return_dict=False)[0]
+            return encoded if isinstance(encoded, Tensor) else encoded.mode()
+
         shift, scale = (t.to(images.device) for t in self.shift_and_scale(self.vae))
-        encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype), return_dict=False)[0]
-        values = encoded if isinstance(encoded, Tensor) else encoded.mode()
-        return (values.float().to(images.device) - shift) * scale
+        latents = self._in_passes(encode, images, images.shape[2] * images.shape[3])
+        return (latents.to(images.device) - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, C, H, W), float32 in about [-1, 1], of the network's data (B, c, h, w).
-
-        An autoencoder runs in its own precision, but in float32 where that overflows or is known to (`force_upcast`).
 
         Raises:
             ValueError: if the images overflow in float32 too.
         """
         if self.vae is None:
             return latents
-        vae, own, device = self.vae, self.vae.dtype, self._execution_device
-        shift, scale = self.shift_and_scale(vae)
-        z = (latents.float() / scale.to(latents.device) + shift.to(latents.device)).to(device)
+        shift, scale = (t.to(latents.device) for t in self.shift_and_scale(self.vae))
+        z = latents.float() / scale + shift
+        pixels = z.shape[2] * z.shape[3] * self.pixels_per_cell**2
+        return self._in_passes(lambda part: self.vae.decode(part, return_dict=False)[0], z, pixels)
+
+    def _in_passes(self, run: Callable[[Tensor], Tensor], values: Tensor, pixels: int) -> Tensor:
+        """What the autoencoder makes of values (B, ...), float32, few enough of them at a time for its activations.
+
+        It runs in its own precision, but in float32 where that overflows or is known to (`force_upcast`).
+
+        Args:
+            run: a pass of it.
+            values: images or latents.
+            pixels: of an image.
+
+        Raises:
+            ValueError: if the result overflows in float32 too.
+        """
+        vae, own = self.vae, self.vae.dtype
+        parts = values.to(self._execution_device).split(max(1, self.PIXELS_PER_PASS // pixels))
         upcast = own == torch.float16 and vae.config.get("force_upcast")
         try:
             for dtype in [torch.float32] if upcast else dict.fromkeys([own, torch.float32]):
-                # `to` would warn of modules to keep in float32, of which these have none.
-                images = vae.type(dtype).decode(z.to(dtype), return_dict=False)[0].float()
-                if images.isfinite().all():
-                    return images
+                torch.nn.Module.to(vae, dtype)  # its own `to` would warn of modules to keep in float32: it has none
+                made = torch.cat([run(part.to(dtype)).float() for part in parts])
+                if made.isfinite().all():
+                    return made
         finally:
-            vae.type(own)
+            torch.nn.Module.to(vae, own)
             self.maybe_free_model_hooks()
-        raise ValueError(f"images: not finite when {type(vae).__name__} decodes these latents; are they its own?")
+        raise ValueError(f"images: not finite when {type(vae).__name__} makes them or reads them; are they its own?")
 
     def _finish(self, x0: Tensor, trajectory: Trajectory | None, output_type: str) -> SamplingOutput:
         """What is returned for the network's data (B, c, h, w)."""

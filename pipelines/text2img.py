@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from torch import Tensor
 
 from pipelines.base import SamplingOutput
 from pipelines.space import DataSpacePipeline
 
 
-class TextToImagePipeline(DataSpacePipeline):
+class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
     """Generation from prompts, of images or, with an image to start from, of variations on it.
+
+    `load_lora_weights` and its relatives are those of `StableDiffusionPipeline`.
 
     Args:
         unet: the network, which attends to the text encoder's states.
@@ -71,10 +74,13 @@ class TextToImagePipeline(DataSpacePipeline):
         return min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", 512))
 
     @staticmethod
-    def hidden_states(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """What the network attends to, (B, L, D), of tokens (B, L): zero at padding, so that it needs no mask."""
+    def hidden_states(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the network attends to, (B, L, D), of tokens (B, L): zero at padding, so that it needs no mask.
+
+        Without a mask padding is text like any other, as it is to Stable Diffusion.
+        """
         states = text_encoder(input_ids, attention_mask=attention_mask)[0]
-        return states * attention_mask[..., None].to(states.dtype)
+        return states if attention_mask is None else states * attention_mask[..., None].to(states.dtype)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str]) -> Tensor:

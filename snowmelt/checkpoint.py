@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from diffusers import ModelMixin
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from snowmelt.ema import Ema
 from snowmelt.errors import UserError
@@ -48,6 +48,33 @@ class ModelPart:
             self.ema.load(state)
         else:
             self.net.load_state_dict(state)
+
+
+class TrainedPart:
+    """What is trained of a network that is frozen but for some of its parameters, or an average of that."""
+
+    def __init__(self, net: nn.Module, ema: Ema | None = None) -> None:
+        self.net = net
+        self.ema = ema
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            tensors = {name: p.detach().contiguous() for name, p in self.net.named_parameters() if p.requires_grad}
+            save_file(tensors, folder / "trained.safetensors")
+
+    def load(self, folder: Path) -> None:
+        state = load_file(folder / "trained.safetensors")
+        if self.ema:
+            self.ema.load(state)
+        else:
+            self.net.load_state_dict(state, strict=False)  # the others are as they were
+
+
+def network_part(net: ModelMixin, ema: Ema | None = None) -> Part:
+    """A network, or one of its averages, as far as it is trained."""
+    whole = all(p.requires_grad for p in net.parameters())
+    return (ModelPart if whole else TrainedPart)(net, ema)
 
 
 class OptimizerPart:
@@ -92,9 +119,9 @@ def training_parts(
     scaler: torch.amp.GradScaler | None,
 ) -> dict[str, Part]:
     """All that a training needs to go on, by folder: networks and averages by their names, `optimizer`, `scaler`."""
-    parts: dict[str, Part] = {name: ModelPart(net) for name, net in nets.items()}
+    parts: dict[str, Part] = {name: network_part(net) for name, net in nets.items()}
     parts |= {"optimizer": OptimizerPart(optimizer)}
-    parts |= {name: ModelPart(ema.net, ema) for emas in averages for name, ema in emas.items()}
+    parts |= {name: network_part(ema.net, ema) for emas in averages for name, ema in emas.items()}
     return parts | ({} if scaler is None else {"scaler": ScalerPart(scaler)})
 
 

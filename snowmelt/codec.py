@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from pipelines import LatentDiffusionPipeline
+from snowmelt.checkpoint import STATE_FILE
 from snowmelt.config import on_hub
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.latents import LatentCache, build_latents
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
 """diffusers' classes for images."""
@@ -131,7 +132,8 @@ class LatentCodec:
         raw = latents.as_tensor()[:: -(-len(latents) // count)].flatten(0, -4).to(self.shift.device)
         x0 = self.from_cache(raw, torch.Generator(raw.device).manual_seed(0))
         mean, std = x0.mean().item(), x0.std().item()
-        doubt = "" if 0.5 < std < 2 else ": far from 1, so its scaling_factor doesn't suit these images"
+        fits = 0.5 < std < 2 and abs(mean) < 0.5
+        doubt = "" if fits else ": far from 0 and 1, so the autoencoder's scaling doesn't suit these images"
         shape = " x ".join(map(str, x0.shape[1:]))
         return f"{len(latents)} latents of {shape}, mean {mean:.2f}, standard deviation {std:.2f}{doubt}"
 
@@ -142,7 +144,7 @@ class LatentCodec:
         digest = hashlib.sha256(json.dumps([type(self.vae).__name__, config], sort_keys=True).encode())
         for name, tensor in sorted(self.vae.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:32]
 
 
@@ -159,12 +161,14 @@ def load_autoencoder(name: str, kinds: tuple[str, ...] = AUTOENCODERS, flag: str
     """
     if not Path(name).is_dir() and not on_hub(name):
         raise UserError(f"{flag} {name}: no such folder; give one, or a name of the Hub")
+    if (Path(name) / STATE_FILE).is_file():
+        raise UserError(f"{flag} {name}: a checkpoint, whose latents nobody has measured; name the run's folder")
     there: list[str] = []
     for subfolder in (None, "vae", "vqvae"):
         try:
             kind = diffusers.AutoencoderKL.load_config(name, subfolder=subfolder).get("_class_name")
         except (OSError, ValueError) as error:
-            there.append(" ".join(str(error).split()))
+            there.append(one_line(error))
             continue
         if kind in kinds:
             return _load(kind, name, subfolder, flag)
@@ -179,4 +183,4 @@ def _load(kind: str, name: str, subfolder: str | None, flag: str) -> Any:
             name, subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {name}: can't read its weights ({' '.join(str(error).split())})") from error
+        raise UserError(f"{flag} {name}: can't read its weights ({one_line(error)})") from error

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -35,16 +35,19 @@ def option(
     saved: bool = True,
     path: bool = False,
     published: bool = True,
+    aliases: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that is also a flag.
 
     `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes
     what is reported or how long training goes on, never a step that both runs take. One that isn't `saved` concerns
     a single call: it is in no file. One that may hold a `path` is published only where it holds a name on the Hub
-    instead; one that isn't `published` concerns the user's account or machine.
+    instead; one that isn't `published` concerns the user's account or machine. `aliases` are the flag's names in those
+    of diffusers' scripts that call it otherwise.
     """
     limits = {"choices": choices, "minimum": minimum, "below": below}
     metadata = {"help": help, "resumable": resumable, "saved": saved, "path": path, "published": published, **limits}
+    metadata["aliases"] = aliases
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -85,7 +88,14 @@ def on_hub(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
 
 
-def parse(cls: type[C], argv: list[str] | None = None, *, default_recipe: str = "", needs: tuple[str, ...] = ()) -> C:
+def parse(
+    cls: type[C],
+    argv: list[str] | None = None,
+    *,
+    default_recipe: str = "",
+    needs: tuple[str, ...] = (),
+    defaults_with: tuple[str, str] | None = None,
+) -> C:
     """Build a configuration from the command line.
 
     Args:
@@ -93,6 +103,7 @@ def parse(cls: type[C], argv: list[str] | None = None, *, default_recipe: str = 
         argv: arguments, without the program's name; those of the process by default.
         default_recipe: the recipe taken when neither `--config` nor any flag of `needs` is given.
         needs: flags that say what to work on.
+        defaults_with: an option, and the recipe whose values are the defaults of a run that has it.
 
     Raises:
         UserError: for an unknown flag or YAML key, or a value that isn't allowed.
@@ -107,6 +118,8 @@ def parse(cls: type[C], argv: list[str] | None = None, *, default_recipe: str = 
     if source is None and default_recipe and not any(name in given for name in needs):
         source = default_recipe
     values = load_yaml(cls, source) if source else {}
+    if defaults_with and (given | values).get(defaults_with[0]):
+        values = load_yaml(cls, defaults_with[1]) | values
     return cls(**{**values, **given})
 
 
@@ -121,7 +134,7 @@ def load_yaml(cls: type[Config], source: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not valid YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must map option names to values, got {type(values).__name__}")
     for key in values:
@@ -230,12 +243,13 @@ def _add_flag(group: Any, f: dataclasses.Field) -> None:
     default = f.default if f.default is not dataclasses.MISSING else []
     shown = "" if default is None or default is False or default == [] else f" (default: {default})"
     text = (f.metadata["help"] + shown).replace("%", "%%")
+    flags = [f"--{name}" for name in (f.name, *f.metadata["aliases"])]
     if kind is bool:
-        group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
+        group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
     else:
         metavar = None if f.metadata["choices"] else kind.__name__.upper()
         group.add_argument(
-            f"--{f.name}",
+            *flags,
             type=kind,
             nargs="*" if is_list else None,
             metavar=metavar,

@@ -44,7 +44,7 @@ def gamma_of_width(width: float) -> float:
 
 
 class Ema:
-    """One average of a network's parameters.
+    """One average of those of a network's parameters that are trained.
 
     Args:
         net: the network; the average starts as a copy of its parameters.
@@ -54,12 +54,15 @@ class Ema:
     def __init__(self, net: nn.Module, decay: Decay) -> None:
         self.net = net
         self.decay = decay
-        self.average = [p.detach().clone() for p in net.parameters()]
+        self.average = [p.detach().clone() for _, p in self._trained()]
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.net.named_parameters() if p.requires_grad)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the parameters, after optimizer step `step` (from 1 on)."""
-        parameters = [p.detach() for p in self.net.parameters()]
+        parameters = [p.detach() for _, p in self._trained()]
         torch._foreach_lerp_(self.average, parameters, 1 - self.decay(step))
 
     @contextmanager
@@ -72,12 +75,12 @@ class Ema:
             self._swap()
 
     def _swap(self) -> None:
-        for parameter, average in zip(self.net.parameters(), self.average, strict=True):
+        for (_, parameter), average in zip(self._trained(), self.average, strict=True):
             parameter.data, average.data = average.data, parameter.data
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take the average from a state dict with the network's names."""
-        for (name, _), average in zip(self.net.named_parameters(), self.average, strict=True):
+        for (name, _), average in zip(self._trained(), self.average, strict=True):
             average.copy_(state[name])
 
 

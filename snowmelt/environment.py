@@ -57,7 +57,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         config.mixed_precision = launched if launched in ("fp16", "bf16") else native_precision()
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU; take bf16 or no")
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.allow_tf32
     use_all_cores()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else several processes on CPUs wouldn't know of each other

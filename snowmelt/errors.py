@@ -9,6 +9,11 @@ class UserError(ValueError):
     """A mistake the user can mend. Its message is one line: what was given, what is allowed, what to do."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, for use in a `UserError`."""
+    return " ".join(str(error).split())
+
+
 def run(main: Callable[[], None]) -> None:
     """Run an entry script's `main`; a `UserError` ends it as one line on stderr and exit status 2."""
     try:

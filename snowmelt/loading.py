@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snowmelt.config import Config, option
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from pipelines import PixelDiffusionPipeline
@@ -68,10 +68,14 @@ def load_pipeline(model: str, revision: str | None = None) -> "PixelDiffusionPip
     if Path(model).is_dir() and not (Path(model) / "model_index.json").is_file():
         raise UserError(f"--model: {model} holds no model_index.json, so it is not the folder of a pipeline")
     with _readable(model):
-        name = DiffusionPipeline.load_config(model, revision=revision)["_class_name"]
+        index = DiffusionPipeline.load_config(model, revision=revision)
+        name = index["_class_name"]
         name = name[-1] if isinstance(name, list) else name  # a published one names its module too
         # Stock pipelines of a network and a scheduler, as diffusers' DDPMPipeline, are read by the pixel one.
         cls = getattr(pipelines, name, pipelines.PixelDiffusionPipeline)
+        parts = {part for part, value in index.items() if isinstance(value, list) and part[0] != "_"}
+        if not hasattr(pipelines, name) and parts != {"unet", "scheduler"}:
+            raise ValueError(f"it is a {name} of {', '.join(sorted(parts))}; load it with diffusers itself")
         return cls.from_pretrained(model, revision=revision, use_safetensors=True)
 
 
@@ -100,7 +104,7 @@ def _readable(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(f"--model: can't load {model}: {' '.join(str(error).split())}") from error
+        raise UserError(f"--model: can't load {model}: {one_line(error)}") from error
 
 
 def checkpoints(path: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """The optimizer: what it holds, how fast it goes, how its gradients are kept small."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from snowmelt.errors import UserError
 from snowmelt.options import OptimizationOptions
 
 Groups = Iterable[Tensor] | list[dict[str, Any]]
@@ -15,16 +17,26 @@ Groups = Iterable[Tensor] | list[dict[str, Any]]
 
 
 def make_optimizer(
-    groups: Groups, options: OptimizationOptions, total_steps: int
+    groups: Groups, options: OptimizationOptions, total_steps: int, images_per_step: int = 1
 ) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
-    """The optimizer, and its learning rate's factor as a function of the optimizer steps taken."""
-    optimizer = torch.optim.AdamW(
+    """The optimizer, and its learning rate's factor as a function of the optimizer steps taken.
+
+    Args:
+        groups: what it trains.
+        options: its settings.
+        total_steps: optimizer steps of the whole training.
+        images_per_step: what `scale_lr` multiplies the learning rate by.
+
+    Raises:
+        UserError: for an 8-bit optimizer that isn't installed.
+    """
+    make = _adam_8bit() if options.use_8bit_adam else partial(torch.optim.AdamW, fused=True)
+    optimizer: torch.optim.Optimizer = make(
         groups,
-        lr=options.learning_rate,
+        lr=options.learning_rate * (images_per_step if options.scale_lr else 1),
         betas=(options.adam_beta1, options.adam_beta2),
         weight_decay=options.adam_weight_decay,
         eps=options.adam_epsilon,
-        fused=True,
     )
     schedule = get_scheduler(
         options.lr_scheduler,
@@ -33,6 +45,14 @@ def make_optimizer(
         num_training_steps=total_steps,
     )
     return optimizer, schedule.lr_lambdas[0]
+
+
+def _adam_8bit() -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(f"--use_8bit_adam: {error}; pip install 'snowmelt[8bit]', or leave it out") from error
+    return AdamW8bit
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -25,7 +25,10 @@ class ImageOptions(Config):
     )
     cache_dir: str | None = option(None, "where downloads and decoded images are kept", resumable=True, published=False)
     interpolation: str = option(
-        "bilinear", "filter of the resize, antialiased", choices=("nearest", "bilinear", "bicubic", "lanczos")
+        "bilinear",
+        "filter of the resize, antialiased",
+        choices=("nearest", "bilinear", "bicubic", "lanczos"),
+        aliases=("image_interpolation_mode",),
     )
     channels: int | None = option(
         None, "1 gray, 3 RGB, 4 RGBA, N for arrays; that of the images when not given", minimum=1
@@ -87,11 +90,17 @@ class ObjectiveOptions(Config):
     ddpm_beta_schedule: str | None = option(None, "betas of the discrete forward process", choices=SCHEDULES)
     rescale_betas_zero_snr: bool = option(False, "rescale the betas to zero terminal SNR (Lin et al. 2024)")
     loss_weight: str | None = option(None, "weight on the loss: unit, min_snr, soft_min_snr, p2 or edm")
-    snr_gamma: float = option(5.0, "gamma of the min_snr and soft_min_snr weights")
+    snr_gamma: float | None = option(
+        None, "gamma of the min_snr and soft_min_snr weights (5); alone, it chooses min_snr", minimum=0
+    )
     timestep_sampling: str | None = option(
         None, "law of training times", choices=("uniform", "logit_normal", "log_normal")
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
+    noise_offset: float = option(0.0, "deviation of noise that is the same all over a channel, added to the noise")
+    input_perturbation: float = option(
+        0.0, "deviation of noise that the network sees but isn't asked for (Ning et al. 2023)", minimum=0
+    )
 
 
 @dataclass(kw_only=True)
@@ -100,10 +109,11 @@ class OptimizationOptions(Config):
 
     train_batch_size: int = option(16, "images per process and forward pass", minimum=1)
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step", minimum=1)
-    num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True)
+    num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True, aliases=("num_train_epochs",))
     max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", minimum=1, resumable=True)
     max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", minimum=0, resumable=True)
     learning_rate: float = option(1e-4, "peak learning rate", minimum=0)
+    scale_lr: bool = option(False, "multiply it by the images of an optimizer step, over all processes")
     lr_scheduler: str = option(
         "cosine",
         "shape of the learning rate over optimizer steps",
@@ -121,12 +131,14 @@ class OptimizationOptions(Config):
     adam_beta2: float = option(0.999, "beta2 of AdamW", minimum=0, below=1)
     adam_weight_decay: float = option(1e-6, "weight decay of AdamW")
     adam_epsilon: float = option(1e-8, "epsilon of AdamW")
+    use_8bit_adam: bool = option(False, "AdamW of bitsandbytes, whose moments take a quarter of the memory")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     mixed_precision: str | None = option(
         None,
         "precision of the network's passes; bf16 where the hardware has it",
         choices=("no", "fp16", "bf16"),
     )
+    allow_tf32: bool = option(True, "matrix products in TF32 on GPUs that have it, where they are in float32")
     compile: bool = option(False, "torch.compile the network: faster steps after a minute or more of compilation")
     seed: int = option(0, "all randomness follows from it", minimum=0)
 
@@ -157,13 +169,23 @@ class RunOptions(Config):
         None, "how many of the newest checkpoints to keep", minimum=1, resumable=True
     )
     resume_from_checkpoint: str | None = option(None, "'latest', checkpoint-N or a path", resumable=True, saved=False)
-    save_images_epochs: int = option(10, "epochs between sample grids; 0 for the last only", minimum=0, resumable=True)
+    save_images_epochs: int = option(
+        10,
+        "epochs between sample grids; 0 for the last only",
+        minimum=0,
+        resumable=True,
+        aliases=("validation_epochs",),
+    )
     save_model_epochs: int = option(
         10, "epochs between saved pipelines; 0 for the last only", minimum=0, resumable=True
     )
     eval_batch_size: int = option(16, "images in a sample grid", minimum=1, resumable=True)
     logger: str | None = option(
-        None, "tracker beside metrics.jsonl", choices=("tensorboard", "wandb", "trackio"), resumable=True
+        None,
+        "tracker beside metrics.jsonl",
+        choices=("tensorboard", "wandb", "trackio"),
+        resumable=True,
+        aliases=("report_to",),
     )
     logging_dir: str = option("logs", "the tracker's folder, inside output_dir", resumable=True, published=False)
     logging_steps: int = option(10, "optimizer steps between log lines", minimum=1, resumable=True)

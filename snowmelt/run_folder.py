@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+import pipelines
 from pipelines import PixelDiffusionPipeline
 from snowmelt.checkpoint import find
 from snowmelt.data.cache import ImageCache
@@ -27,6 +29,9 @@ OWN = (
     "vae",
     "vae_ema_*",
     "scheduler",
+    "feature_extractor",
+    "safety_checker",
+    "pytorch_lora_weights.safetensors",
     "samples",
     "best",
     "model_index.json",
@@ -103,17 +108,30 @@ def _facts(config: TrainingConfig, data: ImageCache, accelerator: Accelerator) -
     }
 
 
-def summary(config: TrainingConfig, data: ImageCache, told: str) -> str:
-    """Where everything is, and how to use it; `told` is what the pipeline is called with besides its steps."""
+def summary(config: TrainingConfig, data: ImageCache, told: str, base: str | None = None) -> str:
+    """Where everything is, and how to use it.
+
+    Args:
+        config: the run's options.
+        data: what it was trained on.
+        told: what the pipeline is called with besides its steps.
+        base: the pipeline that LoRA matrices belong to, where they are all that was trained.
+    """
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").iterdir())
     call = f"{told}num_inference_steps=50"
     picture = data.channels in PixelDiffusionPipeline.PICTURE_CHANNELS
-    name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     last = f'pipeline({call}).images[0].save("sample.png")' if picture else f'pipeline({call}, output_type="np").images'
     return (
         f"\npipeline   {folder}\nsamples    {grids[-1]}\nloss       {folder / 'loss.png'}\n\n"
-        f"from pipelines import {name}\n"
-        f'pipeline = {name}.from_pretrained("{folder}")\n'
-        f"{last}"
+        f"{_loading(folder, base)}\n{last}"
     )
+
+
+def _loading(folder: Path, base: str | None) -> str:
+    """Lines of Python that load what was trained."""
+    source, lora = (base, f'\npipeline.load_lora_weights("{folder}")') if base else (folder, "")
+    name = DiffusionPipeline.load_config(source)["_class_name"]
+    name = name[-1] if isinstance(name, list) else name
+    package = "pipelines" if hasattr(pipelines, name) else "diffusers"
+    return f'from {package} import {name}\npipeline = {name}.from_pretrained("{source}"){lora}'

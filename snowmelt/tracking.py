@@ -1,6 +1,7 @@
 """What a run says of itself: metrics.jsonl, the loss plot, and the trackers that Accelerate knows."""
 
 import json
+import re
 import resource
 import sys
 from pathlib import Path
@@ -85,6 +86,11 @@ def peak_memory_mb(device: torch.device) -> float:
     """Peak memory of the device, or of the process on a CPU, in MB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss begins with that of the process that started this one
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        assert found is not None  # Linux has said so since 2.6
+        return int(found[1]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

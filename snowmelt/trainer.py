@@ -14,7 +14,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snowmelt.checkpoint import Checkpoints, ModelPart, full_disk, read_state, save_atomically, training_parts
+from snowmelt.checkpoint import Checkpoints, full_disk, network_part, read_state, save_atomically, training_parts
 from snowmelt.codec import Codec
 from snowmelt.conditioning import Conditioning
 from snowmelt.config import differences
@@ -92,7 +92,8 @@ class Trainer:
         net.train().to(accelerator.device)
         names = parts if averaged is None else averaged
         self.averages = make_emas({name: parts[name] for name in names}, config)
-        optimizer, self.lr_factor = make_optimizer(groups or net.parameters(), config, self.total_steps)
+        trained = groups or (p for p in net.parameters() if p.requires_grad)
+        optimizer, self.lr_factor = make_optimizer(trained, config, self.total_steps, self.images_per_step)
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.forward = torch.compile(self.net) if config.compile else self.net
         kept = training_parts(parts, self.averages, optimizer, accelerator.scaler)
@@ -151,6 +152,8 @@ class Trainer:
     def _train(self, interrupts: Interrupts) -> str | None:
         """The loop. Returns the reason why it ended early, if it did; a checkpoint was saved then, too."""
         config, accelerator = self.config, self.accelerator
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # of making the data ready
         meter = Meter(accelerator, config.gradient_accumulation_steps, self.data.rows)
         metrics = Metrics(self.folder, accelerator, self.step)
         stream = self._stream()
@@ -178,7 +181,7 @@ class Trainer:
                 logging = self.step % config.logging_steps == 0 or (wish and accelerator.num_processes == 1)
                 if checkpointing or due or evaluating or logging:
                     values, stop = meter.flush(self.step, wish)
-                    values["lr"] = config.learning_rate * self.lr_factor(self.step - 1)
+                    values["lr"] = self.optimizer.param_groups[0]["lr"]
                     if self.validation and evaluating:
                         with meter.paused():
                             values |= self.evaluate(self.validation)
@@ -246,7 +249,7 @@ class Trainer:
             self.save(folder)
         for emas in self.averages if len(self.averages) > 1 else []:
             for name, ema in emas.items():
-                ModelPart(ema.net, ema).save(folder / name)
+                network_part(ema.net, ema).save(folder / name)
 
     def save_samples(self) -> None:
         """Draw pictures of the progress."""

@@ -32,3 +32,11 @@ def test_gradients_are_clipped_by_group(parameters):
     assert clip_gradients(optimizer, max_norm=1.0).item() == pytest.approx(5)
     assert parameters[0].grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
     assert parameters[1].grad.tolist() == pytest.approx([0.3, 0.4], rel=1e-5)
+
+
+def test_scaled_learning_rate(parameters):
+    options = OptimizationOptions(learning_rate=1e-3, scale_lr=True)
+    optimizer, _ = make_optimizer(parameters, options, total_steps=1, images_per_step=24)
+    assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(24e-3)
+    optimizer, _ = make_optimizer(parameters, OptimizationOptions(learning_rate=1e-3), 1, images_per_step=24)
+    assert optimizer.param_groups[0]["initial_lr"] == 1e-3

@@ -138,8 +138,16 @@ def measure_latents(vae: Any, data: ImageCache, *, seed: int, batch_size: int) -
 
 @contextmanager
 def scaled(vae: Any, statistics: LatentStatistics) -> Iterator[None]:
-    """Inside, the autoencoder's configuration has its measured scaling, and its shift where its class has one."""
-    measured = {"scaling_factor": statistics.scale, "shift_factor": statistics.shift}
+    """Inside, the autoencoder's configuration has its measured scaling, and its shift where its class has one.
+
+    Those of each channel, which a pretrained one may have, are not its own any more, and would win.
+    """
+    measured = {
+        "scaling_factor": statistics.scale,
+        "shift_factor": statistics.shift,
+        "latents_mean": None,
+        "latents_std": None,
+    }
     before = {name: vae.config[name] for name in measured if name in vae.config}
     vae.register_to_config(**{name: measured[name] for name in before})
     try:

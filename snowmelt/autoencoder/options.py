@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from snowmelt.config import Config, option
+from snowmelt.errors import UserError
 from snowmelt.options import HeldOutOptions, TrainingConfig
 
 
@@ -62,3 +63,8 @@ class ReportOptions(HeldOutOptions):
 @dataclass(kw_only=True)
 class AutoencoderConfig(AutoencoderOptions, ReportOptions, TrainingConfig):
     """Train an autoencoder, the first stage of latent diffusion."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.ema_widths) > 1:
+            raise UserError("--ema_widths: takes one width here, since the latents are measured of one autoencoder")

@@ -12,7 +12,6 @@ from pipelines import image_grid
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.real import RealImages
-from snowmelt.evaluation.reference import features_of
 
 SSIM_SIDE = 11
 """The window of SSIM, and so the smallest side that it is defined for."""
@@ -43,13 +42,13 @@ def measure_reconstructions(
         if originals.shape[-1] >= SSIM_SIDE:
             ssim.append(structural_similarity_index_measure(ours, originals, reduction="none", data_range=1.0))
         if extractor is not None:
-            features.append(extractor(ours))
+            features.append(torch.stack([extractor(originals), extractor(ours)]))
     values = {"psnr": torch.cat(psnr).mean().item()}
     if ssim:
         values["ssim"] = torch.cat(ssim).mean().item()
     if extractor is not None:
-        reference = FrechetDistance(features_of(images, extractor, batch_size)[rows])
-        values["rfd"] = reference(torch.cat(features))
+        real, made = torch.cat(features, 1)
+        values["rfd"] = FrechetDistance(real)(made)
     return values
 
 

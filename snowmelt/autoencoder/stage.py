@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from snowmelt.autoencoder.latents import LatentStatistics, measure_latents, scaled, some_rows
+from snowmelt.autoencoder.latents import measure_latents, scaled, some_rows
 from snowmelt.autoencoder.options import AutoencoderConfig
 from snowmelt.autoencoder.report import measure_reconstructions, reconstruction_grid
 from snowmelt.data.cache import ImageCache
@@ -18,7 +18,8 @@ from snowmelt.evaluation.features import FeatureExtractor, make_features
 from snowmelt.evaluation.real import RealImages
 from snowmelt.tracking import Metrics, read_metrics
 
-BATCH = 64
+PIXELS_PER_PASS = 2**20
+"""64 images of 128 pixels; fewer of larger ones, whose activations are what takes memory."""
 TITLES = {"psnr": "PSNR in dB", "ssim": "SSIM", "rfd": "rFD"}
 
 
@@ -65,28 +66,24 @@ class Stage:
         self.config = config
         self.accelerator = accelerator
         self.step = step
-        self._measured: tuple[int, LatentStatistics] | None = None
+        self.batch_size = max(1, min(64, PIXELS_PER_PASS // config.resolution**2))
 
     def save(self, folder: Path) -> None:
-        """Write `vae`, its scaling measured on the training images."""
-        latents = measure_latents(self.vae, self.data, seed=self.config.seed, batch_size=BATCH)
-        self._measured = (self.step(), latents)
+        """Write `vae`, its scaling measured on the training images, and log what the latents are like."""
+        latents = measure_latents(self.vae, self.data, seed=self.config.seed, batch_size=self.batch_size)
+        for line in (latents.describe(), *latents.warnings()):
+            tqdm.write(line)
+        self._log(latents.values())
         with scaled(self.vae, latents):
             self.vae.save_pretrained(folder / "vae")
 
     def draw(self, path: Path) -> np.ndarray:
         """Save originals beside reconstructions, and log how close they are; see `reconstruction_grid`."""
         rows = some_rows(len(self.images), self.config.seed)
-        values = measure_reconstructions(self.vae, self.images, rows, self.extractor, BATCH)
+        values = measure_reconstructions(self.vae, self.images, rows, self.extractor, self.batch_size)
         said = ", ".join(f"{TITLES[name]} {value:.4g}" for name, value in values.items())
         tqdm.write(f"step {self.step()}: {said} of {len(rows)} images of {self.images.split}")
-        values = {f"eval_{name}": value for name, value in values.items()}
-        if self._measured and self._measured[0] == self.step():
-            latents = self._measured[1]
-            values |= latents.values()
-            for line in (latents.describe(), *latents.warnings()):
-                tqdm.write(line)
-        self._log(values)
+        self._log({f"eval_{name}": value for name, value in values.items()})
         return reconstruction_grid(self.vae, self.images, self.config.eval_batch_size, path)
 
     def summary(self) -> str:

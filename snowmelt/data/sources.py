@@ -16,7 +16,7 @@ from snowmelt.data.cache import ImageCache, build_cache
 from snowmelt.data.columns import image_column, read_labels
 from snowmelt.data.embedded import EMBEDDED
 from snowmelt.data.images import background_color
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 from snowmelt.options import DataOptions
 
 IMAGE_SUFFIXES = {*ImageFolder.EXTENSIONS, ".npy"}
@@ -75,14 +75,14 @@ def _open_named(name: str, options: DataOptions) -> datasets.Dataset:
         builder = datasets.load_dataset_builder(name, options.dataset_config_name, cache_dir=options.cache_dir)
     except (FileNotFoundError, ConnectionError) as error:
         raise UserError(
-            f"{name}: no such data set ({_one_line(error)}); give user/name, a local path, 'digits' or 'scenes'"
+            f"{name}: no such data set ({one_line(error)}); give user/name, a local path, 'digits' or 'scenes'"
         ) from error
     except RuntimeError as error:  # a data set that is a script, which datasets no longer runs
-        raise UserError(f"{name}: {_one_line(error)}; use a copy of it in parquet") from error
+        raise UserError(f"{name}: {one_line(error)}; use a copy of it in parquet") from error
     except ValueError as error:
         if "BuilderConfig" not in str(error) and "Config name is missing" not in str(error):
             raise
-        raise UserError(f"--dataset_config_name {options.dataset_config_name}: {_one_line(error)}") from error
+        raise UserError(f"--dataset_config_name {options.dataset_config_name}: {one_line(error)}") from error
     # Before the download: as_dataset notices an unknown split only after it.
     _check_split(options.split, list(builder.info.splits or builder.config.data_files or []), name)
     with _readable(name):
@@ -90,7 +90,7 @@ def _open_named(name: str, options: DataOptions) -> datasets.Dataset:
     try:
         return builder.as_dataset(options.split)
     except ValueError as error:  # a slice that can't be read, or that is empty
-        raise UserError(f"--split {options.split}: {_one_line(error)}") from error
+        raise UserError(f"--split {options.split}: {one_line(error)}") from error
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _readable(source: str) -> Iterator[None]:
     try:
         yield
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, OSError) as error:
-        reason = _one_line(error.__cause__ or error)
+        reason = one_line(error.__cause__ or error)
         raise UserError(f"{source}: can't be read ({reason}); check its files, the network and the disk") from error
 
 
@@ -184,7 +184,3 @@ def _check_split(split: str, known: list[str], source: str) -> None:
     names = {part.partition("[")[0].strip() for part in split.split("+")}
     if known and not names <= {*known, "all"}:
         raise UserError(f"--split {split}: {source} has {', '.join(map(str, known))}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -15,6 +15,7 @@ from snowmelt.codec import PixelCodec
 from snowmelt.errors import UserError
 from snowmelt.objectives.objective import Objective
 from snowmelt.objectives.paths import EdmPath, Path, StraightPath
+from snowmelt.objectives.pretrained import target_of
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(scaled x_t (B, C, H, W), timestep (B,)) -> output (B, C, H, W), all float64 on the CPU."""
@@ -62,9 +63,7 @@ class Process:
         """That of a pipeline, with whichever of the schedulers that fit it."""
         config = pipeline.scheduler.config
         kind = family(pipeline.scheduler)
-        expected = "edm" if kind == "edm" else config.get("prediction_type", "flow_prediction")
-        target = {"flow_prediction": "flow"}.get(expected, expected)
-        target = pipeline.config.get("prediction_type") or target
+        target = target_of(pipeline.scheduler, pipeline.config.get("prediction_type"))
         if kind == "flow":
             last = 1 / config.num_train_timesteps  # the samplers' last time before 0
             straight = StraightPath(num_train_timesteps=config.num_train_timesteps)

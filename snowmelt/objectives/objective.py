@@ -46,6 +46,10 @@ class Objective:
         law: a key of `LAWS`, whose domain is the path's.
         gamma: the parameter of the min-SNR weights.
         low_discrepancy: stratify times over the batch.
+        noise_offset: deviation of noise that is constant over each channel, added to the unit normal noise, so that
+            the network learns to change a picture's brightness (Guttenberg 2023).
+        input_perturbation: deviation of noise in what the network sees but not in what it is asked for, as its own
+            errors are in sampling (Ning et al. 2023, algorithm 1).
     """
 
     path: Path
@@ -54,6 +58,8 @@ class Objective:
     law: str = "uniform"
     gamma: float = 5.0
     low_discrepancy: bool = False
+    noise_offset: float = 0.0
+    input_perturbation: float = 0.0
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, sigma, a, b at times t: four tensors of shape (B,), float32."""
@@ -90,9 +96,16 @@ class Objective:
         """
         t, u = self.draw_times(len(x0), generator)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        if self.noise_offset:
+            shared = torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=x0.device)
+            noise += self.noise_offset * shared
+        seen = noise
+        if self.input_perturbation:
+            extra = torch.randn(x0.shape, generator=generator, device=x0.device)
+            seen = noise + self.input_perturbation * extra
         alpha, sigma, a, b = (_expand(c, x0) for c in self.coefficients(t))
         # Half-precision outputs are promoted by the float32 target.
-        prediction = net(*self.path.network_input(alpha * x0 + sigma * noise, t), **condition).sample
+        prediction = net(*self.path.network_input(alpha * x0 + sigma * seen, t), **condition).sample
         error = (prediction - (a * x0 + b * noise)).square().flatten(1).mean(1)
         return Losses(error * self.weights(t), u)
 

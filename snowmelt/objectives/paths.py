@@ -54,12 +54,16 @@ class DiscretePath:
         num_train_timesteps: T.
         zero_snr: rescale the betas so that x_T holds no signal (Lin et al. 2024, algorithm 1).
         clip_sample: let the sampler clip the predicted x0 to [-1, 1].
+        beta_start: the first beta, where the schedule has one.
+        beta_end: the last beta, where the schedule has one.
     """
 
     beta_schedule: str = "linear"
     num_train_timesteps: int = 1000
     zero_snr: bool = False
     clip_sample: bool = True
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
     domain: str = "unit"
     stock_target: str | None = None
     _alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
@@ -84,6 +88,8 @@ class DiscretePath:
         return DDPMScheduler(
             num_train_timesteps=self.num_train_timesteps,
             beta_schedule=self.beta_schedule,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
             prediction_type=prediction_type,
             rescale_betas_zero_snr=self.zero_snr,
             timestep_spacing="trailing",

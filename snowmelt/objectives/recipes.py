@@ -53,13 +53,25 @@ def make_objective(options: ObjectiveOptions, *, latent: bool = False) -> Object
     elif given:
         discrete = ", ".join(n for n, o in RECIPES.items() if isinstance(o.path, DiscretePath))
         raise UserError(f"--{next(iter(given))} is for discrete-time objectives ({discrete}), not {name}; drop one")
+    objective = replace(objective, path=objective.path.for_latents() if latent else objective.path)
+    return adjusted(objective, name, options)
+
+
+def adjusted(objective: Objective, name: str, options: ObjectiveOptions) -> Objective:
+    """The objective of this name with what the options say of any: weight, law of times, noise.
+
+    Raises:
+        UserError: for a combination that can't be trained.
+    """
+    gamma = options.snr_gamma
     objective = replace(
         objective,
-        path=objective.path.for_latents() if latent else objective.path,
-        weight=options.loss_weight or objective.weight,
+        weight=options.loss_weight or (objective.weight if gamma is None else "min_snr"),
         law=options.timestep_sampling or objective.law,
-        gamma=options.snr_gamma,
+        gamma=objective.gamma if gamma is None else gamma,
         low_discrepancy=options.low_discrepancy,
+        noise_offset=options.noise_offset,
+        input_perturbation=options.input_perturbation,
     )
     _check(name, objective)
     return objective

@@ -1,63 +1,80 @@
-"""The text side of a model: an encoder that is trained with the network, or a pretrained one as it is."""
+"""A text-to-image model from scratch: a network, and text by an encoder trained with it or a pretrained one."""
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from huggingface_hub.constants import HF_HOME
-from torch import nn
 
+from pipelines import TextToImagePipeline
+from snowmelt.codec import LatentCodec, PixelCodec
+from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions
+from snowmelt.models import make_conditional_unet
+from snowmelt.objectives import make_objective
 from snowmelt.text.conditioning import CaptionConditioning, token_tables
-from snowmelt.text.networks import TextConditionedUNet, make_text_encoder
+from snowmelt.text.model import TextToImageModel
+from snowmelt.text.networks import make_text_encoder
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.text.pretrained import load_text_encoder
-from snowmelt.text.states import caption_states
+from snowmelt.text.states import cache_root, caption_states
 from snowmelt.text.tokens import fit_length, train_tokenizer
 
 
-@dataclass(frozen=True)
-class Text:
-    """What a run has of text.
-
-    Args:
-        tokenizer: captions to tokens.
-        encoder: tokens to states.
-        conditioning: batches to what the network is told: tokens, or the states of an encoder that isn't trained.
-        trained: whether the encoder is trained.
-    """
-
-    tokenizer: Any
-    encoder: Any
-    conditioning: CaptionConditioning
-    trained: bool
-
-    def joined(self, unet: UNet2DConditionModel) -> tuple[nn.Module, dict[str, Any]]:
-        """What is trained, and its parts by name."""
-        if not self.trained:
-            return unet, {"unet": unet}
-        return TextConditionedUNet(unet, self.encoder), {"unet": unet, "text_encoder": self.encoder}
-
-
-def make_text(config: TextToImageConfig, captions: Captions, device: torch.device) -> Text:
-    """The text side of a run, on these captions.
+def from_scratch(
+    config: TextToImageConfig,
+    images: ImageCache,
+    captions: Captions,
+    codec: PixelCodec | LatentCodec,
+    device: torch.device,
+) -> TextToImageModel:
+    """A new model for these images and captions.
 
     Raises:
-        UserError: if the encoder that was asked for can't be had or used.
+        UserError: if the encoder or the network that was asked for can't be had or used.
     """
+    vae = codec.vae if isinstance(codec, LatentCodec) else None
+    objective = make_objective(config, latent=vae is not None)
     conditioning = CaptionConditioning(captions, config.caption_dropout)
-    texts = conditioning.texts
+    tokenizer, encoder = _tokenizer_and_encoder(config, captions, conditioning.texts)
+    tokens = token_tables(tokenizer, conditioning.texts)
     if config.text_encoder is None:
-        tokenizer = train_tokenizer(captions.texts, config.vocab_size)
-        fit_length(tokenizer, texts)
-        encoder = make_text_encoder(
-            tokenizer, hidden_size=config.text_hidden_size, layers=config.text_layers, seed=config.seed
-        )
-        return Text(tokenizer, encoder, conditioning.tell(**token_tables(tokenizer, texts)), trained=True)
-    encoder, tokenizer = load_text_encoder(config.text_encoder)
-    fit_length(tokenizer, texts, getattr(encoder.config, "max_position_embeddings", None))
-    root = Path(config.cache_dir or HF_HOME) / "snowmelt"
-    states = caption_states(texts, encoder.to(device), tokenizer, root)
-    return Text(tokenizer, encoder, conditioning.tell(encoder_hidden_states=states), trained=False)
+        conditioning.tell(**tokens)
+    else:
+        conditioning.tell(encoder_hidden_states=caption_states(tokens, encoder.to(device), cache_root(config)))
+    unet = make_conditional_unet(
+        config.model_size,
+        config.model_config_name_or_path,
+        resolution=config.resolution // codec.downsampling,
+        cell=codec.downsampling,
+        channels=codec.channels(images),
+        cross_attention_dim=encoder.config.hidden_size,
+        seed=config.seed,
+    )
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+
+    def pipeline() -> TextToImagePipeline:
+        return TextToImagePipeline(unet, objective.scheduler(), encoder, tokenizer, vae, objective.prediction_type)
+
+    return TextToImageModel(
+        unet,
+        encoder,
+        objective,
+        conditioning,
+        trains_text=config.text_encoder is None,
+        pipeline=pipeline,
+        save=lambda folder: pipeline().save_pretrained(folder),
+    )
+
+
+def _tokenizer_and_encoder(config: TextToImageConfig, captions: Captions, texts: list[str]) -> tuple[Any, Any]:
+    """Made for the captions, or pretrained; the tokenizer pads to the longest of `texts`."""
+    if config.text_encoder is not None:
+        encoder, tokenizer = load_text_encoder(config.text_encoder)
+        fit_length(tokenizer, texts, getattr(encoder.config, "max_position_embeddings", None))
+        return tokenizer, encoder
+    tokenizer = train_tokenizer(captions.texts, config.vocab_size)
+    fit_length(tokenizer, texts)
+    encoder = make_text_encoder(
+        tokenizer, hidden_size=config.text_hidden_size, layers=config.text_layers, seed=config.seed
+    )
+    return tokenizer, encoder

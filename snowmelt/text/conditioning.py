@@ -56,9 +56,13 @@ class CaptionConditioning:
         }
 
 
-def token_tables(tokenizer: object, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """`input_ids` and `attention_mask` of captions, int64 (captions, L)."""
+def token_tables(tokenizer: object, texts: Sequence[str], masked: bool = True) -> dict[str, np.ndarray]:
+    """Arguments of `TextToImagePipeline.hidden_states` for captions, int64 (captions, L).
+
+    They are `input_ids` and, for an encoder that is told what is padding, `attention_mask`.
+    """
     tokens = tokenizer(  # type: ignore[operator]
         list(texts), padding="max_length", truncation=True, return_tensors="np"
     )
-    return {name: tokens[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+    names = ("input_ids", "attention_mask") if masked else ("input_ids",)
+    return {name: tokens[name].astype(np.int64) for name in names}

@@ -26,7 +26,7 @@ class TextConditionedUNet(nn.Module):
         self.unet = unet
         self.text_encoder = text_encoder
 
-    def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         """The UNet's output for data (B, C, H, W) at times (B,), told of tokens (B, L)."""
         states = TextToImagePipeline.hidden_states(self.text_encoder, input_ids, attention_mask)
         return self.unet(sample, timestep, encoder_hidden_states=states)

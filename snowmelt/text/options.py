@@ -3,7 +3,24 @@
 from dataclasses import dataclass
 
 from snowmelt.config import Config, option
+from snowmelt.errors import UserError
 from snowmelt.options import DiffusionConfig, LatentOptions, ObjectiveOptions
+
+OF_SCRATCH = (
+    "model_size",
+    "model_config_name_or_path",
+    "text_encoder",
+    "text_hidden_size",
+    "text_layers",
+    "vocab_size",
+    "autoencoder",
+    "objective",
+    "ddpm_num_steps",
+    "ddpm_beta_schedule",
+)
+"""Options of a model that is made here."""
+OF_PRETRAINED = ("revision", "variant", "rank", "train_text_encoder")
+"""Options that need a model to go on from."""
 
 
 @dataclass(kw_only=True)
@@ -41,16 +58,49 @@ class TextModelOptions(Config):
 
 
 @dataclass(kw_only=True)
+class PretrainedOptions(Config):
+    """Fine-tuning."""
+
+    pretrained_model_name_or_path: str | None = option(
+        None,
+        "pipeline to go on from, StableDiffusionPipeline or TextToImagePipeline, instead of training from scratch; its "
+        "presence changes defaults to those of recipes/finetune.yaml",
+        path=True,
+    )
+    revision: str | None = option(None, "branch, tag or commit of its repository")
+    variant: str | None = option(None, "variant of its weight files, such as fp16")
+    rank: int | None = option(None, "train LoRA matrices of this rank instead of the network (4 is common)", minimum=1)
+    train_text_encoder: bool = option(False, "train its text encoder too")
+
+
+@dataclass(kw_only=True)
 class PromptOptions(Config):
     """Validation prompts."""
 
     validation_prompts: list[str] = option(
-        [], "prompts of the sample grids; the first captions by default", resumable=True
+        [],
+        "prompts of the sample grids; the first captions by default",
+        resumable=True,
+        aliases=("validation_prompt",),
     )
 
 
 @dataclass(kw_only=True)
 class TextToImageConfig(
-    ObjectiveOptions, LatentOptions, TextModelOptions, PromptOptions, CaptionOptions, DiffusionConfig
+    PretrainedOptions,
+    ObjectiveOptions,
+    LatentOptions,
+    TextModelOptions,
+    PromptOptions,
+    CaptionOptions,
+    DiffusionConfig,
 ):
-    """Train a text-to-image diffusion model, of pixels or latents, from scratch."""
+    """Train a text-to-image diffusion model, of pixels or latents, from scratch or from a pretrained one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        source = self.pretrained_model_name_or_path
+        for name in OF_SCRATCH if source else OF_PRETRAINED:
+            if getattr(self, name) != self.fields()[name].default:
+                why = f"that of --pretrained_model_name_or_path {source} is taken; leave it out"
+                raise UserError(f"--{name}: {why if source else 'needs --pretrained_model_name_or_path'}")

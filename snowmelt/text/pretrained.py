@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 
 ENCODERS = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
 """By the type of model that their configuration names."""
@@ -27,11 +27,11 @@ def load_text_encoder(name: str) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer" if subfolder else "")
     except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: no tokenizer beside the encoder ({_one_line(error)})") from error
+        raise UserError(f"{flag}: no tokenizer beside the encoder ({one_line(error)})") from error
     try:
         encoder = ENCODERS[config.model_type].from_pretrained(name, subfolder=subfolder, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: can't read its weights ({_one_line(error)})") from error
+        raise UserError(f"{flag}: can't read its weights ({one_line(error)})") from error
     if len(tokenizer) > encoder.config.vocab_size:
         raise UserError(
             f"{flag}: its tokenizer has {len(tokenizer)} tokens and the encoder knows {encoder.config.vocab_size}: "
@@ -48,7 +48,3 @@ def _config(name: str) -> tuple[str, Any]:
         with contextlib.suppress(OSError, ValueError):
             return subfolder, AutoConfig.from_pretrained(name, subfolder=subfolder)
     raise UserError(f"--text_encoder {name}: no text encoder there, nor in its sub-folder text_encoder")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """Losses, weights and laws of time."""
 
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -166,6 +167,9 @@ def test_default_and_diffusers_flags():
     assert scheduler.config.prediction_type == "sample"
     weighted = make_objective(options(loss_weight="min_snr", snr_gamma=3.0, low_discrepancy=True))
     assert (weighted.weight, weighted.gamma, weighted.low_discrepancy) == ("min_snr", 3.0, True)
+    assert make_objective(options(snr_gamma=3.0)).weight == "min_snr"
+    assert make_objective(options(loss_weight="soft_min_snr", snr_gamma=3.0)).weight == "soft_min_snr"
+    assert make_objective(options(loss_weight="min_snr")).gamma == 5.0
     kept = make_objective(options(objective="v", ddpm_num_steps=100))
     assert (kept.target, kept.path.beta_schedule, kept.path.num_train_timesteps) == (
         "v_prediction",
@@ -187,3 +191,27 @@ def test_default_and_diffusers_flags():
 def test_combinations_that_cannot_be_trained(values, said):
     with pytest.raises(UserError, match=said):
         make_objective(options(**values))
+
+
+class Watched:
+    """A network that gives back what it sees."""
+
+    def __call__(self, x, timestep):
+        self.seen = x
+        return SimpleNamespace(sample=x)
+
+
+def test_offset_noise_is_asked_for_and_perturbation_is_not():
+    """Of x0 = 0: at the last time of the straight path the network sees the noise alone."""
+    x0 = torch.zeros(64, 3, 16, 16)
+    for objective, within, between, error in (
+        (Objective(StraightPath(), "epsilon"), 1.0, 0.0, 0.0),
+        (Objective(StraightPath(), "epsilon", noise_offset=2.0), 1.0, 4.0, 0.0),
+        (Objective(StraightPath(), "epsilon", input_perturbation=0.5), 1.25, 0.0, 0.25),
+    ):
+        net = Watched()
+        with patch.object(Objective, "draw_times", lambda *_: (torch.ones(64), torch.ones(64))):
+            losses = objective.loss(net, x0, {}, generator())
+        assert net.seen.var((2, 3)).mean().item() == pytest.approx(within, rel=0.02)
+        assert net.seen.mean((2, 3)).var().item() == pytest.approx(between + within / 256, rel=0.2)
+        assert losses.loss.mean().item() == pytest.approx(error, rel=0.02)

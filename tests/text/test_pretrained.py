@@ -8,6 +8,7 @@ from transformers import BertConfig
 from pipelines import TextToImagePipeline
 from snowmelt.errors import UserError
 from snowmelt.text import states as states_module
+from snowmelt.text.conditioning import token_tables
 from snowmelt.text.pretrained import load_text_encoder
 from snowmelt.text.states import caption_states
 from tests.text.models import CAPTIONS, save_pretrained, tiny_tokenizer
@@ -43,16 +44,20 @@ def test_what_is_refused(tmp_path: Path) -> None:
         load_text_encoder(str(bare))
 
 
+@pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("kind", ["clip", "t5"])
-def test_states_are_those_of_the_pipeline(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_those_of_the_pipeline(
+    tmp_path: Path, kind: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(states_module, "CAPTIONS_PER_PASS", 3)
     encoder, tokenizer = load_text_encoder(str(save_pretrained(tmp_path / "model", kind)))
-    kept = caption_states([*CAPTIONS, ""], encoder, tokenizer, tmp_path / "cache")
+    kept = caption_states(token_tables(tokenizer, [*CAPTIONS, ""], masked), encoder, tmp_path / "cache")
     assert kept.dtype == np.float16
     assert kept.shape == (5, 16, 32)
     tokens = tokenizer([*CAPTIONS, ""], padding="max_length", return_tensors="pt")
     with torch.no_grad():
-        expected = TextToImagePipeline.hidden_states(encoder, tokens["input_ids"], tokens["attention_mask"])
+        mask = tokens["attention_mask"] if masked else None
+        expected = TextToImagePipeline.hidden_states(encoder, tokens["input_ids"], mask)
     assert torch.allclose(torch.from_numpy(np.array(kept)).float(), expected, atol=2e-3)
 
 
@@ -61,17 +66,20 @@ def test_states_are_computed_once(tmp_path: Path) -> None:
     passes: list[int] = []
     encoder.register_forward_hook(lambda *_: passes.append(1))
     root = tmp_path / "cache"
-    first = np.array(caption_states(CAPTIONS, encoder, tokenizer, root))
+    tokens = token_tables(tokenizer, CAPTIONS)
+    first = np.array(caption_states(tokens, encoder, root))
     assert len(passes) == 1
-    assert np.array_equal(caption_states(CAPTIONS, encoder, tokenizer, root), first)
+    assert np.array_equal(caption_states(tokens, encoder, root), first)
     assert len(passes) == 1
-    caption_states(CAPTIONS[:2], encoder, tokenizer, root)
+    caption_states(token_tables(tokenizer, CAPTIONS[:2]), encoder, root)
+    caption_states(token_tables(tokenizer, CAPTIONS, masked=False), encoder, root)
     tokenizer.model_max_length = 7
-    caption_states(CAPTIONS, encoder, tokenizer, root)
-    assert len(passes) == 3
-    encoder.get_parameter(next(name for name, _ in encoder.named_parameters())).data.mul_(2)
-    changed = caption_states(CAPTIONS, encoder, tokenizer, root)
+    tokens = token_tables(tokenizer, CAPTIONS)
+    caption_states(tokens, encoder, root)
     assert len(passes) == 4
+    encoder.get_parameter(next(name for name, _ in encoder.named_parameters())).data.mul_(2)
+    changed = caption_states(tokens, encoder, root)
+    assert len(passes) == 5
     assert not np.array_equal(changed, first[:, :7])
 
 
@@ -81,4 +89,4 @@ def test_states_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> 
         parameter.data.mul_(1e6)
     for _ in range(2):
         with pytest.raises(UserError, match="its states of the captions aren't finite in float16"):
-            caption_states(CAPTIONS, encoder, tokenizer, tmp_path / "cache")
+            caption_states(token_tables(tokenizer, CAPTIONS), encoder, tmp_path / "cache")

@@ -1,0 +1,92 @@
+"""The objective that a pretrained model was trained with, read off the scheduler it was saved with."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from pipelines import make_scheduler
+from pipelines.schedulers import family
+from snowmelt.errors import UserError
+from snowmelt.objectives.objective import Objective
+from snowmelt.objectives.paths import DiscretePath, EdmPath, Path, StraightPath
+from snowmelt.objectives.recipes import RECIPES, adjusted
+from snowmelt.options import ObjectiveOptions
+
+
+def target_of(scheduler: SchedulerMixin, prediction_type: str | None) -> str:
+    """What a network predicts, a key of `TARGETS`.
+
+    Args:
+        scheduler: that it was saved with.
+        prediction_type: what its pipeline says of it, where the scheduler can't.
+    """
+    if prediction_type or family(scheduler) == "edm":
+        return prediction_type or "edm"
+    said: str = scheduler.config.get("prediction_type", "flow_prediction")
+    return "flow" if said == "flow_prediction" else said
+
+
+def pretrained_objective(
+    scheduler: SchedulerMixin, prediction_type: str | None, options: ObjectiveOptions
+) -> Objective:
+    """The objective to go on with: the model's own, but for what the options change.
+
+    Args:
+        scheduler: that the model was saved with.
+        prediction_type: what its pipeline says of the network's output, where the scheduler can't.
+        options: `--prediction_type` and `--rescale_betas_zero_snr` teach the network another output or process.
+
+    Raises:
+        UserError: for a process that can't be trained here, or options that don't fit it.
+    """
+    path, target = _path(scheduler), target_of(scheduler, prediction_type)
+    if isinstance(path, DiscretePath):
+        path = replace(path, zero_snr=path.zero_snr or options.rescale_betas_zero_snr)
+        target = options.prediction_type or target
+    elif options.prediction_type or options.rescale_betas_zero_snr:
+        flag = "prediction_type" if options.prediction_type else "rescale_betas_zero_snr"
+        raise UserError(f"--{flag}: is for models of discrete time, and this one is a {family(scheduler)} model")
+    alike = (o for o in RECIPES.values() if type(o.path) is type(path) and o.target == target)
+    objective = next(alike, Objective(path, target))
+    return adjusted(replace(objective, path=path), "this model", options)
+
+
+def pretrained_scheduler(scheduler: SchedulerMixin, objective: Objective) -> SchedulerMixin:
+    """The scheduler to save with what the objective teaches: the model's own, told what has changed.
+
+    One that can't start from pure noise is replaced by DDIM where training has left no signal there (Lin et al. 2024).
+    """
+    path = objective.path
+    if not isinstance(path, DiscretePath):
+        return scheduler
+    changes: dict[str, Any] = {"prediction_type": objective.target}
+    if path.zero_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if "rescale_betas_zero_snr" not in scheduler.config:
+            scheduler = make_scheduler("ddim", scheduler)
+            changes |= {"clip_sample": path.clip_sample}
+    return type(scheduler).from_config(scheduler.config, **changes)
+
+
+def _path(scheduler: SchedulerMixin) -> Path:
+    config, kind = scheduler.config, family(scheduler)
+    if kind == "flow":
+        return StraightPath(num_train_timesteps=config.num_train_timesteps)
+    if kind == "edm":
+        return EdmPath(config.sigma_data)
+    path = DiscretePath(
+        beta_schedule=config.beta_schedule,
+        num_train_timesteps=config.num_train_timesteps,
+        zero_snr=config.get("rescale_betas_zero_snr", False),
+        clip_sample=config.get("clip_sample", False),
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+    )
+    if not torch.allclose(path.scheduler("epsilon").alphas_cumprod, scheduler.alphas_cumprod):
+        raise UserError(
+            f"--pretrained_model_name_or_path: the betas of its {type(scheduler).__name__} don't follow from "
+            "beta_schedule, beta_start and beta_end, which is all that can be trained here"
+        )
+    return path

@@ -1,0 +1,133 @@
+"""Going on from a pretrained pipeline: what of it is trained, and what is saved."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from pipelines import TextToImagePipeline
+from snowmelt.config import on_hub
+from snowmelt.data.captions import Captions
+from snowmelt.errors import UserError, one_line
+from snowmelt.objectives.pretrained import pretrained_objective, pretrained_scheduler
+from snowmelt.text.conditioning import CaptionConditioning, token_tables
+from snowmelt.text.lora import add_lora, save_lora
+from snowmelt.text.model import TextToImageModel
+from snowmelt.text.options import TextToImageConfig
+from snowmelt.text.states import cache_root, caption_states
+
+PIPELINES = {cls.__name__: cls for cls in (StableDiffusionPipeline, TextToImagePipeline)}
+NEEDED = ("unet", "scheduler", "text_encoder", "tokenizer")
+
+
+def load_source(config: TextToImageConfig) -> Any:
+    """The pretrained pipeline, float32.
+
+    Raises:
+        UserError: if there is none, it is of a kind that can't be trained here, or parts of it are missing.
+    """
+    name = str(config.pretrained_model_name_or_path)
+    flag = f"--pretrained_model_name_or_path {name}"
+    if not Path(name).is_dir() and not on_hub(name):
+        raise UserError(f"{flag}: no such folder; give one, or a name of the Hub")
+    with _readable(flag):
+        index = DiffusionPipeline.load_config(name, revision=config.revision)
+    kind = index["_class_name"]
+    kind = kind[-1] if isinstance(kind, list) else kind  # a published one names its module too
+    if kind not in PIPELINES:
+        raise UserError(f"{flag}: a {kind}; known are {', '.join(PIPELINES)}")
+    missing = [part for part in NEEDED if not (index.get(part) or [None])[0]]
+    if missing:
+        raise UserError(f"{flag}: has no {', '.join(missing)}, which training needs")
+    with _readable(flag):
+        pipeline = PIPELINES[kind].from_pretrained(
+            name, revision=config.revision, variant=config.variant, torch_dtype=torch.float32, use_safetensors=True
+        )
+    _check(pipeline, config, flag)
+    return pipeline
+
+
+@contextmanager
+def _readable(flag: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: can't be loaded: {one_line(error)}") from error
+
+
+def channels(pipeline: Any) -> int:
+    """Of a pipeline's images."""
+    return pipeline.unet.config.in_channels if pipeline.vae is None else pipeline.vae.config.in_channels
+
+
+def finetuned(config: TextToImageConfig, pipeline: Any, captions: Captions, device: torch.device) -> TextToImageModel:
+    """A pretrained pipeline made ready to be trained on these captions.
+
+    Args:
+        config: what is trained of it: the network, or LoRA matrices beside it; the text encoder too, or not.
+        pipeline: of `load_source`; its scheduler becomes the one that fits what is trained.
+        captions: of the images.
+        device: where the networks compute.
+
+    Raises:
+        UserError: for an objective that doesn't fit the model, or LoRA without peft.
+    """
+    objective = pretrained_objective(pipeline.scheduler, pipeline.config.get("prediction_type"), config)
+    pipeline.register_modules(scheduler=pretrained_scheduler(pipeline.scheduler, objective))
+    pipeline.to(device)
+    unet, text_encoder = pipeline.unet, pipeline.text_encoder
+    trained = {"unet": unet} | ({"text_encoder": text_encoder} if config.train_text_encoder else {})
+    text_encoder.requires_grad_(config.train_text_encoder)
+    if config.gradient_checkpointing:
+        for net in trained.values():
+            (net.enable_gradient_checkpointing if net is unet else net.gradient_checkpointing_enable)()
+
+    conditioning = CaptionConditioning(captions, config.caption_dropout)
+    # Stable Diffusion's encoder sees padding as text, ours is told of it.
+    tokens = token_tables(pipeline.tokenizer, conditioning.texts, masked=isinstance(pipeline, TextToImagePipeline))
+    if config.train_text_encoder:
+        conditioning.tell(**tokens)
+    else:
+        conditioning.tell(encoder_hidden_states=caption_states(tokens, text_encoder.eval(), cache_root(config)))
+    if config.rank:
+        add_lora(trained, config.rank, config.seed)
+
+    def drawing() -> Any:
+        """As it is saved, but for the filter that would blacken what a model in training draws."""
+        drawn = copy.copy(pipeline)
+        if "safety_checker" in pipeline.components:
+            drawn.register_modules(safety_checker=None)
+        return drawn
+
+    def save(folder: Path) -> None:
+        if config.rank:
+            save_lora(folder, trained)
+        else:
+            pipeline.save_pretrained(str(folder))
+
+    return TextToImageModel(unet, text_encoder, objective, conditioning, config.train_text_encoder, drawing, save)
+
+
+def _check(pipeline: Any, config: TextToImageConfig, flag: str) -> None:
+    """Whether the parts belong together, as far as their sizes tell.
+
+    Raises:
+        UserError: if they don't.
+    """
+    try:
+        TextToImagePipeline.check_text(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer)
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from error
+    if pipeline.vae is not None and pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
+        raise UserError(
+            f"{flag}: its unet takes {pipeline.unet.config.in_channels} channels and its vae makes "
+            f"{pipeline.vae.config.latent_channels}; models that are told more than a text can't be trained here"
+        )
+    expected = channels(pipeline)
+    if config.channels not in (None, expected):
+        raise UserError(f"--channels {config.channels}: {flag} makes images of {expected}; leave it out")

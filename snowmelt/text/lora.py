@@ -1,0 +1,49 @@
+"""LoRA: matrices of low rank beside those of a pretrained network, which stays as it is (Hu et al. 2022)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+
+from snowmelt.errors import UserError
+
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+TARGETS = {
+    "unet": ["to_k", "to_q", "to_v", "to_out.0"],
+    "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+"""The projections of attention, by the names that diffusers and transformers give them."""
+
+
+def add_lora(parts: dict[str, Any], rank: int, seed: int) -> None:
+    """Give networks LoRA matrices, which change nothing yet, and freeze all else of them.
+
+    Args:
+        parts: the networks, by the keys of `TARGETS`.
+        rank: of the matrices.
+        seed: of their initial values.
+
+    Raises:
+        UserError: if peft isn't installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise UserError(f"--rank: {error}; pip install 'snowmelt[lora]'") from error
+    for name, net in parts.items():
+        net.requires_grad_(False)
+        torch.manual_seed(seed)
+        net.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS[name]))
+
+
+def save_lora(folder: Path, parts: dict[str, Any]) -> None:
+    """Write `pytorch_lora_weights.safetensors`, as `load_lora_weights` reads it."""
+    from peft import get_peft_model_state_dict
+
+    layers = {
+        f"{name}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(net))
+        for name, net in parts.items()
+    }
+    StableDiffusionPipeline.save_lora_weights(str(folder), **layers)
