@@ -49,13 +49,19 @@ class SelfContainedMixin:
         The paths that the parts were loaded from, which diffusers notes in their configurations, are left out.
         """
         folder = Path(folder)
+        cls.forget_paths(folder)
+        index = folder / "model_index.json"
+        values = json.loads(index.read_text()) | {"_class_name": ["pipeline", cls.__name__]}
+        index.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        (folder / "pipeline.py").write_text(cls.source())
+
+    @staticmethod
+    def forget_paths(folder: Path) -> None:
+        """Leave out, in a folder of `save_pretrained`, the paths that the parts were loaded from."""
         for path in [folder / "model_index.json", *folder.glob("*/*config.json")]:
             values = json.loads(path.read_text())
             values.pop("_name_or_path", None)
-            if path.name == "model_index.json":
-                values["_class_name"] = ["pipeline", cls.__name__]
             path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-        (folder / "pipeline.py").write_text(cls.source())
 
     @classmethod
     def _is_published(cls) -> bool:

@@ -20,6 +20,7 @@ from snowmelt.tracking import METRICS_FILE
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 OWN = (
     "checkpoint-*",
     ".partial-*",
@@ -31,7 +32,7 @@ OWN = (
     "scheduler",
     "feature_extractor",
     "safety_checker",
-    "pytorch_lora_weights.safetensors",
+    LORA_FILE,
     "samples",
     "best",
     "model_index.json",

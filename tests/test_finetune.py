@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,6 +20,7 @@ from pipelines import TextToImagePipeline, image_generators
 from snowmelt.config import parse
 from snowmelt.errors import UserError
 from snowmelt.objectives import RECIPES
+from snowmelt.publishing.export import export
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
@@ -341,3 +343,32 @@ def test_empty_captions(column: list, tune: Callable[..., Path], tmp_path: Path)
     empty = sum(not (text or "").strip() for text in column)
     with pytest.raises(UserError, match=f"--caption_column text: {empty} of 3 rows have no caption"):
         tune(tmp_path / "run", dataset_name=tmp_path / "data")
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_published(rank: int | None, tune: Callable[..., Path], sd: Path, tmp_path: Path) -> None:
+    """Without the place that it came from, and with the name of that on the Hub."""
+    run = tune(tmp_path / "run", rank=rank)
+    facts = json.loads((run / "run.json").read_text())
+    assert "pretrained_model_name_or_path" not in facts["config"]
+    facts["config"]["pretrained_model_name_or_path"] = "alice/base"  # as if it had come from there
+    (run / "run.json").write_text(json.dumps(facts))
+    (tmp_path / "out").mkdir()
+    export(run, tmp_path / "out", "alice/cats", license="mit")
+    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert not [p for p in files if str(tmp_path).encode() in p.read_bytes() or str(sd).encode() in p.read_bytes()]
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.base_model, card.data.pipeline_tag) == ("alice/base", "text-to-image")
+    assert ("lora" in card.data.tags) == bool(rank)
+    assert "begun from | `alice/base`" in card.text
+    pipeline = DiffusionPipeline.from_pretrained(sd if rank else tmp_path / "out", safety_checker=None)
+    if rank:
+        assert {p.name for p in files if p.suffix == ".safetensors"} == {"pytorch_lora_weights.safetensors"}
+        assert 'DiffusionPipeline.from_pretrained("alice/base")' in card.text
+        assert 'pipeline.load_lora_weights("alice/cats")' in card.text
+        pipeline.load_lora_weights(tmp_path / "out")
+    else:
+        assert "It is a `StableDiffusionPipeline` of diffusers itself" in card.text
+    assert quiet(pipeline)("a cat", num_inference_steps=1, height=16, width=16).images[0].size == (16, 16)
+    with pytest.raises(UserError, match="--stock_pipeline: no pipeline of diffusers samples this model"):
+        export(run, tmp_path / "out", "alice/cats", stock_pipeline=True)

@@ -20,15 +20,16 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
         facts: of the model.
     """
     config = facts.run["config"] if facts.run else {}
-    by_text = "tokenizer" in facts.index
+    by_text, base = facts.by_text, config.get("pretrained_model_name_or_path")
     classes = {int(number): name for number, name in (facts.index.get("id2label") or {}).items()}
     task = "text-to-image" if by_text else "unconditional-image-generation"
     dataset = config.get("dataset_name")
-    tags = ["snowmelt", "diffusion", *(["class-conditional"] if classes else [])]
+    tags = ["snowmelt", "diffusion", *(["class-conditional"] if classes else []), *(["lora"] if facts.lora else [])]
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,
         license=license,
+        base_model=base,
         datasets=[dataset] if dataset and "/" in dataset else None,
         tags=[*tags, *(["latent-diffusion"] if "vae" in facts.index else [])],
         model_name=repo_id.rpartition("/")[-1],
@@ -42,9 +43,10 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
         facts=facts,
         config=config,
         by_text=by_text,
+        base=base,
         classes=classes,
         named=any(str(number) != name for number, name in classes.items()),
-        side=config.get("resolution", facts.network["sample_size"]),
+        side=config.get("resolution") or facts.network["sample_size"],
         call=_call(facts, by_text),
         pictures=sorted(p.name for p in folder.glob("*.png")),
         stock=not (folder / "pipeline.py").is_file(),

@@ -15,11 +15,12 @@ from accelerate import PartialState
 
 import pipelines
 from pipelines import image_generators, save_strip
+from pipelines.self_contained import SelfContainedMixin
 from snowmelt.errors import UserError
 from snowmelt.loading import load_pipeline
 from snowmelt.publishing.card import write_card
 from snowmelt.publishing.facts import Facts, components, read_facts
-from snowmelt.run_folder import CONFIG_FILE
+from snowmelt.run_folder import CONFIG_FILE, LORA_FILE
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 STOCK = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
@@ -59,16 +60,15 @@ def export(
     facts = read_facts(source, report, dataset_name)
     if stock_pipeline:
         facts = replace(facts, index=_stock(facts))
-    for name in components(facts.index):
-        shutil.copytree(source / name, folder / name, copy_function=_copy)
-    _write_json(folder / "model_index.json", facts.index)
-    if not stock_pipeline:
-        getattr(pipelines, facts.index["_class_name"]).complete(folder)
+    if facts.lora:
+        _copy(str(source / LORA_FILE), str(folder / LORA_FILE))
+    else:
+        _copy_pipeline(source, folder, facts.index)
     if facts.run:
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(facts.run["config"], sort_keys=False))
     _write_json(folder / METRICS_FILE, {"training": facts.training, "evaluation": facts.report})
     _copy_pictures(source, folder, report)
-    if strip and not (folder / STRIP).is_file():
+    if strip and not facts.by_text and not (folder / STRIP).is_file():
         _draw_strip(folder)
     if (source / "README.md").is_file():  # the author's own
         shutil.copy(source / "README.md", folder)
@@ -94,9 +94,9 @@ def add_variant(folder: Path, variant: str) -> None:
 
 
 def _draw_strip(folder: Path) -> None:
-    """How a few pictures come about, as denoising.png; nothing where that takes prompts, or for what is no picture."""
+    """How a few pictures come about, as denoising.png; nothing for what is no picture."""
     pipeline: Any = load_pipeline(str(folder))
-    if "tokenizer" in pipeline.components or pipeline.channels not in pipeline.PICTURE_CHANNELS:
+    if pipeline.channels not in pipeline.PICTURE_CHANNELS:
         return
     pipeline.to(PartialState().device)
     pipeline.set_progress_bar_config(disable=True)
@@ -111,6 +111,18 @@ def _draw_strip(folder: Path) -> None:
     save_strip(output.trajectory, folder / STRIP)
 
 
+def _copy_pipeline(source: Path, folder: Path, index: dict[str, Any]) -> None:
+    """The parts, model_index.json and, unless diffusers has the class, the code."""
+    for name in components(index):
+        shutil.copytree(source / name, folder / name, copy_function=_copy)
+    _write_json(folder / "model_index.json", index)
+    own = getattr(pipelines, index["_class_name"], None)
+    if own is None:
+        SelfContainedMixin.forget_paths(folder)
+    else:
+        own.complete(folder)
+
+
 def _copy(source: str, target: str) -> None:
     """Weights get a second name, which costs nothing, where the file system has such names."""
     if source.endswith(".safetensors"):
@@ -122,16 +134,18 @@ def _copy(source: str, target: str) -> None:
 
 def _stock(facts: Facts) -> dict[str, Any]:
     """model_index.json of diffusers' own pipeline."""
-    index, scheduler = facts.index, facts.index["scheduler"][1]
+    index, scheduler = facts.index, facts.index.get("scheduler", ["", ""])[1]
     if (
-        index["_class_name"] != "PixelDiffusionPipeline"
+        facts.lora
+        or index["_class_name"] != "PixelDiffusionPipeline"
         or scheduler not in STOCK
         or facts.network.get("num_class_embeds")
         or "prediction_type" in index
         or "value_range" in index
     ):
         raise UserError(
-            f"--stock_pipeline: no pipeline of diffusers samples this model ({index['_class_name']}, {scheduler}"
+            "--stock_pipeline: no pipeline of diffusers samples this model "
+            f"({index.get('_class_name', 'LoRA')}, {scheduler}"
             f"{', by class' if facts.network.get('num_class_embeds') else ''}); they sample unconditional models of "
             "discrete time in pixels: publish without it"
         )

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from snowmelt.config import on_hub
 from snowmelt.errors import UserError
-from snowmelt.run_folder import RUN_FILE
+from snowmelt.run_folder import LORA_FILE, RUN_FILE
 from snowmelt.tracking import read_metrics
 
 REPORT_FILE = "report.json"
@@ -23,9 +23,9 @@ class Facts:
     """Of one model.
 
     Attributes:
-        index: model_index.json, its class by its bare name.
-        network: the configuration of the network.
-        parameters: how many numbers the network has learned.
+        index: model_index.json, its class by its bare name; empty for LoRA matrices.
+        network: the configuration of the network; empty for LoRA matrices.
+        parameters: how many numbers the network or the matrices have learned.
         run: run.json: configuration, data, hardware; None for a pipeline that didn't come from a run's folder.
         training: how it went, from metrics.jsonl; None without it.
         report: evaluate.py's; None without one.
@@ -38,6 +38,16 @@ class Facts:
     training: dict[str, Any] | None
     report: dict[str, Any] | None
 
+    @property
+    def lora(self) -> bool:
+        """Whether the model is LoRA matrices, to be loaded into another pipeline."""
+        return not self.index
+
+    @property
+    def by_text(self) -> bool:
+        """Whether it is told a text."""
+        return self.lora or "tokenizer" in self.index
+
 
 def read_facts(source: Path, report: Path | None, dataset_name: str | None = None) -> Facts:
     """The facts of a folder of a pipeline, with what training left beside it, and a data set named as it is here.
@@ -45,20 +55,25 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
     Raises:
         UserError: if it holds no pipeline, or there is no report where one was named.
     """
-    if not (source / "model_index.json").is_file():
+    lora = source / LORA_FILE
+    if not (source / "model_index.json").is_file() and not lora.is_file():
         raise UserError(f"{source} holds no model_index.json, so it is not the folder of a pipeline")
-    index = json.loads((source / "model_index.json").read_text())
-    if isinstance(index["_class_name"], list):
-        index["_class_name"] = index["_class_name"][-1]
-    index.pop("_name_or_path", None)
+    index, network, weights = {}, {}, [lora]
+    if not lora.is_file():
+        index = json.loads((source / "model_index.json").read_text())
+        if isinstance(index["_class_name"], list):
+            index["_class_name"] = index["_class_name"][-1]
+        index.pop("_name_or_path", None)
+        network = json.loads((source / "unet/config.json").read_text())
+        weights = [path for path in (source / "unet").glob("*.safetensors") if path.name.count(".") == 1]
     run = source / RUN_FILE
     facts = json.loads(run.read_text()) if run.is_file() else None
     if facts and dataset_name:
         facts["config"]["dataset_name"] = dataset_name
     return Facts(
         index=index,
-        network=json.loads((source / "unet/config.json").read_text()),
-        parameters=sum(_size(path) for path in (source / "unet").glob("*.safetensors") if path.name.count(".") == 1),
+        network=network,
+        parameters=sum(map(_size, weights)),
         run=facts,
         training=_training(source, facts["images_per_step"]) if facts else None,
         report=_report(source / "report", required=False) if report is None else _report(report, required=True),

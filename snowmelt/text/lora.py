@@ -9,7 +9,6 @@ from diffusers.utils import convert_state_dict_to_diffusers
 
 from snowmelt.errors import UserError
 
-WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 TARGETS = {
     "unet": ["to_k", "to_q", "to_v", "to_out.0"],
     "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
@@ -39,7 +38,7 @@ def add_lora(parts: dict[str, Any], rank: int, seed: int) -> None:
 
 
 def save_lora(folder: Path, parts: dict[str, Any]) -> None:
-    """Write `pytorch_lora_weights.safetensors`, as `load_lora_weights` reads it."""
+    """Write `LORA_FILE`, as `load_lora_weights` reads it."""
     from peft import get_peft_model_state_dict
 
     layers = {
