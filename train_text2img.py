@@ -90,6 +90,7 @@ def assemble(
         save=model.save,
         on_saved=push.during,
         draw=lambda path: prompt_grid(model.pipeline(), path, config, prompts),
+        groups=model.groups(config),
     )
     return trainer, images, prompts[0]
 

@@ -30,16 +30,14 @@ MULTIPLIERS: dict[int, tuple[int, ...]] = {
 ATTENTION_BELOW = 16
 """Attention sits at levels whose side is at most this, where its quadratic cost is small, but not at the first."""
 
-CONDITIONAL_SIZES: dict[str, tuple[int, tuple[int, ...], int]] = {
-    # name: (channels at full resolution, their multiples at each level, residual blocks per level)
-    "tiny": (32, (1, 2, 4, 4), 1),
-    "small": (64, (1, 2, 4, 4), 1),
-    "base": (128, (1, 2, 4, 4), 2),
-    "large": (192, (1, 2, 4, 5), 2),
+CONDITIONAL_SIZES: dict[str, tuple[int, tuple[int, ...], int, int]] = {
+    # name: (channels at full resolution, their multiples at each level, residual blocks per level, attention from
+    # this side on; the lowest level always attends)
+    "tiny": (32, (1, 1, 2, 4), 1, 4),
+    "small": (64, (1, 2, 4, 4), 1, 8),
+    "base": (128, (1, 2, 4, 4), 2, 8),
+    "large": (192, (1, 2, 4, 5), 2, 8),
 }
-
-CROSS_ATTENTION_BELOW = 8
-"""As `ATTENTION_BELOW`, of networks that attend to text."""
 
 
 def named_config(size: str, resolution: int) -> dict[str, Any]:
@@ -112,9 +110,10 @@ def named_conditional_config(size: str, resolution: int) -> dict[str, Any]:
 
     The text is attended to at the lower levels and, pooled, joins the time embedding, so that it reaches every block.
     """
-    width, multipliers, layers = CONDITIONAL_SIZES[size]
+    width, multipliers, layers, below = CONDITIONAL_SIZES[size]
     channels = tuple(width * m for m in multipliers)
-    attends = [level > 0 and resolution >> level <= CROSS_ATTENTION_BELOW for level in range(len(channels))]
+    last = len(channels) - 1
+    attends = [level == last or (level > 0 and resolution >> level <= below) for level in range(len(channels))]
     return {
         "block_out_channels": channels,
         "layers_per_block": layers,

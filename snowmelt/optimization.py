@@ -25,7 +25,7 @@ def make_optimizer(
         groups: what it trains.
         options: its settings.
         total_steps: optimizer steps of the whole training.
-        images_per_step: what `scale_lr` multiplies the learning rate by.
+        images_per_step: what `scale_lr` multiplies learning rates by.
 
     Raises:
         UserError: for an 8-bit optimizer that isn't installed.
@@ -33,11 +33,14 @@ def make_optimizer(
     make = _adam_8bit() if options.use_8bit_adam else partial(torch.optim.AdamW, fused=True)
     optimizer: torch.optim.Optimizer = make(
         groups,
-        lr=options.learning_rate * (images_per_step if options.scale_lr else 1),
+        lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         weight_decay=options.adam_weight_decay,
         eps=options.adam_epsilon,
     )
+    if options.scale_lr:
+        for group in optimizer.param_groups:
+            group["lr"] *= images_per_step
     schedule = get_scheduler(
         options.lr_scheduler,
         optimizer,

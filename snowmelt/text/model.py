@@ -10,6 +10,10 @@ from torch import nn
 from snowmelt.objectives import Objective
 from snowmelt.text.conditioning import CaptionConditioning
 from snowmelt.text.networks import TextConditionedUNet
+from snowmelt.text.options import TextToImageConfig
+
+SHARE_OF_NEW_TEXT = 0.1
+"""Of the network's learning rate. At 1 the embedded scenes' positions aren't learned in 2,000 steps; at 0.1, in 400."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,17 @@ class TextToImageModel:
             return self.unet, {"unet": self.unet}
         net = TextConditionedUNet(self.unet, self.text_encoder)
         return net, {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    def groups(self, config: TextToImageConfig) -> list[dict[str, Any]]:
+        """What is trained, each network at its learning rate.
+
+        A new text encoder learns slowly: at the network's rate its words become alike before the network has use for
+        what they differ in.
+        """
+        share = SHARE_OF_NEW_TEXT if config.pretrained_model_name_or_path is None else 1.0
+        slow = share * config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+        rates = {"unet": config.learning_rate, "text_encoder": slow}
+        return [
+            {"params": [p for p in net.parameters() if p.requires_grad], "lr": rates[name]}
+            for name, net in self.joined()[1].items()
+        ]

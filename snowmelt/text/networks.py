@@ -11,6 +11,7 @@ from pipelines import TextToImagePipeline
 from snowmelt.errors import UserError
 
 HEAD_DIM = 64
+EMBEDDING_STD = {"token_embedding": 1.0, "position_embedding": 0.3}
 
 
 class TextConditionedUNet(nn.Module):
@@ -34,6 +35,8 @@ class TextConditionedUNet(nn.Module):
 
 def make_text_encoder(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, seed: int) -> CLIPTextModel:
     """A freshly initialized encoder for a tokenizer's tokens, as many as it pads captions to.
+
+    Embeddings begin at the scale of the layers' outputs, not at CLIP's 0.02, so that words differ from the start.
 
     Args:
         tokenizer: whose `model_max_length` is set.
@@ -59,4 +62,9 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, l
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+    encoder = CLIPTextModel(config)
+    for name, parameter in encoder.named_parameters():
+        for part, std in EMBEDDING_STD.items():
+            if part in name:
+                nn.init.normal_(parameter, std=std)
+    return encoder

@@ -54,6 +54,12 @@ class TextModelOptions(Config):
     text_hidden_size: int = option(128, "width of the text encoder that is trained, a multiple of 64", minimum=64)
     text_layers: int = option(2, "its transformer blocks", minimum=1)
     vocab_size: int = option(4096, "tokens of its tokenizer, at most", minimum=514)
+    text_encoder_lr: float | None = option(
+        None,
+        "learning rate of a text encoder that is trained; a tenth of learning_rate by default, or all of it for a "
+        "pretrained one",
+        minimum=0,
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
 
