@@ -99,6 +99,7 @@ def evaluate(name: str, args: argparse.Namespace, data: list[Any]) -> dict[str, 
     if not (out / "report/report.json").exists():
         words = ["--model", out, "--metrics", "fd", "--num_images", args.num_images, "--features", args.features, *data]
         words += ["--held_out_split", args.held_out_split, "--num_inference_steps", args.num_inference_steps]
+        words += ["--torch_dtype", "bfloat16"] if native_precision() == "bf16" else []
         run("evaluate.py", *words)
     report = json.loads((out / "report/report.json").read_text())
     values = {f"{r['name']}, {args.num_images} samples": r["value"] for r in report["results"]}

@@ -7,122 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from diffusers import ModelMixin
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from snowmelt.ema import Ema
 from snowmelt.errors import UserError
+from snowmelt.parts import Part
 
 STATE_FILE = "trainer_state.json"
 _PARTIAL = ".partial-"
-
-
-class Part(Protocol):
-    """Something a checkpoint holds. One registry of parts serves saving and loading, so that they can't drift."""
-
-    def save(self, folder: Path) -> None:
-        """Write everything needed to go on into `folder`, which doesn't exist yet."""
-
-    def load(self, folder: Path) -> None:
-        """Become what `save` wrote."""
-
-
-class ModelPart:
-    """A network, or one of its averages, as a folder that `from_pretrained` loads."""
-
-    def __init__(self, net: ModelMixin, ema: Ema | None = None) -> None:
-        self.net = net
-        self.ema = ema
-
-    def save(self, folder: Path) -> None:
-        with self.ema.applied() if self.ema else contextlib.nullcontext():
-            self.net.save_pretrained(folder)
-
-    def load(self, folder: Path) -> None:
-        state = type(self.net).from_pretrained(folder, use_safetensors=True).state_dict()
-        if self.ema:
-            self.ema.load(state)
-        else:
-            self.net.load_state_dict(state)
-
-
-class TrainedPart:
-    """What is trained of a network that is frozen but for some of its parameters, or an average of that."""
-
-    def __init__(self, net: nn.Module, ema: Ema | None = None) -> None:
-        self.net = net
-        self.ema = ema
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        with self.ema.applied() if self.ema else contextlib.nullcontext():
-            tensors = {name: p.detach().contiguous() for name, p in self.net.named_parameters() if p.requires_grad}
-            save_file(tensors, folder / "trained.safetensors")
-
-    def load(self, folder: Path) -> None:
-        state = load_file(folder / "trained.safetensors")
-        if self.ema:
-            self.ema.load(state)
-        else:
-            self.net.load_state_dict(state, strict=False)  # the others are as they were
-
-
-def network_part(net: ModelMixin, ema: Ema | None = None) -> Part:
-    """A network, or one of its averages, as far as it is trained."""
-    whole = all(p.requires_grad for p in net.parameters())
-    return (ModelPart if whole else TrainedPart)(net, ema)
-
-
-class OptimizerPart:
-    """An optimizer's moments, as safetensors. Its hyperparameters come from the configuration, not from here."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        state = self.optimizer.state_dict()["state"]
-        tensors = {f"{i}.{k}": v.contiguous() for i, moments in state.items() for k, v in moments.items()}
-        save_file(tensors, folder / "optimizer.safetensors")
-
-    def load(self, folder: Path) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / "optimizer.safetensors").items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-class ScalerPart:
-    """The loss scale of fp16 training."""
-
-    def __init__(self, scaler: torch.amp.GradScaler) -> None:
-        self.scaler = scaler
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "scaler.json").write_text(json.dumps(self.scaler.state_dict()))
-
-    def load(self, folder: Path) -> None:
-        self.scaler.load_state_dict(json.loads((folder / "scaler.json").read_text()))
-
-
-def training_parts(
-    nets: dict[str, ModelMixin],
-    averages: list[dict[str, Ema]],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-) -> dict[str, Part]:
-    """All that a training needs to go on, by folder: networks and averages by their names, `optimizer`, `scaler`."""
-    parts: dict[str, Part] = {name: network_part(net) for name, net in nets.items()}
-    parts |= {"optimizer": OptimizerPart(optimizer)}
-    parts |= {name: network_part(ema.net, ema) for emas in averages for name, ema in emas.items()}
-    return parts | ({} if scaler is None else {"scaler": ScalerPart(scaler)})
 
 
 class Checkpoints:

@@ -28,6 +28,8 @@ class Meter:
         self.accelerator = accelerator
         self.micro_steps = micro_steps
         self.rows = rows
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # of making the data ready
         self._restart()
 
     def _restart(self) -> None:

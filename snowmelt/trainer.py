@@ -14,7 +14,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snowmelt.checkpoint import Checkpoints, full_disk, network_part, read_state, save_atomically, training_parts
+from snowmelt.checkpoint import Checkpoints, full_disk, read_state, save_atomically
 from snowmelt.codec import Codec
 from snowmelt.conditioning import Conditioning
 from snowmelt.config import differences
@@ -26,6 +26,7 @@ from snowmelt.meter import Meter
 from snowmelt.objectives import Criterion
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
+from snowmelt.parts import network_part, training_parts
 from snowmelt.tracking import Metrics, log_samples, plot_loss
 
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
@@ -152,8 +153,6 @@ class Trainer:
     def _train(self, interrupts: Interrupts) -> str | None:
         """The loop. Returns the reason why it ended early, if it did; a checkpoint was saved then, too."""
         config, accelerator = self.config, self.accelerator
-        if accelerator.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()  # of making the data ready
         meter = Meter(accelerator, config.gradient_accumulation_steps, self.data.rows)
         metrics = Metrics(self.folder, accelerator, self.step)
         stream = self._stream()

@@ -57,6 +57,7 @@ def tiny_vae(kind: str = "sd", channels: int = 3) -> Any:
             decoder_layers_per_block=(1,) * 3,
             encoder_qkv_multiscales=stages,
             decoder_qkv_multiscales=stages,
+            decoder_norm_types=("batch_norm", "rms_norm", "rms_norm"),  # as most of those that are published
             scaling_factor=0.4,
         ),
     }[kind]()

@@ -8,6 +8,7 @@ import torch
 from pipelines import PixelDiffusionPipeline
 from snowmelt.errors import UserError
 from snowmelt.loading import PipelineOptions, checkpoints, choose_pipeline, load_pipeline
+from tests.autoencoders import tiny_vae
 from tests.pipelines.models import tiny_pipeline, tiny_unet
 
 FOLDERS = ("unet_ema_0.050", "checkpoint-9/unet", "checkpoint-9/unet_ema", "checkpoint-10/unet")
@@ -72,3 +73,12 @@ def test_published_and_plain_folders(run: Path, tmp_path: Path) -> None:
         pipeline = load_pipeline(str(tmp_path / name))
         assert type(pipeline) is PixelDiffusionPipeline
         assert torch.equal(pipeline.unet.conv_in.weight, tiny_unet().conv_in.weight)
+
+
+def test_stock_pipelines_of_other_parts_are_refused(tmp_path: Path) -> None:
+    """As a pixel model they would sample latents and call them pictures."""
+    from diffusers import DDIMScheduler, LDMPipeline
+
+    LDMPipeline(tiny_vae("vq"), tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="it is a LDMPipeline of scheduler, unet, vqvae; load it with diffusers itself"):
+        load_pipeline(str(tmp_path))

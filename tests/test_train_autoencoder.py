@@ -1,6 +1,7 @@
 """Runs of train_autoencoder.py: what they leave, that they resume exactly, what they refuse."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from pipelines import LatentDiffusionPipeline
 from snowmelt.autoencoder.latents import measure_latents
 from snowmelt.codec import load_autoencoder
 from snowmelt.errors import UserError
+from snowmelt.evaluation import classifier
 from snowmelt.tracking import read_metrics
 from tests.autoencoder.conftest import config, data, make_kl, make_vq  # noqa: F401  (fixtures)
 from tests.conftest import trained
+from tests.pipelines.models import quiet
 
 STEPS = 6
 USUAL = {
@@ -80,7 +84,7 @@ def test_layout(run):
 def test_scaling_is_measured(run, config, data):  # noqa: F811
     """On the training images, with the weights that are saved."""
     vae = AutoencoderKL.from_pretrained(run / "vae").eval()
-    line = read_metrics(run)[-1]
+    (line,) = [line for line in read_metrics(run) if "latent_scale" in line]
     assert (vae.config.scaling_factor, vae.config.shift_factor) == (line["latent_scale"], line["latent_shift"])
     from snowmelt.data.held_out import load_splits
 
@@ -93,13 +97,13 @@ def test_scaling_is_measured(run, config, data):  # noqa: F811
 
 
 def test_metrics(run):
-    *lines, report = read_metrics(run)
+    *lines, latents, report = read_metrics(run)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line in lines:
         assert {"loss", "reconstruction", "psnr", "kl", "generator", "discriminator", "disc_weight"} <= line.keys()
         assert not any(name.startswith("loss_q") for name in line)
         assert (line["disc_weight"] > 0) == (line["step"] > 2)
-    assert report["step"] == STEPS
+    assert latents["step"] == report["step"] == STEPS
     assert 3 < report["eval_psnr"] < 30
 
 
@@ -234,30 +238,31 @@ def test_non_finite_says_which_row(fit, tmp_path):
         fit(tmp_path / "run", learning_rate=1e30, lr_warmup_steps=0, max_train_steps=30)
 
 
-def test_default_recipe(train, cache_dir, tmp_path, capsys):
-    unset = dict.fromkeys(("dataset_name", "resolution", "mixed_precision", "train_batch_size"))
-    train(
-        tmp_path / "run",
-        **{k: None for k in USUAL if k not in ("script", "eval_features")}
-        | unset
-        | {
-            "script": "train_autoencoder",
-            "eval_features": "none",
-            "perceptual": "none",
-            "max_train_steps": 2,
-            "cache_dir": cache_dir,
-            "disc_start": 1,
-        },
-    )
+def test_both_stages_with_the_default_recipes(train, tmp_path, capsys, monkeypatch):
+    """As they are but for their length, and that of the training of the classifier whose features they use."""
+    monkeypatch.setattr(classifier, "STEPS", 20)
+    names = ("dataset_name", "resolution", "mixed_precision", "train_batch_size", "class_conditional")
+    unset = dict.fromkeys([*USUAL, *names])
+    short = {"max_train_steps": 40, "cache_dir": tmp_path / "cache"}
+    train(tmp_path / "run", **unset | short | {"script": "train_autoencoder", "disc_start": 20})
     vae = AutoencoderKL.from_pretrained(tmp_path / "run" / "vae")
     assert vae.config.sample_size == 16
     printed = capsys.readouterr().out
-    assert (
-        "loss: l1 of pixels + 1e-06 x KL + 0.5 x adversarial, with the adaptive weight, from step 1; none perc"
-        in printed
-    )
+    assert "loss: l1 of pixels + 1 x perceptual (classifier) + 1e-06 x KL + 0.5 x adversarial" in printed
+    latents, report = read_metrics(tmp_path / "run")[-2:]
+    assert report["eval_psnr"] > 10
+    assert report["eval_rfd"] > 0
+    assert latents["latent_scale"] == vae.config.scaling_factor
     assert "180 images of held out" in printed
     assert f"python train_unconditional.py --autoencoder {tmp_path / 'run'}" in printed
+    words = {"config": "digits", "autoencoder": tmp_path / "run", "eval_batch_size": 4, "ddpm_num_inference_steps": 2}
+    train(tmp_path / "second", **unset | short | {"script": "train_unconditional", "max_train_steps": 3} | words)
+    assert re.search(
+        r"1797 latents of 4 x 4 x 4, mean -?0\.\d\d, standard deviation (0\.9|1\.0)\d\n", capsys.readouterr().out
+    )
+    pipeline = LatentDiffusionPipeline.from_pretrained(tmp_path / "second")
+    assert pipeline.num_classes == 10
+    assert quiet(pipeline)(class_labels=3, num_inference_steps=2).images[0].size == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +273,7 @@ def test_default_recipe(train, cache_dir, tmp_path, capsys):
         ({"eval_features": "inception"}, "--eval_features inception: "),
         ({"validation_split": "test"}, "--validation_split and --validation_share: give one"),
         ({"overwrite_output_dir": True}, "--overwrite_output_dir would delete"),
+        ({"ema_widths": [0.1, 0.2]}, "--ema_widths: takes one width here"),
         ({"push_to_hub": True}, "unknown flag --push_to_hub"),
     ],
 )

@@ -15,7 +15,7 @@ from snowmelt.codec import PixelCodec
 from snowmelt.errors import UserError
 from snowmelt.objectives.objective import Objective
 from snowmelt.objectives.paths import EdmPath, Path, StraightPath
-from snowmelt.objectives.pretrained import target_of
+from snowmelt.pretrained import target_of
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(scaled x_t (B, C, H, W), timestep (B,)) -> output (B, C, H, W), all float64 on the CPU."""

@@ -14,7 +14,7 @@ from pipelines import TextToImagePipeline
 from snowmelt.config import on_hub
 from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError, one_line
-from snowmelt.objectives.pretrained import pretrained_objective, pretrained_scheduler
+from snowmelt.pretrained import pretrained_objective, pretrained_scheduler
 from snowmelt.text.conditioning import CaptionConditioning, token_tables
 from snowmelt.text.lora import add_lora, save_lora
 from snowmelt.text.model import TextToImageModel

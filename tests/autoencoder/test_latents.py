@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from pipelines import LatentDiffusionPipeline
 from snowmelt.autoencoder import latents
 from snowmelt.autoencoder.latents import LatentStatistics, measure_latents, scaled, some_rows
 from snowmelt.codec import PixelCodec
 from tests.autoencoder.conftest import make_kl, make_vq
+from tests.autoencoders import tiny_vae
 
 
 def encoded(vae, data, rows=None):
@@ -81,6 +83,16 @@ def test_scaling_is_saved_and_no_more(make, data, tmp_path):
         assert config.shift_factor == found.shift
     else:
         assert "shift_factor" not in config
+
+
+def test_scaling_wins_over_that_of_each_channel(tmp_path):
+    """Which a pretrained autoencoder brings, and which is no longer its own after more training."""
+    vae = tiny_vae("sdxl-like")
+    with scaled(vae, LatentStatistics(mean=torch.full((4,), 0.5), std=torch.full((4,), 2.0))):
+        vae.save_pretrained(tmp_path)
+    shift, scale = LatentDiffusionPipeline.shift_and_scale(type(vae).from_pretrained(tmp_path))
+    assert (shift.flatten().tolist(), scale.item()) == ([0.5], 0.5)
+    assert vae.config.latents_std == (8.4, 5.9, 4.5, 5.3)
 
 
 def test_scale_of_unlike_channels():

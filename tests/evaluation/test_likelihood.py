@@ -19,6 +19,7 @@ from snowmelt.evaluation.likelihood import _draw, bits_per_dim, integrate
 from snowmelt.objectives import RECIPES, Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath
 from tests.pipelines.models import tiny_pipeline
+from tests.pipelines.test_latent import pipeline_of
 
 SIDE, SIGMA_DATA = 4, 0.5
 D = SIDE**2
@@ -400,7 +401,7 @@ def test_bad_input():
         with pytest.raises(UserError, match="bfloat16"):
             measure(noised(OBJECTIVES["few_steps"]).to(torch.bfloat16), images)
         with pytest.raises(UserError, match="makes no pixels"):
-            measure(object(), images)
+            measure(pipeline_of(), images)
     with pytest.raises(UserError, match="from 2 to the model's 50"):
         variational_bound(pipeline, images, num_timesteps=51)
     with pytest.raises(UserError, match="take bits_per_dim"):

@@ -171,6 +171,32 @@ def test_half_precision_that_overflows_is_decoded_in_float32(force_upcast: bool)
     assert all(torch.equal(a, weights[name]) for name, a in pipeline.vae.state_dict().items())
 
 
+def test_images_are_encoded_in_float32_where_half_precision_overflows() -> None:
+    pipeline = pipeline_of()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pipeline.vae.encoder.conv_in.weight.data.mul_(1e5)
+    expected = pipeline.encode(images)
+    pipeline.vae.half()
+    assert not pipeline.vae.encode(images.half()).latent_dist.mean.isfinite().all(), "the test's autoencoder overflows"
+    assert_close(pipeline.encode(images), expected, atol=0.02, rtol=0.01)
+    assert pipeline.vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_give_what_one_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many pictures go through the autoencoder a few at a time."""
+    pipeline = pipeline_of(kind)
+    latents = torch.randn(5, LATENT_CHANNELS[kind], 8, 8, generator=torch.Generator().manual_seed(0))
+    images = pipeline.decode(latents)
+    known = pipeline.encode(images)
+    sizes: list[int] = []
+    pipeline.vae.decoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    monkeypatch.setattr(LatentDiffusionPipeline, "PIXELS_PER_PASS", 2 * images.shape[2] ** 2)
+    assert_close(pipeline.decode(latents), images, atol=1e-4, rtol=1e-4)
+    assert sizes == [2, 2, 1]
+    assert_close(pipeline.encode(images), known, atol=1e-4, rtol=1e-4)
+
+
 def test_half_precision_that_does_not_overflow_is_kept() -> None:
     pipeline = pipeline_of("tiny")
     seen: list[torch.dtype] = []
@@ -187,7 +213,7 @@ def test_half_precision_that_does_not_overflow_is_kept() -> None:
 def test_images_that_are_not_finite_are_not_passed_off_as_black() -> None:
     pipeline = pipeline_of()
     pipeline.vae.decoder.conv_out.bias.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="images: not finite when AutoencoderKL decodes these latents"):
+    with pytest.raises(ValueError, match="images: not finite when AutoencoderKL makes them"):
         pipeline(**FAST)
 
 
