@@ -6,22 +6,27 @@ An analytic checker reads shape, colour, count, size, position and relation back
 drawn as training's captions were, "held out" ones name a combination that no training picture shows. Beside the samples
 stands the checker on scenes drawn as the prompts say. The standard error of a share p is sqrt(p (1 - p) / number).
 With --checkpoints, the averaged weights of each checkpoint of the run are judged, and alignment.png is drawn there.
+With --picture FILE, the first prompts of each sort are drawn with what the checker says of them.
 """
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel
 
 from pipelines import TextToImagePipeline
 from snowmelt.checkpoint import complete
-from snowmelt.data.scenes.captions import describe
+from snowmelt.data.scenes.captions import describe, prompts
 from snowmelt.data.scenes.drawing import draw
+from snowmelt.data.scenes.reading import judge, read_scene
 from snowmelt.data.scenes.world import draw_scene
-from snowmelt.evaluation.alignment import alignment, pipeline_draw, report, scene_alignment
+from snowmelt.environment import native_precision
+from snowmelt.evaluation.alignment import Draw, alignment, pipeline_draw, report, scene_alignment
 
 
 def real_scenes(count: int, side: int) -> str:
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--guidance_scales", type=float, nargs="+", help="the pipeline's default when not given")
     parser.add_argument("--checkpoints", action="store_true")
+    parser.add_argument("--picture", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -49,9 +55,15 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     print(real_scenes(args.num_prompts, pipeline.unet.config.sample_size * pipeline.pixels_per_cell))
 
+    made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps)
+
+    @torch.autocast("cpu", torch.bfloat16, enabled=native_precision() == "bf16")
     def judged(**options: float) -> dict:
         made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps, **options)
         return scene_alignment(made, count=args.num_prompts, seed=args.seed)
+
+    if args.picture:
+        picture(made, args.seed, args.picture)
 
     for scale in args.guidance_scales or [None]:
         print(f"\nguidance {scale or 'as the pipeline has it'}, {args.num_inference_steps} steps")
@@ -65,6 +77,26 @@ def main() -> None:
             curve[step] = {name: result.attributes["all"] for name, result in judged().items()}
             print(f"step {step}: " + ", ".join(f"{name} {share:.1%}" for name, share in curve[step].items()))
         plot(curve, args.model / "alignment.png")
+
+
+def picture(made: Draw, seed: int, path: Path, columns: int = 6) -> None:
+    """Two rows of seen prompts and two of held-out ones, under what was drawn of them."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(4, columns, figsize=(9, 7.4), layout="constrained")
+    for rows, held_out in ((axes[:2], False), (axes[2:], True)):
+        claimed = prompts(2 * columns, seed, held_out)
+        drawn = made([prompt.text for prompt in claimed], range(2 * columns))
+        for axis, prompt, pixels in zip(rows.flat, claimed, drawn, strict=True):
+            wrong = [name for name, right in judge(prompt, read_scene(pixels)).items() if not right]
+            axis.imshow(pixels)
+            axis.axis("off")
+            title = textwrap.fill(("held out: " if held_out else "") + prompt.text, 22)
+            axis.set_title(title + (f"\n(wrong: {', '.join(wrong)})" if wrong else ""), fontsize=7)
+    figure.savefig(path, dpi=100)
 
 
 def plot(curve: dict[int, dict[str, float]], path: Path) -> None:
