@@ -7,7 +7,7 @@ change none of them. Under `accelerate launch` the processes share the work.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snowmelt.config import option, parse
 from snowmelt.errors import UserError, run
@@ -28,6 +28,7 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
 
     num_images: int = option(64, "images to generate")
     class_label: str | None = option(None, "number or name of the class of all images; all in turn by default")
+    prompt: list[str] = option([], "prompts, which images take in turn, for a model that makes them from texts")
     output_dir: str = option("samples", "folder of the images")
     overwrite_output_dir: bool = option(False, "remove the images that an earlier, other run left there")
     bit_depth: int = option(8, "8, or 16 for gray images")
@@ -62,7 +63,7 @@ def main() -> None:
     with state.split_between_processes(list(range(config.num_images))) as indices:
         for start in range(0, len(indices), config.batch_size):
             batch = indices[start : start + config.batch_size]
-            images = sample(pipeline, config, batch, class_label=config.class_label, output_type="np").images
+            images = draw(pipeline, config, batch).images
             for index, image in zip(batch, images, strict=True):
                 save_image(image, folder / file_name(pipeline, index), config.bit_depth, value_range)
     state.wait_for_everyone()
@@ -90,6 +91,23 @@ def load(config: GenerateConfig) -> "PixelDiffusionPipeline":
     if config.bit_depth == 16 and pipeline.channels != 1:
         raise UserError(f"--bit_depth: 16 is for gray images, this model's have {pipeline.channels} channels")
     return pipeline
+
+
+def draw(pipeline: "PixelDiffusionPipeline", config: GenerateConfig, indices: list[int], **arguments: Any) -> Any:
+    """The pipeline's output for these images, as arrays.
+
+    Raises:
+        UserError: for what the pipeline refuses.
+    """
+    return sample(
+        pipeline,
+        config,
+        indices,
+        class_label=config.class_label,
+        prompts=config.prompt,
+        output_type="np",
+        **arguments,
+    )
 
 
 def has_pictures(pipeline: "PixelDiffusionPipeline") -> bool:
@@ -154,8 +172,7 @@ def save_trajectory(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", 
     from pipelines import save_gif, save_strip
 
     indices = list(range(min(config.num_images, TRAJECTORY_IMAGES)))
-    output = sample(pipeline, config, indices, class_label=config.class_label, return_trajectory=True, output_type="np")
-    trajectory = output.trajectory
+    trajectory = draw(pipeline, config, indices, return_trajectory=True).trajectory
     save_strip(trajectory, folder / "strip.png")
     save_gif(trajectory, folder / "trajectory.gif")
 

@@ -42,7 +42,9 @@ class SamplerOptions(Config):
     num_inference_steps: int = option(50, "steps of the scheduler")
     scheduler: str | None = option(None, "sampler, such as ddim, unipc or flow-heun; the model's own by default")
     eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)")
-    guidance_scale: float = option(1.0, "weight of the class against no class; 1 for no guidance")
+    guidance_scale: float | None = option(
+        None, "weight of the class or the prompt against none; 1 for no guidance; the model's own by default"
+    )
     guidance_interval: list[float] = option([], "guide only where LO < sigma / alpha <= HI")
     seed: int = option(0, "all randomness follows from it and an image's index")
 
@@ -159,26 +161,33 @@ def sample(
     indices: Sequence[int],
     *,
     class_label: str | None = None,
+    prompts: Sequence[str] = (),
     **arguments: Any,
 ) -> Any:
-    """The pipeline's output for the images of these indices, of one class or, for None, of all classes in turn.
+    """The pipeline's output for the images of these indices.
+
+    They are of one class or, for None, of all classes in turn; or of the prompts in turn, for a model of text.
 
     Raises:
         UserError: for what the pipeline refuses.
     """
     from pipelines import image_generators
 
-    labels: Any = class_label
-    if labels is None and pipeline.num_classes:
-        labels = [index % pipeline.num_classes for index in indices]
-    elif labels is not None and labels.isdecimal() and labels not in (pipeline.id2label or {}).values():
-        labels = int(labels)
+    by_text = "tokenizer" in pipeline.components
+    if by_text != bool(prompts):
+        why = "needed by this model, which makes pictures from texts" if by_text else "this model isn't told a text"
+        raise UserError(f"--prompt: {why}")
+    told: dict[str, Any] = {"prompt": [prompts[index % len(prompts)] for index in indices]} if by_text else {}
+    if not by_text:
+        told = {"batch_size": len(indices), "class_labels": _labels(pipeline, indices, class_label)}
+    elif class_label is not None:
+        raise UserError("--class_label: this model has no classes; give --prompt alone")
+    if options.guidance_scale is not None:
+        told["guidance_scale"] = options.guidance_scale
     interval = (options.guidance_interval[0], options.guidance_interval[1]) if options.guidance_interval else None
     try:
         return pipeline(
-            batch_size=len(indices),
-            class_labels=labels,
-            guidance_scale=options.guidance_scale,
+            **told,
             guidance_interval=interval,
             num_inference_steps=options.num_inference_steps,
             eta=options.eta,
@@ -187,3 +196,10 @@ def sample(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _labels(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:
+    if class_label is None:
+        return [index % pipeline.num_classes for index in indices] if pipeline.num_classes else None
+    by_number = class_label.isdecimal() and class_label not in (pipeline.id2label or {}).values()
+    return int(class_label) if by_number else class_label

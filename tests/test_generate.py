@@ -13,7 +13,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatch
 import generate
 from pipelines import PixelDiffusionPipeline, image_generators
 from snowmelt.errors import UserError
-from tests.pipelines.models import tiny_pipeline, tiny_unet
+from tests.pipelines.models import quiet, tiny_pipeline, tiny_unet
+from tests.pipelines.test_text2img import make
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,3 +194,24 @@ def test_help_is_immediate() -> None:
 def test_default_scheduler_is_the_models(models: Path) -> None:
     config = generate.GenerateConfig(model=str(models / "classes"))
     assert type(generate.load(config).scheduler) is DDPMScheduler
+
+
+def test_prompts_in_turn(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the guidance that the pipeline has for its own, unless another is given."""
+    pipeline = quiet(make())
+    pipeline.save_pretrained(tmp_path / "text")
+    wanted = ["--prompt", "a cat", "a red dog", "--num_images", "3"]
+    folder = run(monkeypatch, tmp_path / "text", tmp_path / "out", *wanted)
+    prompts, options = ["a cat", "a red dog", "a cat"], {"num_inference_steps": 2}
+    expected = pipeline(prompts, generator=image_generators(0, range(3)), **options).images
+    for ours, theirs in zip(pixels(folder), expected, strict=True):
+        assert abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+    plain = run(monkeypatch, tmp_path / "text", tmp_path / "plain", *wanted, "--guidance_scale", "1")
+    expected = pipeline(prompts, generator=image_generators(0, range(3)), guidance_scale=1.0, **options).images
+    assert abs(pixels(plain)[1].astype(int) - np.asarray(expected[1]).astype(int)).max() <= 1
+    with pytest.raises(UserError, match="--prompt: needed by this model"):
+        run(monkeypatch, tmp_path / "text", tmp_path / "none")
+    with pytest.raises(UserError, match="--class_label: this model has no classes"):
+        run(monkeypatch, tmp_path / "text", tmp_path / "none", "--class_label", "1", *wanted)
+    with pytest.raises(UserError, match="--prompt: this model isn't told a text"):
+        run(monkeypatch, models / "classes", tmp_path / "none", *wanted)

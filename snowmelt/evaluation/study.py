@@ -184,7 +184,7 @@ class Study:
                 "scheduler": config.scheduler or type(pipeline.scheduler).__name__,
                 "num_inference_steps": config.num_inference_steps,
                 "nfe": self.nfe[0],
-                "guidance_scale": config.guidance_scale,
+                "guidance_scale": 1.0 if config.guidance_scale is None else config.guidance_scale,
                 "eta": config.eta,
                 "seed": config.seed,
             },
