@@ -5,8 +5,9 @@
 An analytic checker reads shape, colour, count, size, position and relation back from each picture. "Seen" prompts are
 drawn as training's captions were, "held out" ones name a combination that no training picture shows. Beside the samples
 stands the checker on scenes drawn as the prompts say. The standard error of a share p is sqrt(p (1 - p) / number).
-With --checkpoints, the averaged weights of each checkpoint of the run are judged, and alignment.png is drawn there.
-With --picture FILE, the first prompts of each sort are drawn with what the checker says of them.
+In the model's folder it leaves alignment.md, what it prints, and alignment-prompts.png, the first prompts of each sort
+with what the checker says of them; with --checkpoints alignment.png as well, the averaged weights of each checkpoint
+judged. publish.py puts them on the model card.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from snowmelt.data.scenes.drawing import draw
 from snowmelt.data.scenes.reading import judge, read_scene
 from snowmelt.data.scenes.world import draw_scene
 from snowmelt.environment import native_precision
-from snowmelt.evaluation.alignment import Draw, alignment, pipeline_draw, report, scene_alignment
+from snowmelt.evaluation.alignment import ALIGNMENT_FILE, Draw, alignment, pipeline_draw, report, scene_alignment
 
 
 def real_scenes(count: int, side: int) -> str:
@@ -47,14 +48,14 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--guidance_scales", type=float, nargs="+", help="the pipeline's default when not given")
     parser.add_argument("--checkpoints", action="store_true")
-    parser.add_argument("--picture", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     pipeline = TextToImagePipeline.from_pretrained(args.model)
     pipeline.set_progress_bar_config(disable=True)
-    print(real_scenes(args.num_prompts, pipeline.unet.config.sample_size * pipeline.pixels_per_cell))
-
+    side = pipeline.unet.config.sample_size * pipeline.pixels_per_cell
+    told = [f"The checker on {args.num_prompts} scenes that are as they should be, of each sort:", ""]
+    told += [real_scenes(args.num_prompts, side)]
     made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps)
 
     @torch.autocast("cpu", torch.bfloat16, enabled=native_precision() == "bf16")
@@ -62,12 +63,14 @@ def main() -> None:
         made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps, **options)
         return scene_alignment(made, count=args.num_prompts, seed=args.seed)
 
-    if args.picture:
-        picture(made, args.seed, args.picture)
-
+    picture(made, args.seed, args.model / "alignment-prompts.png")
     for scale in args.guidance_scales or [None]:
-        print(f"\nguidance {scale or 'as the pipeline has it'}, {args.num_inference_steps} steps")
-        print(report(judged(**({} if scale is None else {"guidance_scale": scale}))))
+        said = "The pipeline's own guidance" if scale is None else f"Guidance {scale:g}"
+        told += ["", f"{said}, {args.num_inference_steps} steps, seed {args.seed}:", ""]
+        told += [report(judged(**({} if scale is None else {"guidance_scale": scale})))]
+    text = "\n".join(told) + "\n"
+    (args.model / ALIGNMENT_FILE).write_text(text)
+    print(text)
     if args.checkpoints:
         curve = {}
         for folder in complete(args.model):

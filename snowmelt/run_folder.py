@@ -38,6 +38,7 @@ OWN = (
     "model_index.json",
     "loss.png",
     "evaluation.png",
+    "alignment*",
     ".publication*",
     "skipped.txt",
     "logs",

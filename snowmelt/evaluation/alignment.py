@@ -10,6 +10,9 @@ from pipelines import TextToImagePipeline, image_generators
 from snowmelt.data.scenes.captions import Prompt, prompts
 from snowmelt.data.scenes.reading import ATTRIBUTES, judge, read_scene
 
+ALIGNMENT_FILE = "alignment.md"
+"""What is said of a model's alignment, in its folder."""
+
 Draw = Callable[[list[str], range], np.ndarray]
 """Prompts, and the numbers of their images, to pictures, uint8 (N, H, H, 3)."""
 

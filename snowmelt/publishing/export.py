@@ -25,6 +25,7 @@ from snowmelt.run_folder import CONFIG_FILE, LORA_FILE
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 STOCK = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
 STRIP, STRIP_IMAGES, STRIP_STEPS = "denoising.png", 4, 50
+ALIGNMENT_PICTURES = ("alignment-prompts.png", "alignment.png")
 METRICS_FILE = "metrics.json"
 
 
@@ -156,7 +157,7 @@ def _stock(facts: Facts) -> dict[str, Any]:
 def _copy_pictures(source: Path, folder: Path, report: Path | None) -> None:
     grids = sorted((source / "samples").glob("step-*.png"))
     named = {"samples.png": grids[-1]} if grids else {"samples.png": source / "samples.png"}
-    named |= {name: source / name for name in ("loss.png", STRIP, "evaluation.png")}
+    named |= {name: source / name for name in ("loss.png", STRIP, "evaluation.png", *ALIGNMENT_PICTURES)}
     # Not the report's other pictures, which show images of the data set: it may be nobody else's business.
     named |= {f"report-{path.name}": path for path in (report or source / "report").glob("sweep-*.png")}
     for name, path in named.items():

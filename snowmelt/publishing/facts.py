@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from snowmelt.config import on_hub
 from snowmelt.errors import UserError
+from snowmelt.evaluation.alignment import ALIGNMENT_FILE
 from snowmelt.run_folder import LORA_FILE, RUN_FILE
 from snowmelt.tracking import read_metrics
 
@@ -29,6 +30,7 @@ class Facts:
         run: run.json: configuration, data, hardware; None for a pipeline that didn't come from a run's folder.
         training: how it went, from metrics.jsonl; None without it.
         report: evaluate.py's; None without one.
+        alignment: how often it draws what a prompt says, in markdown; None where that wasn't measured.
     """
 
     index: dict[str, Any]
@@ -37,6 +39,7 @@ class Facts:
     run: dict[str, Any] | None
     training: dict[str, Any] | None
     report: dict[str, Any] | None
+    alignment: str | None
 
     @property
     def lora(self) -> bool:
@@ -66,7 +69,7 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         index.pop("_name_or_path", None)
         network = json.loads((source / "unet/config.json").read_text())
         weights = [path for path in (source / "unet").glob("*.safetensors") if path.name.count(".") == 1]
-    run = source / RUN_FILE
+    run, aligned = source / RUN_FILE, source / ALIGNMENT_FILE
     facts = json.loads(run.read_text()) if run.is_file() else None
     if facts and dataset_name:
         facts["config"]["dataset_name"] = dataset_name
@@ -77,6 +80,7 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         run=facts,
         training=_training(source, facts["images_per_step"]) if facts else None,
         report=_report(source / "report", required=False) if report is None else _report(report, required=True),
+        alignment=aligned.read_text() if aligned.is_file() else None,
     )
 
 

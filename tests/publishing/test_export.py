@@ -4,6 +4,7 @@ import getpass
 import hashlib
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -256,3 +257,16 @@ def test_bad_input(words, said, run, tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match=re.escape(said)):
         publish.main()
+
+
+def test_alignment_is_on_the_card(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "alignment.md").write_text("| prompts | all |\n| --- | --- |\n| seen | 91.0% |\n")
+    Image.new("RGB", (4, 4)).save(copy / "alignment-prompts.png")
+    (tmp_path / "out").mkdir()
+    export(copy, tmp_path / "out", "alice/pets")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| seen | 91.0% |" in card
+    assert "![alignment-prompts.png](alignment-prompts.png)" in card
+    assert "Not measured." not in card
+    assert (tmp_path / "out" / "alignment-prompts.png").is_file()
