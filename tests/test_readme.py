@@ -21,7 +21,8 @@ SMALL = {
     "train_unconditional.py": "--max_train_steps 2 --train_batch_size 4 --model_size tiny --eval_batch_size 4 "
     "--ddpm_num_inference_steps 2 --gradient_accumulation_steps 1",
     "generate.py": "--num_images 4 --num_inference_steps 2",
-    "train_autoencoder.py": "--max_train_steps 2 --train_batch_size 4 --model_size tiny --eval_batch_size 4",
+    "train_autoencoder.py": "--max_train_steps 2 --train_batch_size 4 --model_size tiny --eval_batch_size 4 "
+    "--eval_features none",  # else a classifier of cats and dogs is trained first
     "train_text2img.py": "--max_train_steps 2 --train_batch_size 4 --eval_batch_size 4 --ddpm_num_inference_steps 2",
     "publish.py": "",
     "evaluate.py": "--num_images 20 --num_inference_steps 2",

@@ -79,7 +79,7 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         parameters=sum(map(_size, weights)),
         run=facts,
         training=_training(source, facts["images_per_step"]) if facts else None,
-        report=_report(source / "report", required=False) if report is None else _report(report, required=True),
+        report=_report(report or source / "report", dataset_name, required=report is not None),
         alignment=aligned.read_text() if aligned.is_file() else None,
     )
 
@@ -115,7 +115,7 @@ def _training(source: Path, images_per_step: int) -> dict[str, Any] | None:
     }
 
 
-def _report(folder: Path, *, required: bool) -> dict[str, Any] | None:
+def _report(folder: Path, dataset_name: str | None, *, required: bool) -> dict[str, Any] | None:
     path = folder / REPORT_FILE
     if not path.is_file():
         if required:
@@ -124,5 +124,5 @@ def _report(folder: Path, *, required: bool) -> dict[str, Any] | None:
     report = json.loads(path.read_text())
     del report["model"]
     if not on_hub(report["dataset"]["name"]):
-        report["dataset"]["name"] = None
+        report["dataset"]["name"] = dataset_name
     return report
