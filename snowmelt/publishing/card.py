@@ -31,7 +31,7 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
         license=license,
         base_model=base,
         datasets=[dataset] if dataset and "/" in dataset else None,
-        tags=[*tags, *(["latent-diffusion"] if "vae" in facts.index else [])],
+        tags=[*tags, *(["latent-diffusion"] if facts.latent else [])],
         model_name=repo_id.rpartition("/")[-1],
         eval_results=_results(facts.report, task) if facts.report else None,
     )

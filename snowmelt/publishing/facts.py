@@ -49,7 +49,12 @@ class Facts:
     @property
     def by_text(self) -> bool:
         """Whether it is told a text."""
-        return self.lora or "tokenizer" in self.index
+        return self.lora or "tokenizer" in components(self.index)
+
+    @property
+    def latent(self) -> bool:
+        """Whether it works on what an autoencoder makes of pictures."""
+        return "vae" in components(self.index)
 
 
 def read_facts(source: Path, report: Path | None, dataset_name: str | None = None) -> Facts:

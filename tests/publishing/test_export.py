@@ -22,6 +22,7 @@ from pipelines import PixelDiffusionPipeline, make_scheduler
 from snowmelt.errors import UserError
 from snowmelt.publishing.export import add_variant, export
 from tests.conftest import ROOT
+from tests.pipelines.test_text2img import make as make_text2img
 
 REPORT = {
     "model": "/home/someone/run",
@@ -257,6 +258,16 @@ def test_bad_input(words, said, run, tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match=re.escape(said)):
         publish.main()
+
+
+@pytest.mark.parametrize("latent", [True, False])
+def test_card_says_what_the_network_works_on(latent, tmp_path):
+    make_text2img(latent=latent).save_pretrained(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    export(tmp_path / "model", tmp_path / "out", "alice/pets")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert ("latent-diffusion" in card.data.tags) == latent
+    assert card.data.pipeline_tag == "text-to-image"
 
 
 def test_alignment_is_on_the_card(run, tmp_path):
