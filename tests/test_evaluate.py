@@ -341,7 +341,7 @@ def test_processes_share_the_likelihood(monkeypatch: pytest.MonkeyPatch) -> None
 def test_values_of_a_sweep_are_numbers_where_they_can_be() -> None:
     config = EvaluateConfig(model="m", sweep=["guidance_scale=1,1.5", "scheduler=ddim"])
     assert [s.shown for s in settings_of(config)[1:]] == [1, 1.5, "ddim"]
-    assert [s.config.guidance_scale for s in settings_of(config)] == [1, 1, 1.5, 1]
+    assert [s.config.guidance_scale for s in settings_of(config)] == [None, 1, 1.5, None]
 
 
 def test_help_is_immediate_and_names_all_metrics() -> None:

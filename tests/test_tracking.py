@@ -82,5 +82,5 @@ def test_missing_logger(name, train, tmp_path):
 
 
 def test_unknown_logger():
-    with pytest.raises(UserError, match="--logger: invalid choice: 'comet'"):
+    with pytest.raises(UserError, match="--logger/--report_to: invalid choice: 'comet'"):
         parse(UnconditionalConfig, ["--logger", "comet"])

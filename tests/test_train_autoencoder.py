@@ -136,7 +136,7 @@ def interrupted(whole: Path, step: int, folder: Path) -> Path:
 
 VARIANTS = {
     "kl": {"perceptual_weight": 0.0, "gradient_accumulation_steps": 2},
-    "vq, bf16, widths": {"regularization": "vq", "mixed_precision": "bf16", "ema_widths": [0.1, 0.2]},
+    "vq, bf16, width": {"regularization": "vq", "mixed_precision": "bf16", "ema_widths": [0.1]},
     "no discriminator, no average": {"disc_weight": 0.0, "use_ema": False},
 }
 

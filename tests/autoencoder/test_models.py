@@ -69,6 +69,7 @@ def test_pretrained(make, subfolder, config, data, tmp_path):
 def test_refusals(options, message, config, data, tmp_path, monkeypatch):
     make_kl(channels=3).save_pretrained(tmp_path / "kl3")
     make_vq().save_pretrained(tmp_path / "vq")
+    (tmp_path / "nothing").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         make_autoencoder(config(**options), data)

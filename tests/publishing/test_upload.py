@@ -94,7 +94,7 @@ def test_fails_for_good(connected, opened, model, waits):
     assert published(connected, opened) == ["first"]
 
 
-def test_answers_that_are_always_lost(connected, opened, model):
+def test_answers_that_are_always_lost(connected, opened, model, waits, sleeps):
     connected.fault("POST", "/commit/", "lose", times=1)
     connected.fault("POST", "/preupload/", "drop", times=None)
     with pytest.raises(UserError, match="failed, the last answer was lost: .* can't be reached or fell silent"):
