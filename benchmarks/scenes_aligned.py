@@ -56,13 +56,13 @@ def main() -> None:
     side = pipeline.unet.config.sample_size * pipeline.pixels_per_cell
     told = [f"The checker on {args.num_prompts} scenes that are as they should be, of each sort:", ""]
     told += [real_scenes(args.num_prompts, side)]
-    made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps)
 
     @torch.autocast("cpu", torch.bfloat16, enabled=native_precision() == "bf16")
     def judged(**options: float) -> dict:
         made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps, **options)
         return scene_alignment(made, count=args.num_prompts, seed=args.seed)
 
+    made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps)
     picture(made, args.seed, args.model / "alignment-prompts.png")
     for scale in args.guidance_scales or [None]:
         said = "The pipeline's own guidance" if scale is None else f"Guidance {scale:g}"

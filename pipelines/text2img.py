@@ -139,7 +139,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
             timesteps: a list of times to use instead, where the scheduler takes one.
             guidance_scale: 1 for none; else negative + scale * (conditional - negative) (Ho & Salimans 2022, eq. 6).
-                The default draws the embedded scenes best; models of many kinds of pictures may want more.
+                On the embedded scenes less suits seen prompts and more none; other pictures may want more.
             negative_prompt: what to be guided away from: one for all or one for each prompt; the empty one by default.
             num_images_per_prompt: N; B is the number of prompts times N.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).

@@ -78,14 +78,17 @@ class OptimizerPart:
     def save(self, folder: Path) -> None:
         folder.mkdir()
         state = self.optimizer.state_dict()["state"]
-        tensors = {f"{i}.{k}": v.contiguous() for i, moments in state.items() for k, v in moments.items()}
+        values = {f"{i}.{k}": v for i, moments in state.items() for k, v in moments.items()}
+        # bitsandbytes counts steps in an int, PyTorch in a tensor of floats.
+        tensors = {key: torch.as_tensor(value).contiguous() for key, value in values.items()}
         save_file(tensors, folder / "optimizer.safetensors")
 
     def load(self, folder: Path) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
+        state: dict[int, dict[str, Tensor | int]] = {}
         for key, value in load_file(folder / "optimizer.safetensors").items():
             index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
+            counted = value.dim() == 0 and value.dtype == torch.int64
+            state.setdefault(int(index), {})[name] = int(value) if counted else value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 

@@ -9,10 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import UNet2DModel
 
 from snowmelt.checkpoint import Checkpoints, complete, find, read_state
 from snowmelt.errors import UserError
+from snowmelt.parts import OptimizerPart
 from tests.conftest import trained
 
 
@@ -242,3 +244,16 @@ def test_full_disk_while_logging(small_disk, train):
         os.posix_fallocate(file.fileno(), 0, (2 << 20) - 5 * 4096)  # all but a few pages
     with pytest.raises(UserError, match="disk full while saving metrics or samples .*no checkpoint is intact"):
         train(small_disk / "run", max_train_steps=400)
+
+
+def test_an_optimizer_that_counts_in_whole_numbers(tmp_path):
+    """As those of 8 bits do, whose moments are bytes."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizers = [torch.optim.SGD([parameter]) for _ in range(2)]
+    optimizers[0].state[parameter] = {"step": 7, "state1": torch.arange(3, dtype=torch.uint8)}
+    OptimizerPart(optimizers[0]).save(tmp_path / "optimizer")
+    OptimizerPart(optimizers[1]).load(tmp_path / "optimizer")
+    state = optimizers[1].state[parameter]
+    assert state["step"] == 7
+    assert isinstance(state["step"], int)
+    assert state["state1"].tolist() == [0, 1, 2]

@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from pipelines import TextToImagePipeline, image_generators
 from snowmelt.config import parse
+from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError
 from snowmelt.objectives import RECIPES
 from snowmelt.publishing.export import export
+from snowmelt.text.finetuning import finetuned, load_source
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
@@ -232,7 +234,9 @@ def test_v_prediction_from_zero_snr(tune: Callable[..., Path], tmp_path: Path) -
         True,
         "trailing",
     )
-    assert (config.beta_start, config.beta_schedule, config.clip_sample) == (0.00085, "scaled_linear", False)
+    assert (config.beta_start, config.beta_schedule) == (0.00085, "scaled_linear")
+    saved = json.loads((run / "scheduler/scheduler_config.json").read_text())  # which the pipeline corrects as it loads
+    assert saved["clip_sample"] is False
     again = tune(tmp_path / "again", pretrained_model_name_or_path=run, max_train_steps=1)
     assert settings_of(DiffusionPipeline.from_pretrained(again)) == settings_of(DiffusionPipeline.from_pretrained(run))
     with pytest.raises(UserError, match="add --prediction_type v_prediction or sample"):
@@ -263,6 +267,28 @@ def test_our_pipelines(objective: str, tune: Callable[..., Path], tmp_path: Path
     plain = drawn()
     pipeline.load_lora_weights(lora)
     assert not np.allclose(drawn(), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_the_network_is_told_what_the_pipeline_will_tell_it(ours: bool, sd: Path, tmp_path: Path) -> None:
+    """Padding is text to Stable Diffusion, and nothing to our pipelines."""
+    source = sd
+    if ours:
+        source, tokenizer = tmp_path / "source", tiny_tokenizer()
+        encoder, scheduler = tiny_encoder("clip", len(tokenizer)), RECIPES["flow"].scheduler()
+        TextToImagePipeline(tiny_unet(3), scheduler, encoder, tokenizer).save_pretrained(source)
+    config = TextToImageConfig(
+        pretrained_model_name_or_path=str(source), caption_dropout=0.0, cache_dir=str(tmp_path / "cache")
+    )
+    pipeline = load_source(config)
+    captions = Captions(PROMPTS, np.arange(len(PROMPTS) + 1))
+    conditioning = finetuned(config, pipeline, captions, torch.device("cpu")).conditioning
+    batch = {"indices": torch.arange(len(PROMPTS))}
+    states = conditioning.embed(batch, torch.Generator().manual_seed(0))["encoder_hidden_states"]
+    with torch.no_grad():
+        told = pipeline.encode_prompt(PROMPTS) if ours else pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+    torch.testing.assert_close(states, told, atol=2e-3, rtol=0)
+    assert bool(states[:, -1].any()) != ours  # the last token of such short prompts is padding
 
 
 def test_losses_agree_with_the_objective(tune: Callable[..., Path], tmp_path: Path) -> None:
