@@ -94,7 +94,7 @@ class ObjectiveOptions(Config):
         None, "gamma of the min_snr and soft_min_snr weights (5); alone, it chooses min_snr", minimum=0
     )
     timestep_sampling: str | None = option(
-        None, "law of training times", choices=("uniform", "logit_normal", "log_normal")
+        None, "law of training times", choices=("uniform", "logit_normal", "beta", "log_normal")
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
     noise_offset: float = option(0.0, "deviation of noise that is the same all over a channel, added to the noise")

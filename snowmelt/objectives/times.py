@@ -24,6 +24,8 @@ LAWS: dict[str, Law] = {
     "uniform": Law("unit", lambda u: u),
     # Esser et al. 2024, eq. 19 with m = 0, s = 1. On the straight path it makes t / (1 - t) log-normal.
     "logit_normal": Law("unit", lambda u: torch.special.ndtri(u).sigmoid()),
+    # Beta(3, 1), of density 3 t^2: 27% of the draws lie above t = 0.9, where a prompt decides what is where.
+    "beta": Law("unit", lambda u: u ** (1 / 3)),
     # Karras et al. 2022, table 1: ln sigma ~ N(-1.2, 1.2^2).
     "log_normal": Law("positive", lambda u: (1.2 * torch.special.ndtri(u) - 1.2).exp()),
 }

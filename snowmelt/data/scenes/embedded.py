@@ -5,15 +5,15 @@ import numpy as np
 
 from snowmelt.data.scenes.captions import describe
 from snowmelt.data.scenes.drawing import draw
-from snowmelt.data.scenes.world import draw_scene
+from snowmelt.data.scenes.world import TRAINING_KINDS, draw_scene
 
-SCENES = 10_000
+SCENES = 20_000
 
 
 def scenes(count: int = SCENES, seed: int = 0, side: int = 64) -> datasets.Dataset:
     """Scenes that hold out some combinations: columns `image`, RGB of side x side pixels, and `text`, its caption."""
     rng = np.random.default_rng([0, seed])
-    drawn = [draw_scene(rng, held_out=False) for _ in range(count)]
+    drawn = [draw_scene(rng, False, TRAINING_KINDS) for _ in range(count)]
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     columns = {"image": [draw(scene, side) for scene in drawn], "text": [describe(s, rng).text for s in drawn]}
     return datasets.Dataset.from_dict(columns, features=features)

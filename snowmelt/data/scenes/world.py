@@ -32,6 +32,9 @@ HELD_OUT_POSITIONS = {"circle": "bottom right", "square": "top", "triangle": "le
 KINDS = {"one": 0.7, "several": 0.15, "pair": 0.15}
 """Shares of scenes with one thing, with two or three alike, and with two whose relation counts."""
 
+TRAINING_KINDS = {"one": 0.4, "several": 0.2, "pair": 0.4}
+"""The same in the training set, which shows more of what is hard to learn."""
+
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
@@ -73,10 +76,10 @@ class Scene:
         )
 
 
-def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
-    """A random scene, of the combinations that training shows or of those that it doesn't."""
+def draw_scene(rng: np.random.Generator, held_out: bool, kinds: dict[str, float] = KINDS) -> Scene:
+    """A random scene, of the combinations that training shows or of those that it doesn't, its kind by these shares."""
     while True:
-        kind = rng.choice(list(KINDS), p=list(KINDS.values()))
+        kind = rng.choice(list(kinds), p=list(kinds.values()))
         scene = _DRAWN[kind](rng)
         if scene.held_out == held_out:
             return scene
