@@ -11,7 +11,6 @@ judged. publish.py puts them on the model card.
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from snowmelt.data.scenes.reading import judge, read_scene
 from snowmelt.data.scenes.world import draw_scene
 from snowmelt.environment import native_precision
 from snowmelt.evaluation.alignment import ALIGNMENT_FILE, Draw, alignment, pipeline_draw, report, scene_alignment
+from snowmelt.text.samples import captioned_grid
 
 
 def real_scenes(count: int, side: int) -> str:
@@ -84,22 +84,15 @@ def main() -> None:
 
 def picture(made: Draw, seed: int, path: Path, columns: int = 6) -> None:
     """Two rows of seen prompts and two of held-out ones, under what was drawn of them."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(4, columns, figsize=(9, 7.4), layout="constrained")
-    for rows, held_out in ((axes[:2], False), (axes[2:], True)):
+    images, captions = [], []
+    for held_out in (False, True):
         claimed = prompts(2 * columns, seed, held_out)
-        drawn = made([prompt.text for prompt in claimed], range(2 * columns))
-        for axis, prompt, pixels in zip(rows.flat, claimed, drawn, strict=True):
+        for prompt, pixels in zip(claimed, made([p.text for p in claimed], range(2 * columns)), strict=True):
             wrong = [name for name, right in judge(prompt, read_scene(pixels)).items() if not right]
-            axis.imshow(pixels)
-            axis.axis("off")
-            title = textwrap.fill(("held out: " if held_out else "") + prompt.text, 22)
-            axis.set_title(title + (f"\n(wrong: {', '.join(wrong)})" if wrong else ""), fontsize=7)
-    figure.savefig(path, dpi=100)
+            images.append(pixels)
+            captions.append(("held out: " if held_out else "") + prompt.text)
+            captions[-1] += f"\nWRONG: {', '.join(wrong)}" if wrong else ""
+    captioned_grid(np.stack(images), captions, columns).save(path)
 
 
 def plot(curve: dict[int, dict[str, float]], path: Path) -> None:

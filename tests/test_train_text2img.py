@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from pipelines import TextToImagePipeline
 from snowmelt.errors import UserError
+from snowmelt.text.samples import captioned_grid
 from snowmelt.tracking import read_metrics
 from tests.autoencoders import tiny_vae
 from tests.conftest import trained
@@ -104,7 +105,10 @@ def test_what_a_run_leaves(fit: Callable[..., Path], tmp_path: Path, capsys: pyt
     assert pipeline.tokenizer.model_max_length == pipeline.text_encoder.config.max_position_embeddings
     assert "number" in pipeline.tokenizer.decode(pipeline.tokenizer("number")["input_ids"])
     assert (run / "samples/prompts.txt").read_text() == "a red picture\nall is blue\n"
-    assert Image.open(run / "samples/step-000002.png").size == (18, 8)  # two of 8 pixels and what is between them
+    grid = np.asarray(Image.open(run / "samples/step-000002.png"))  # two of 8 pixels and what is between them
+    assert grid.shape == (8, 18, 3)
+    captioned = captioned_grid(np.stack([grid[:, :8], grid[:, 10:]]), ["a red picture", "all is blue"])
+    assert np.array_equal(Image.open(run / "samples/prompts.png"), captioned)
     printed = capsys.readouterr().out
     call = printed[printed.index("from pipelines import") :]
     assert "pipeline('a red picture', num_inference_steps=50)" in call

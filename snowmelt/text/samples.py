@@ -1,15 +1,24 @@
 """Pictures of a text-to-image run's progress."""
 
+import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from pipelines import TextToImagePipeline, image_generators, image_grid
 from snowmelt.data.captions import Captions
 from snowmelt.samples import few_steps
 from snowmelt.text.options import TextToImageConfig
 
-PROMPTS_FILE = "prompts.txt"
+PROMPTS_FILE, CAPTIONED_FILE = "prompts.txt", "prompts.png"
+"""Beside the grids: their prompts, and the newest images, each over its prompt."""
+
+CELL = 112
+"""Pixels that an image in a captioned grid is wide at least; smaller ones are enlarged."""
+
+FONT_SIZE, LINE_HEIGHT, GAP = 11, 14, 8
 
 
 def grid_prompts(config: TextToImageConfig, captions: Captions) -> list[str]:
@@ -20,7 +29,7 @@ def grid_prompts(config: TextToImageConfig, captions: Captions) -> list[str]:
 
 
 def prompt_grid(pipeline: TextToImagePipeline, path: Path, config: TextToImageConfig, prompts: list[str]) -> np.ndarray:
-    """Sample an image of each prompt, the same noise every time, and save them as one picture and the prompts beside.
+    """Sample an image of each prompt, the same noise every time, and save them as one picture, and with their prompts.
 
     Returns:
         The images, uint8 (N, H, W, C).
@@ -36,4 +45,32 @@ def prompt_grid(pipeline: TextToImagePipeline, path: Path, config: TextToImageCo
     pixels: np.ndarray = (output[0] * 255).round().astype(np.uint8)
     image_grid(pixels).save(path)
     (path.parent / PROMPTS_FILE).write_text("\n".join(prompts) + "\n")
+    captioned_grid(pixels, prompts).save(path.parent / CAPTIONED_FILE)
     return pixels
+
+
+def captioned_grid(pixels: np.ndarray, captions: list[str], columns: int | None = None) -> Image.Image:
+    """One picture of many, each over its caption, on white.
+
+    Args:
+        pixels: uint8 (N, H, W, C), C being 1, 3 or 4.
+        captions: N of them; a line break begins a new line, and so does what is too long.
+        columns: images per row; as many as make the grid square by default.
+    """
+    n, height, width, channels = pixels.shape
+    scale = math.ceil(CELL / width)
+    columns = columns or math.ceil(n**0.5)
+    font = ImageFont.load_default(FONT_SIZE)
+    letters = int(scale * width / font.getlength("n"))
+    texts = ["\n".join(textwrap.fill(line, letters) for line in caption.splitlines()) for caption in captions]
+    lines = max(text.count("\n") for text in texts) + 1
+    cell = (scale * width + GAP, scale * height + lines * LINE_HEIGHT + GAP)
+    grid = Image.new("RGB", (columns * cell[0] + GAP, math.ceil(n / columns) * cell[1] + GAP), "white")
+    pen = ImageDraw.Draw(grid)
+    for i, (image, text) in enumerate(zip(pixels, texts, strict=True)):
+        x, y = GAP + i % columns * cell[0], GAP + i // columns * cell[1]
+        picture = Image.fromarray(image[..., 0] if channels == 1 else image).convert("RGBA")
+        picture = picture.resize((scale * width, scale * height), Image.Resampling.NEAREST)
+        grid.paste(picture, (x, y), picture)
+        pen.multiline_text((x, y + scale * height + 2), text, "black", font, spacing=2)
+    return grid
