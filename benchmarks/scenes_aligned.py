@@ -1,13 +1,13 @@
 """How often a model draws what a prompt says, on the prompts of the embedded set `scenes`.
 
-    python benchmarks/scenes_aligned.py [--model runs/scenes] [--num_prompts 500] [--guidance_scales 1 2 3 5]
+    python benchmarks/scenes_aligned.py [--model runs/scenes] [--num_prompts 500] [--guidance_scales 1 1.25 3]
 
-An analytic checker reads shape, colour, count, size, position and relation back from each picture. "Seen" prompts are
-drawn as training's captions were, "held out" ones name a combination that no training picture shows. Beside the samples
-stands the checker on scenes drawn as the prompts say. The standard error of a share p is sqrt(p (1 - p) / number).
+An analytic checker reads shape, colour, count, size, position and relation back from each picture. "Seen" prompts
+name combinations that training shows, "held out" ones one that no training picture shows. Beside the samples stands the
+checker on scenes drawn as the prompts say. The standard error of a share p is sqrt(p (1 - p) / number).
 In the model's folder it leaves alignment.md, what it prints, and alignment-prompts.png, the first prompts of each sort
-with what the checker says of them; with --checkpoints alignment.png as well, the averaged weights of each checkpoint
-judged. publish.py puts them on the model card.
+with what the checker says of them; with --checkpoints N alignment.png as well, the averaged weights of each
+checkpoint judged by N prompts of each sort. publish.py puts them on the model card.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--num_prompts", type=int, default=500, help="of each sort")
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--guidance_scales", type=float, nargs="+", help="the pipeline's default when not given")
-    parser.add_argument("--checkpoints", action="store_true")
+    parser.add_argument("--checkpoints", type=int, default=0, help="prompts of each sort for each checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -58,16 +58,16 @@ def main() -> None:
     told += [real_scenes(args.num_prompts, side)]
 
     @torch.autocast("cpu", torch.bfloat16, enabled=native_precision() == "bf16")
-    def judged(**options: float) -> dict:
+    def judged(count: int, **options: float) -> dict:
         made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps, **options)
-        return scene_alignment(made, count=args.num_prompts, seed=args.seed)
+        return scene_alignment(made, count=count, seed=args.seed)
 
     made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps)
     picture(made, args.seed, args.model / "alignment-prompts.png")
     for scale in args.guidance_scales or [None]:
         said = "The pipeline's own guidance" if scale is None else f"Guidance {scale:g}"
         told += ["", f"{said}, {args.num_inference_steps} steps, seed {args.seed}:", ""]
-        told += [report(judged(**({} if scale is None else {"guidance_scale": scale})))]
+        told += [report(judged(args.num_prompts, **({} if scale is None else {"guidance_scale": scale})))]
     text = "\n".join(told) + "\n"
     (args.model / ALIGNMENT_FILE).write_text(text)
     print(text)
@@ -77,7 +77,7 @@ def main() -> None:
             step = int(folder.name.removeprefix("checkpoint-"))
             pipeline.unet = UNet2DConditionModel.from_pretrained(folder / "unet_ema")
             pipeline.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder_ema")
-            curve[step] = {name: result.attributes["all"] for name, result in judged().items()}
+            curve[step] = {name: result.attributes["all"] for name, result in judged(args.checkpoints).items()}
             print(f"step {step}: " + ", ".join(f"{name} {share:.1%}" for name, share in curve[step].items()))
         plot(curve, args.model / "alignment.png")
 

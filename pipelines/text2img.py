@@ -112,7 +112,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         width: int | None = None,
         num_inference_steps: int = 50,
         timesteps: list[float] | None = None,
-        guidance_scale: float = 1.5,
+        guidance_scale: float = 1.25,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -139,7 +139,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
             timesteps: a list of times to use instead, where the scheduler takes one.
             guidance_scale: 1 for none; else negative + scale * (conditional - negative) (Ho & Salimans 2022, eq. 6).
-                On the embedded scenes less suits seen prompts and more none; other pictures may want more.
+                The default suits models like that of the embedded scenes; pretrained ones usually want more.
             negative_prompt: what to be guided away from: one for all or one for each prompt; the empty one by default.
             num_images_per_prompt: N; B is the number of prompts times N.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
