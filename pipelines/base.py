@@ -168,7 +168,10 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
         accepted = inspect.signature(self.scheduler.step).parameters
         if eta and "eta" not in accepted:
             raise ValueError(f"eta: {type(self.scheduler).__name__} takes none; DDIMScheduler does")
-        return {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
+        # Where DDIM clips the predicted x0, it must step with the noise that fits the clipped one, as its authors' code
+        # does; diffusers does so only if it is asked to.
+        arguments = {"eta": eta, "generator": generator, "use_clipped_model_output": True}
+        return {name: value for name, value in arguments.items() if name in accepted}
 
     def _callback_names(self, names: list[str] | None) -> list[str]:
         names = ["latents"] if names is None else names

@@ -75,16 +75,32 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
 
     @staticmethod
     def hidden_states(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the network attends to, (B, L, D), of tokens (B, L): zero at padding, so that it needs no mask.
+        """Text embeddings (B, L, D) of tokens (B, L), zero at padding.
 
         Without a mask padding is text like any other, as it is to Stable Diffusion.
         """
         states = text_encoder(input_ids, attention_mask=attention_mask)[0]
         return states if attention_mask is None else states * attention_mask[..., None].to(states.dtype)
 
+    @staticmethod
+    def text_conditions(unet: Any, states: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
+        """Keyword arguments of the network for text embeddings (B, L, D) and what of them is no padding, (B, L).
+
+        A network with a projection for class labels is given the mean of the embeddings there, and attends to no
+        padding: its output doesn't depend on the length that prompts are padded to. Others, which are Stable Diffusion
+        and the models of Snowmelt before 0.2, were trained to attend to padding too.
+        """
+        if attention_mask is None or unet.config.class_embed_type != "projection":
+            return {"encoder_hidden_states": states}
+        kept = attention_mask[..., None].to(states.dtype)
+        pooled = (states * kept).sum(1) / kept.sum(1)
+        return {"encoder_hidden_states": states, "encoder_attention_mask": attention_mask, "class_labels": pooled}
+
     @torch.no_grad()
-    def encode_prompt(self, prompt: str | list[str]) -> Tensor:
-        """The states (B, L, D) of prompts, cut where they are too long, with a warning that shows what was lost.
+    def encode_prompt(self, prompt: str | list[str]) -> tuple[Tensor, Tensor]:
+        """Text embeddings (B, L, D) of prompts and their mask (B, L), 1 for a token and 0 for padding.
+
+        Prompts that are too long are cut, with a warning that shows what was lost.
 
         Raises:
             ValueError: if a prompt isn't a string, or there is no text encoder.
@@ -102,7 +118,8 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt", verbose=False
         ).to(self._execution_device)
-        return self.hidden_states(self.text_encoder, tokens["input_ids"], tokens["attention_mask"])
+        mask = tokens["attention_mask"]
+        return self.hidden_states(self.text_encoder, tokens["input_ids"], mask), mask
 
     @torch.no_grad()
     def __call__(
@@ -120,6 +137,8 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         guidance_rescale: float = 0.0,
@@ -145,8 +164,10 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
             generator: one, or B of them, which makes an image independent of its batch.
             latents: the initial noise, unit normal, (B, c, h, w) as the network's data.
-            prompt_embeds: states (prompts, L, D) in place of `prompt`; see `encode_prompt`.
+            prompt_embeds: text embeddings (prompts, L, D) in place of `prompt`; see `encode_prompt`.
             negative_prompt_embeds: of the same shape, in place of `negative_prompt`.
+            prompt_attention_mask: (prompts, L), 0 where `prompt_embeds` are padding; all 1 by default.
+            negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
             output_type: "pil", or "np" for an array (B, H, W, C) or "pt" for a tensor (B, C, H, W) in [0, 1], or
                 "latent" for what the network made (B, c, h, w).
             return_dict: False for a tuple of the output's fields.
@@ -165,16 +186,24 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             ValueError: for arguments that fit neither the model nor the scheduler, or each other.
         """
         self._check_output_type(output_type, self.channels)
-        states, null = self._conditions(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale, num_images_per_prompt
-        )
-        data = None if image is None else self._data_of(image, height, width, len(states), num_images_per_prompt)
+        prompts = self._embeddings("prompt", prompt, prompt_embeds, prompt_attention_mask)
+        condition = self._repeated(*prompts, num_images_per_prompt)
+        null = None
+        if guidance_scale != 1:
+            if negative_prompt is None and negative_prompt_embeds is None:
+                negative_prompt = ""
+            negative = self._embeddings(
+                "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
+            )
+            null = self._repeated(*self._matching(*negative, prompts[0]), num_images_per_prompt)
+        batch_size = len(condition["encoder_hidden_states"])
+        data = None if image is None else self._data_of(image, height, width, batch_size, num_images_per_prompt)
         size = self._size(height, width) if data is None else data.shape[2:]
         x0, trajectory = self.denoise(
             self.unet,
-            (len(states), self.unet.config.in_channels, *size),
-            {"encoder_hidden_states": states},
-            None if null is None else {"encoder_hidden_states": null},
+            (batch_size, self.unet.config.in_channels, *size),
+            condition,
+            null,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
@@ -192,38 +221,42 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         output = self._finish(x0, trajectory, output_type)
         return output if return_dict else output.to_tuple()
 
-    def _conditions(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        prompt_embeds: Tensor | None,
-        negative_prompt_embeds: Tensor | None,
-        guidance_scale: float,
-        copies: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        """States (B, L, D) of the prompts, and for guidance of the negative ones."""
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("prompt: give either it or prompt_embeds")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError("negative_prompt: give either it or negative_prompt_embeds")
+    def _embeddings(
+        self, name: str, prompt: str | list[str] | None, embeds: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Text embeddings (prompts, L, D) and their mask (prompts, L), of whichever was given."""
+        if (prompt is None) == (embeds is None):
+            raise ValueError(f"{name}: give it or {name}_embeds, one of the two")
+        if embeds is None:
+            return self.encode_prompt(prompt)  # type: ignore[arg-type]
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
+        if mask.shape != embeds.shape[:2] or not mask.any(1).all():
+            raise ValueError(
+                f"{name}_attention_mask: of shape {tuple(mask.shape)}; must be {tuple(embeds.shape[:2])}, as "
+                f"{name}_embeds are, with a token in each row"
+            )
+        return embeds, mask
+
+    @staticmethod
+    def _matching(embeds: Tensor, mask: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative embeddings and their mask for prompts (P, L, D), from one for all or one for each."""
+        if len(embeds) not in (1, len(prompts)):
+            raise ValueError(
+                f"negative_prompt: {len(embeds)} given for {len(prompts)} prompts; give one, or one per prompt"
+            )
+        if embeds.shape[1:] != prompts.shape[1:]:
+            raise ValueError(
+                f"negative_prompt_embeds: of shape {tuple(embeds.shape)}, but prompt_embeds are {tuple(prompts.shape)}"
+            )
+        return embeds.expand(len(prompts), -1, -1), mask.expand(len(prompts), -1)
+
+    def _repeated(self, embeds: Tensor, mask: Tensor, copies: int) -> dict[str, Tensor]:
+        """Keyword arguments of the network for so many images of each prompt."""
         if copies < 1:
             raise ValueError(f"num_images_per_prompt: must be at least 1, got {copies}")
-        states = self.encode_prompt(prompt) if prompt_embeds is None else prompt_embeds  # type: ignore[arg-type]
-        null = negative_prompt_embeds
-        if guidance_scale != 1 and null is None:
-            null = self.encode_prompt("" if negative_prompt is None else negative_prompt)
-            if len(null) not in (1, len(states)):
-                raise ValueError(
-                    f"negative_prompt: {len(null)} given for {len(states)} prompts; give one, or one per prompt"
-                )
-            null = null.expand(len(states), -1, -1)
-        if null is not None and null.shape != states.shape:
-            raise ValueError(
-                f"negative_prompt_embeds: of shape {tuple(null.shape)}, but prompt_embeds are {tuple(states.shape)}"
-            )
-        place = {"device": self._execution_device, "dtype": self.unet.dtype}
-        repeated = [None if s is None else s.to(**place).repeat_interleave(copies, 0) for s in (states, null)]
-        return repeated[0], repeated[1] if guidance_scale != 1 else None  # type: ignore[return-value]
+        place = self._execution_device
+        conditions = self.text_conditions(self.unet, embeds.to(place, self.unet.dtype), mask.to(place))
+        return {name: value.repeat_interleave(copies, 0) for name, value in conditions.items()}
 
     def _data_of(
         self, image: PipelineImageInput, height: int | None, width: int | None, batch: int, copies: int

@@ -101,7 +101,11 @@ def make_conditional_unet(
     """A freshly initialized network that attends to states of `cross_attention_dim` channels; else as `make_unet`."""
     stored = _stored_config(UNet2DConditionModel, config_name_or_path)
     config = stored or named_conditional_config(size, resolution)
-    config["cross_attention_dim"] = cross_attention_dim
+    config |= {
+        "cross_attention_dim": cross_attention_dim,
+        "class_embed_type": "projection",  # of the pooled text; see TextToImagePipeline.text_conditions
+        "projection_class_embeddings_input_dim": cross_attention_dim,
+    }
     return _build(UNet2DConditionModel, config, config_name_or_path, resolution, channels, seed, cell)
 
 
@@ -122,8 +126,6 @@ def named_conditional_config(size: str, resolution: int) -> dict[str, Any]:
         # The number of heads, whatever diffusers calls it.
         "attention_head_dim": tuple(max(1, c // ATTENTION_HEAD_DIM) for c in channels),
         "resnet_time_scale_shift": "scale_shift",
-        "addition_embed_type": "text",
-        "addition_embed_type_num_heads": 2,
     }
 
 

@@ -286,7 +286,7 @@ def test_the_network_is_told_what_the_pipeline_will_tell_it(ours: bool, sd: Path
     batch = {"indices": torch.arange(len(PROMPTS))}
     states = conditioning.embed(batch, torch.Generator().manual_seed(0))["encoder_hidden_states"]
     with torch.no_grad():
-        told = pipeline.encode_prompt(PROMPTS) if ours else pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+        told = (pipeline.encode_prompt(PROMPTS) if ours else pipeline.encode_prompt(PROMPTS, "cpu", 1, False))[0]
     torch.testing.assert_close(states, told, atol=2e-3, rtol=0)
     assert bool(states[:, -1].any()) != ours  # the last token of such short prompts is padding
 

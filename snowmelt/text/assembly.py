@@ -36,10 +36,6 @@ def from_scratch(
     conditioning = CaptionConditioning(captions, config.caption_dropout)
     tokenizer, encoder = _tokenizer_and_encoder(config, captions, conditioning.texts)
     tokens = token_tables(tokenizer, conditioning.texts)
-    if config.text_encoder is None:
-        conditioning.tell(**tokens)
-    else:
-        conditioning.tell(encoder_hidden_states=caption_states(tokens, encoder.to(device), cache_root(config)))
     unet = make_conditional_unet(
         config.model_size,
         config.model_config_name_or_path,
@@ -51,6 +47,10 @@ def from_scratch(
     )
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if config.text_encoder is None:
+        conditioning.tell(**tokens)
+    else:
+        conditioning.embed_with(unet, tokens, caption_states(tokens, encoder.to(device), cache_root(config)))
 
     def pipeline() -> TextToImagePipeline:
         return TextToImagePipeline(unet, objective.scheduler(), encoder, tokenizer, vae, objective.prediction_type)

@@ -1,11 +1,13 @@
 """Captions as what a network is told, the empty one in place of those that are dropped."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines import TextToImagePipeline
 from snowmelt.data.captions import Captions
 from snowmelt.data.loader import _to_device
 
@@ -34,11 +36,24 @@ class CaptionConditioning:
         self._rows = np.array([distinct[text] for text in captions.texts], np.int64)
         self._null = distinct[""]
         self._tables: dict[str, np.ndarray] = {}
+        self._unet: Any = None
 
     def tell(self, **tables: np.ndarray) -> "CaptionConditioning":
         """Set what the network is told: by the names of its arguments, arrays with a row for each of `texts`."""
         self._tables = tables
         return self
+
+    def embed_with(self, unet: Any, tokens: dict[str, np.ndarray], embeddings: np.ndarray) -> None:
+        """Condition a network on text embeddings that were computed before.
+
+        Args:
+            unet: the network.
+            tokens: of `token_tables`.
+            embeddings: of these tokens, (texts, L, D), by `caption_states`.
+        """
+        self._unet = unet
+        masks = {name: table for name, table in tokens.items() if name == "attention_mask"}
+        self.tell(encoder_hidden_states=embeddings, **masks)
 
     def draw(self, indices: Tensor, seed: int) -> np.ndarray:
         """Rows (B,) of `texts` for images `indices` (B,)."""
@@ -50,10 +65,15 @@ class CaptionConditioning:
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         rows = self.draw(batch["indices"], generator.initial_seed())
         told = {name: torch.from_numpy(table[rows]) for name, table in self._tables.items()}
-        # States are kept in half precision; noise and losses never are.
-        return {
+        # Embeddings are kept in half precision; noise and losses never are.
+        told = {
             name: _to_device(t.float() if t.is_floating_point() else t, generator.device) for name, t in told.items()
         }
+        if self._unet is None:
+            return told
+        return TextToImagePipeline.text_conditions(
+            self._unet, told["encoder_hidden_states"], told.get("attention_mask")
+        )
 
 
 def token_tables(tokenizer: object, texts: Sequence[str], masked: bool = True) -> dict[str, np.ndarray]:

@@ -93,7 +93,7 @@ def finetuned(config: TextToImageConfig, pipeline: Any, captions: Captions, devi
     if config.train_text_encoder:
         conditioning.tell(**tokens)
     else:
-        conditioning.tell(encoder_hidden_states=caption_states(tokens, text_encoder.eval(), cache_root(config)))
+        conditioning.embed_with(unet, tokens, caption_states(tokens, text_encoder.eval(), cache_root(config)))
     if config.rank:
         add_lora(trained, config.rank, config.seed)
 

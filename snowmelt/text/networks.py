@@ -30,7 +30,7 @@ class TextConditionedUNet(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         """The UNet's output for data (B, C, H, W) at times (B,), told of tokens (B, L)."""
         states = TextToImagePipeline.hidden_states(self.text_encoder, input_ids, attention_mask)
-        return self.unet(sample, timestep, encoder_hidden_states=states)
+        return self.unet(sample, timestep, **TextToImagePipeline.text_conditions(self.unet, states, attention_mask))
 
 
 def make_text_encoder(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, seed: int) -> CLIPTextModel:

@@ -129,7 +129,8 @@ def test_bare_loop(model: str, name: str) -> None:
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             exact = scheduler.sigmas[i] * 1000 if scheduler.config.get("use_flow_sigmas") else t
             output = unet(scaled, exact).sample
-            x = scheduler.step(output, t, x, **({"generator": generator} if "generator" in takes else {})).prev_sample
+            options = {"generator": generator, "use_clipped_model_output": True}
+            x = scheduler.step(output, t, x, **{k: v for k, v in options.items() if k in takes}).prev_sample
     assert torch.equal(ours, x)
 
 
@@ -142,10 +143,13 @@ def test_bare_loop(model: str, name: str) -> None:
     ],
 )
 def test_stock_pipelines_sample_a_saved_folder_alike(tmp_path: Any, stock: Any, scheduler: Any, options: Any) -> None:
+    """DDIM with the noise that fits the clipped x0, which diffusers' pipeline takes only when it is asked to."""
     ours = tiny_pipeline(scheduler(timestep_spacing="trailing"))
     ours.save_pretrained(tmp_path)
     theirs = quiet(stock.from_pretrained(tmp_path))
     a = ours(2, generator=torch.Generator().manual_seed(5), output_type="np", **options).images
+    if stock is DDIMPipeline:
+        options = options | {"use_clipped_model_output": True}
     b = theirs(2, generator=torch.Generator().manual_seed(5), output_type="np", **options).images
     assert abs(a - b).max() < 1e-5
     assert a.std() > 0.1
@@ -162,6 +166,26 @@ def test_an_image_does_not_depend_on_its_batch(model: str, name: str) -> None:
     alone = pipeline(1, generator=image_generators(0, [2]), **options).images
     assert torch.allclose(together[2], alone[0], atol=1e-4)
     assert not torch.allclose(together[1], together[2], atol=1e-2)
+
+
+def test_ddim_steps_with_the_noise_of_the_clipped_x0() -> None:
+    """x_s = alpha_s x0 + sigma_s (x_t - alpha_t x0) / sigma_t for the clipped x0 (Song et al. 2021, eq. 12)."""
+    pipeline = tiny_pipeline(DDIMScheduler(timestep_spacing="trailing"))
+    pipeline.unet.conv_out.weight.data.mul_(5)  # so that it often predicts values beyond [-1, 1]
+    steps: list[torch.Tensor] = []
+    output = pipeline(
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(0),
+        return_trajectory=True,
+        callback_on_step_end=lambda pipeline, i, t, tensors: steps.append(tensors["latents"]) or tensors,
+    )
+    times = pipeline.scheduler.timesteps
+    x_t, x0 = output.trajectory.noisy, output.trajectory.denoised.clamp(-1, 1)
+    assert (output.trajectory.denoised.abs() > 1).any()
+    alpha2 = pipeline.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1, 1)
+    noise = (x_t - alpha2.sqrt() * x0) / (1 - alpha2).sqrt()
+    expected = alpha2[1:].sqrt() * x0[:-1] + (1 - alpha2[1:]).sqrt() * noise[:-1]
+    torch.testing.assert_close(torch.stack(steps)[:-1], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_is_the_networks_alone() -> None:

@@ -178,9 +178,10 @@ def test_the_batch_and_its_copies() -> None:
 
 def test_padding_is_zero_and_says_nothing() -> None:
     pipeline = make()
-    encoded = pipeline.encode_prompt(["a cat", ""])
+    encoded, mask = pipeline.encode_prompt(["a cat", ""])
     assert encoded.shape == (2, LENGTH, 32)
     ids = pipeline.tokenizer("a cat")["input_ids"]
+    assert mask.tolist()[0] == [1] * len(ids) + [0] * (LENGTH - len(ids))
     assert not encoded[0, len(ids) :].any()
     assert encoded[0, : len(ids)].abs().min(0).values.any()
     with torch.no_grad():
@@ -196,7 +197,7 @@ def test_a_t5_encoder() -> None:
     ids = torch.tensor([words("a cat")["input_ids"]])
     with torch.no_grad():
         bare = encoder(ids)[0]
-    encoded = pipeline.encode_prompt("a cat")
+    encoded, _ = pipeline.encode_prompt("a cat")
     assert torch.allclose(encoded[:, : ids.shape[1]], bare, atol=1e-5)
     assert not encoded[:, ids.shape[1] :].any()
 
@@ -221,7 +222,7 @@ def test_guidance() -> None:
     seen = states(pipeline)
     pipeline(["a cat", "a dog"], negative_prompt=["a dog", ""], num_inference_steps=1)
     pipeline("a cat", guidance_scale=1.0, num_inference_steps=1)
-    expected = pipeline.encode_prompt(["a dog", "", "a cat", "a dog"])
+    expected, _ = pipeline.encode_prompt(["a dog", "", "a cat", "a dog"])
     assert torch.equal(seen[0], expected)
     assert torch.equal(seen[1], expected[2:3])
 
@@ -238,7 +239,7 @@ def test_guidance_rescale() -> None:
     pipeline = make(FlowMatchEulerDiscreteScheduler())
     outputs: dict[float, torch.Tensor] = {}
     x, t = torch.randn(3, 3, 16, 16), torch.tensor(500.0)
-    condition, null = ({"encoder_hidden_states": pipeline.encode_prompt([p] * 3)} for p in ("a cat", ""))
+    condition, null = ({"encoder_hidden_states": pipeline.encode_prompt([p] * 3)[0]} for p in ("a cat", ""))
     with torch.no_grad():
         for rescale in (0.0, 0.5, 1.0):
             outputs[rescale] = pipeline._predict(pipeline.unet, x, t, condition, null, 9.0, rescale)
@@ -250,8 +251,9 @@ def test_guidance_rescale() -> None:
 def test_embeddings_in_place_of_prompts() -> None:
     pipeline = make()
     expected = pipeline("a cat", negative_prompt="a dog", **fixed()).images
-    embeds = {"prompt_embeds": pipeline.encode_prompt("a cat")}
-    embeds["negative_prompt_embeds"] = pipeline.encode_prompt("a dog")
+    embeds = dict(zip(("prompt_embeds", "prompt_attention_mask"), pipeline.encode_prompt("a cat"), strict=True))
+    names = ("negative_prompt_embeds", "negative_prompt_attention_mask")
+    embeds |= dict(zip(names, pipeline.encode_prompt("a dog"), strict=True))
     bare = TextToImagePipeline(pipeline.unet, pipeline.scheduler)
     bare.set_progress_bar_config(disable=True)
     assert torch.equal(bare(**embeds, **fixed()).images, expected)
@@ -262,10 +264,41 @@ def test_embeddings_in_place_of_prompts() -> None:
 def test_long_prompts_are_cut_aloud() -> None:
     pipeline = make()
     with pytest.warns(UserWarning, match="prompt of 10 tokens cut to 8: 'a dog .* cat cat' loses 'cat cat'"):
-        long = pipeline.encode_prompt("a dog and a cat a cat cat")
+        long, _ = pipeline.encode_prompt("a dog and a cat a cat cat")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(long, pipeline.encode_prompt("a dog and a cat a"))
+        assert torch.equal(long, pipeline.encode_prompt("a dog and a cat a")[0])
+
+
+def masked_unet() -> UNet2DConditionModel:
+    """A network as it is trained from scratch, which is told what is padding."""
+    return unet(class_embed_type="projection", projection_class_embeddings_input_dim=32)
+
+
+def test_the_padded_length_of_prompts_does_not_matter() -> None:
+    pipeline = make(FlowMatchEulerDiscreteScheduler())
+    pipeline.register_modules(unet=masked_unet())
+    embeds, mask = pipeline.encode_prompt(["a cat", "a dog and a cat"])
+    options = {"guidance_scale": 1.0, "latents": torch.randn(2, 3, 16, 16), "num_inference_steps": 2}
+    options["output_type"] = "pt"
+    expected = pipeline(prompt_embeds=embeds, prompt_attention_mask=mask, **options).images
+    longer = torch.cat([embeds, torch.randn(2, 5, 32)], 1)
+    padded = torch.cat([mask, torch.zeros(2, 5, dtype=mask.dtype)], 1)
+    images = pipeline(prompt_embeds=longer, prompt_attention_mask=padded, **options).images
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(pipeline(prompt_embeds=longer, **options).images, expected, atol=1e-4)
+
+
+def test_both_networks_of_guidance_are_told_their_own_padding() -> None:
+    pipeline = make()
+    pipeline.register_modules(unet=masked_unet())
+    seen: list[dict[str, torch.Tensor]] = []
+    pipeline.unet.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    pipeline("a dog and a cat", negative_prompt="a cat", num_images_per_prompt=2, num_inference_steps=1)
+    embeds, mask = pipeline.encode_prompt(["a cat"] * 2 + ["a dog and a cat"] * 2)
+    assert torch.equal(seen[0]["encoder_attention_mask"], mask)
+    means = [e[m.bool()].mean(0) for e, m in zip(embeds, mask, strict=True)]
+    torch.testing.assert_close(seen[0]["class_labels"], torch.stack(means))
 
 
 @pytest.mark.parametrize(
@@ -274,17 +307,24 @@ def test_long_prompts_are_cut_aloud() -> None:
         ({"prompt": 3}, "prompt: must be a string or a list of strings, got 3"),
         ({"prompt": ["a cat", None]}, "prompt: must be a string or a list of strings"),
         ({"prompt": []}, "prompt: must be a string or a list of strings"),
-        ({}, "prompt: give either it or prompt_embeds"),
-        ({"prompt": "a cat", "prompt_embeds": torch.zeros(1, 8, 32)}, "prompt: give either it or prompt_embeds"),
+        ({}, "prompt: give it or prompt_embeds, one of the two"),
+        (
+            {"prompt": "a cat", "prompt_embeds": torch.zeros(1, 8, 32)},
+            "prompt: give it or prompt_embeds, one of the two",
+        ),
         ({"prompt": "a cat", "negative_prompt": ["", ""]}, "negative_prompt: 2 given for 1 prompts"),
         ({"prompt": "a cat", "negative_prompt": 3}, "prompt: must be a string or a list of strings, got 3"),
         (
             {"prompt": "a cat", "negative_prompt": "", "negative_prompt_embeds": torch.zeros(1, 8, 32)},
-            "negative_prompt: give either it or negative_prompt_embeds",
+            "negative_prompt: give it or negative_prompt_embeds, one of the two",
         ),
         (
-            {"prompt": "a cat", "negative_prompt_embeds": torch.zeros(2, 8, 32)},
-            r"negative_prompt_embeds: of shape \(2, 8, 32\), but prompt_embeds are \(1, 8, 32\)",
+            {"prompt": "a cat", "negative_prompt_embeds": torch.zeros(1, 7, 32)},
+            r"negative_prompt_embeds: of shape \(1, 7, 32\), but prompt_embeds are \(1, 8, 32\)",
+        ),
+        (
+            {"prompt_embeds": torch.zeros(1, 8, 32), "prompt_attention_mask": torch.ones(1, 7)},
+            r"prompt_attention_mask: of shape \(1, 7\); must be \(1, 8\)",
         ),
         ({"prompt": "a cat", "num_images_per_prompt": 0}, "num_images_per_prompt: must be at least 1, got 0"),
         ({"prompt": "a cat", "height": 15}, "height: 15 is not a multiple of 2"),
