@@ -26,20 +26,18 @@ TRAJECTORY_IMAGES = 8
 class GenerateConfig(SamplerOptions, PipelineOptions):
     """Output."""
 
-    num_images: int = option(64, "images to generate")
+    num_images: int = option(64, "images to generate", minimum=1, maximum=10_000_000)
     class_label: str | None = option(None, "number or name of the class of all images; all in turn by default")
     prompt: list[str] = option([], "prompts, which images take in turn, for a model that makes them from texts")
     output_dir: str = option("samples", "folder of the images")
     overwrite_output_dir: bool = option(False, "remove the images that an earlier, other run left there")
-    bit_depth: int = option(8, "8, or 16 for gray images")
+    bit_depth: int = option(8, "8, or 16 for gray images", minimum=8, maximum=16)
     trajectory: bool = option(False, f"also draw how the first {TRAJECTORY_IMAGES} came about")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bit_depth not in (8, 16):
             raise UserError(f"--bit_depth: {self.bit_depth} is not one of 8, 16")
-        if self.num_images < 1:
-            raise UserError(f"--num_images: must be at least 1, got {self.num_images}")
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import re
 import sys
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from snowmelt.errors import UserError, one_line
+from snowmelt.errors import UserError
+from snowmelt.files import checked, parse_yaml, read_text
+from snowmelt.values import check_value, element_type, number_reader
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -30,6 +31,8 @@ def option(
     *,
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
     below: float | None = None,
     resumable: bool = False,
     saved: bool = True,
@@ -39,13 +42,16 @@ def option(
 ) -> Any:
     """A dataclass field that is also a flag.
 
-    `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes
-    what is reported or how long training goes on, never a step that both runs take. One that isn't `saved` concerns
-    a single call: it is in no file. One that may hold a `path` is published only where it holds a name on the Hub
-    instead; one that isn't `published` concerns the user's account or machine. `aliases` are the flag's names in those
-    of diffusers' scripts that call it otherwise.
+    A number is finite, and every option that takes one declares its range: from `minimum` or `above`, to `maximum` or
+    `below`, where those end it.
+
+    `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes what is
+    reported or how long training goes on, never a step that both runs take. One that isn't `saved` concerns a single
+    call: it is in no file. One that may hold a `path` is published only where it holds a name on the Hub instead; one
+    that isn't `published` concerns the user's account or machine. `aliases` are the flag's names in those of
+    diffusers' scripts that call it otherwise.
     """
-    limits = {"choices": choices, "minimum": minimum, "below": below}
+    limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "below": below}
     metadata = {"help": help, "resumable": resumable, "saved": saved, "path": path, "published": published, **limits}
     metadata["aliases"] = aliases
     if isinstance(default, list):
@@ -59,7 +65,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            setattr(self, f.name, _checked(type(self), f.name, getattr(self, f.name)))
+            setattr(self, f.name, check_value(f, getattr(self, f.name)))
 
     @classmethod
     def fields(cls) -> dict[str, dataclasses.Field]:
@@ -80,12 +86,12 @@ class Config:
         }
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def on_hub(name: str) -> bool:
-    """Whether this is a name on the Hub, or an embedded one, rather than a path."""
-    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
+    """Whether this is a name on the Hub, or an embedded one, rather than a path of this machine."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII)) and not Path(name).exists()
 
 
 def parse(
@@ -126,17 +132,12 @@ def parse(
 def load_yaml(cls: type[Config], source: str | Path) -> dict[str, Any]:
     """Read a YAML file, given by path or by the name of a recipe, refusing keys that `cls` doesn't have."""
     path = Path(source)
-    if not path.is_file():
+    if not path.exists():
         path = RECIPES / f"{source}.yaml"
-    if not path.is_file():
+    if not path.exists():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise UserError(f"--config {source}: no such file or recipe; recipes: {known}")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({one_line(error)})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must map option names to values, got {type(values).__name__}")
+    values = checked(path, parse_yaml(read_text(path), path) or {})
     for key in values:
         if key not in cls.fields():
             raise UserError(f"{path}: unknown key {key!r}{_suggest(str(key), list(cls.fields()))}")
@@ -144,69 +145,26 @@ def load_yaml(cls: type[Config], source: str | Path) -> dict[str, Any]:
 
 
 def differences(saved: dict[str, Any], config: Config) -> list[str]:
-    """Options in which a saved configuration differs from `config` in a way that would change the training."""
+    """Options in which a saved configuration differs from `config` in a way that would change the training.
+
+    An option that came after the configuration was saved had its default then.
+    """
     fields = type(config).fields()
-    current = config.to_dict()
+    before = {name: saved.get(name, _default(f)) for name, f in fields.items()}
     return [
-        f"{name}={saved.get(name)!r} (now {value!r})"
-        for name, value in current.items()
-        if not fields[name].metadata["resumable"] and saved.get(name) != value
+        f"--{name} {before[name]!r} (now {value!r})"
+        for name, value in config.to_dict().items()
+        if not fields[name].metadata["resumable"] and before[name] != value
     ]
+
+
+def _default(f: dataclasses.Field) -> Any:
+    return f.default_factory() if callable(f.default_factory) else f.default
 
 
 def _suggest(word: str, known: list[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists all"
-
-
-def _element_type(annotation: Any) -> tuple[type, bool, bool]:
-    """(type of one value, may be None, is a list) of an annotation such as `int`, `str | None`, `list[float]`."""
-    optional = False
-    if isinstance(annotation, types.UnionType):
-        arms = [a for a in typing.get_args(annotation) if a is not type(None)]
-        annotation, optional = arms[0], True
-    if typing.get_origin(annotation) is list:
-        return typing.get_args(annotation)[0], optional, True
-    return annotation, optional, False
-
-
-def _checked(cls: type[Config], name: str, value: Any) -> Any:
-    """`value` as the field's type, or a `UserError` that says what is allowed."""
-    f = cls.fields()[name]
-    kind, optional, is_list = _element_type(f.type)
-    if value is None and optional:
-        return None
-    if is_list:
-        if not isinstance(value, list):
-            raise UserError(f"{name}: must be a list of {kind.__name__}, got {value!r}")
-        return [_scalar(name, kind, v) for v in value]
-    value = _scalar(name, kind, value)
-    choices = f.metadata["choices"]
-    if choices and value not in choices:
-        raise UserError(f"{name}: {value!r} is not one of {', '.join(choices)}")
-    minimum, below = f.metadata["minimum"], f.metadata["below"]
-    if minimum is not None and value < minimum:
-        raise UserError(f"{name}: {value} is less than {minimum}, the least allowed")
-    if below is not None and value >= below:
-        raise UserError(f"{name}: {value} must be less than {below}")
-    return value
-
-
-def _scalar(name: str, kind: type, value: Any) -> Any:
-    if kind is str and isinstance(value, Path):
-        return str(value)
-    # YAML reads 1e-4, which lacks a dot, as a string: the one conversion from a string that is never wrong.
-    if isinstance(value, bool) != (kind is bool) or (isinstance(value, str) and kind not in (str, float)):
-        raise UserError(f"{name}: must be {kind.__name__}, got {value!r}")
-    if kind is str and not isinstance(value, str):
-        raise UserError(f"{name}: must be text, got {value!r}; put it in quotes")
-    try:
-        converted = kind(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}: must be {kind.__name__}, got {value!r}") from None
-    if kind is int and converted != value:
-        raise UserError(f"{name}: must be a whole number, got {value!r}")
-    return converted
 
 
 class _Parser(argparse.ArgumentParser):
@@ -239,7 +197,7 @@ def _parser(cls: type[Config]) -> argparse.ArgumentParser:
 
 
 def _add_flag(group: Any, f: dataclasses.Field) -> None:
-    kind, _, is_list = _element_type(f.type)
+    kind, _, is_list = element_type(f.type)
     default = f.default if f.default is not dataclasses.MISSING else []
     shown = "" if default is None or default is False or default == [] else f" (default: {default})"
     text = (f.metadata["help"] + shown).replace("%", "%%")
@@ -250,7 +208,7 @@ def _add_flag(group: Any, f: dataclasses.Field) -> None:
         metavar = None if f.metadata["choices"] else kind.__name__.upper()
         group.add_argument(
             *flags,
-            type=kind,
+            type=str if kind is str else number_reader(kind),
             nargs="*" if is_list else None,
             metavar=metavar,
             choices=f.metadata["choices"],

@@ -23,7 +23,9 @@ class PipelineOptions(Config):
     model: str | None = option(None, "folder or Hub repository of the pipeline; required")
     revision: str | None = option(None, "branch, tag or commit of the repository")
     checkpoint: str | None = option(None, "checkpoint of the run's folder to take the weights from, by name or step")
-    ema: float | None = option(None, "relative width of the average to sample from, of those beside the model")
+    ema: float | None = option(
+        None, "sigma_rel of the EMA to sample from, of those beside the model", above=0, maximum=1
+    )
     torch_dtype: str = option(
         "float32", "precision of the network's passes", choices=("float32", "bfloat16", "float16")
     )
@@ -38,23 +40,26 @@ class PipelineOptions(Config):
 class SamplerOptions(Config):
     """Sampling."""
 
-    batch_size: int = option(64, "images per process and forward pass")
-    num_inference_steps: int = option(50, "steps of the scheduler")
+    batch_size: int = option(64, "images per process and forward pass", minimum=1)
+    num_inference_steps: int = option(50, "steps of the scheduler", minimum=1, maximum=100_000)
     scheduler: str | None = option(None, "sampler, such as ddim, unipc or flow-heun; the model's own by default")
-    eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)")
+    eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)", minimum=0, maximum=1)
     guidance_scale: float | None = option(
-        None, "weight of the class or the prompt against none; 1 for no guidance; the model's own by default"
+        None,
+        "weight of the class or the prompt against none; 1 for no guidance; the model's own by default",
+        minimum=0,
+        maximum=1000,
     )
-    guidance_interval: list[float] = option([], "guide only where LO < sigma / alpha <= HI")
-    seed: int = option(0, "all randomness follows from it and an image's index")
+    guidance_interval: list[float] = option([], "guide only where LO < sigma / alpha <= HI", minimum=0)
+    seed: int = option(0, "all randomness follows from it and an image's index", minimum=0, maximum=2**63 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.guidance_interval) not in (0, 2):
             raise UserError(f"--guidance_interval: takes LO and HI, got {len(self.guidance_interval)} numbers")
-        for name in ("batch_size", "num_inference_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        if self.guidance_interval and not self.guidance_interval[0] < self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise UserError(f"--guidance_interval: LO must be less than HI, got {low} and {high}")
 
 
 def load_pipeline(model: str, revision: str | None = None) -> "PixelDiffusionPipeline":

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
+from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -86,20 +87,24 @@ class ObjectiveOptions(Config):
     prediction_type: str | None = option(
         None, "what a discrete-time network predicts", choices=("epsilon", "sample", "v_prediction")
     )
-    ddpm_num_steps: int | None = option(None, "timesteps of the discrete forward process (1000)", minimum=1)
+    ddpm_num_steps: int | None = option(
+        None, "timesteps of the discrete forward process (1000)", minimum=2, maximum=100_000
+    )
     ddpm_beta_schedule: str | None = option(None, "betas of the discrete forward process", choices=SCHEDULES)
     rescale_betas_zero_snr: bool = option(False, "rescale the betas to zero terminal SNR (Lin et al. 2024)")
-    loss_weight: str | None = option(None, "weight on the loss: unit, min_snr, soft_min_snr, p2 or edm")
+    loss_weight: str | None = option(None, "weight on the loss: unit, snr, min_snr, soft_min_snr, p2 or edm")
     snr_gamma: float | None = option(
-        None, "gamma of the min_snr and soft_min_snr weights (5); alone, it chooses min_snr", minimum=0
+        None, "gamma of the min_snr and soft_min_snr weights (5); alone, it chooses min_snr", above=0
     )
     timestep_sampling: str | None = option(
-        None, "law of training times", choices=("uniform", "logit_normal", "beta", "log_normal")
+        None, "distribution of training timesteps", choices=("uniform", "logit_normal", "beta", "log_normal")
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
-    noise_offset: float = option(0.0, "deviation of noise that is the same all over a channel, added to the noise")
+    noise_offset: float = option(
+        0.0, "std of noise that is the same all over a channel, added to the noise", minimum=0, maximum=10
+    )
     input_perturbation: float = option(
-        0.0, "deviation of noise that the network sees but isn't asked for (Ning et al. 2023)", minimum=0
+        0.0, "std of noise that the network sees but isn't asked for (Ning et al. 2023)", minimum=0, maximum=10
     )
 
 
@@ -111,8 +116,8 @@ class OptimizationOptions(Config):
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step", minimum=1)
     num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True, aliases=("num_train_epochs",))
     max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", minimum=1, resumable=True)
-    max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", minimum=0, resumable=True)
-    learning_rate: float = option(1e-4, "peak learning rate", minimum=0)
+    max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", above=0, resumable=True)
+    learning_rate: float = option(1e-4, "peak learning rate", minimum=0, maximum=100)
     scale_lr: bool = option(False, "multiply it by the images of an optimizer step, over all processes")
     lr_scheduler: str = option(
         "cosine",
@@ -124,15 +129,19 @@ class OptimizationOptions(Config):
             "polynomial",
             "constant",
             "constant_with_warmup",
+            "piecewise_constant",
         ),
+    )
+    lr_step_rules: str | None = option(
+        None, "of piecewise_constant, as 1:500,0.1:900,0.01: factors of learning_rate, each up to a step"
     )
     lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up", minimum=0)
     adam_beta1: float = option(0.95, "beta1 of AdamW", minimum=0, below=1)
     adam_beta2: float = option(0.999, "beta2 of AdamW", minimum=0, below=1)
-    adam_weight_decay: float = option(1e-6, "weight decay of AdamW")
-    adam_epsilon: float = option(1e-8, "epsilon of AdamW")
+    adam_weight_decay: float = option(1e-6, "weight decay of AdamW", minimum=0, maximum=1)
+    adam_epsilon: float = option(1e-8, "epsilon of AdamW", above=0, maximum=1)
     use_8bit_adam: bool = option(False, "AdamW of bitsandbytes, whose moments take a quarter of the memory")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
     mixed_precision: str | None = option(
         None,
         "precision of the network's passes; bf16 where the hardware has it",
@@ -140,7 +149,7 @@ class OptimizationOptions(Config):
     )
     allow_tf32: bool = option(True, "matrix products in TF32 on GPUs that have it, where they are in float32")
     compile: bool = option(False, "torch.compile the network: faster steps after a minute or more of compilation")
-    seed: int = option(0, "all randomness follows from it", minimum=0)
+    seed: int = option(0, "all randomness follows from it", minimum=0, maximum=2**63 - 1)
 
 
 @dataclass(kw_only=True)
@@ -148,64 +157,14 @@ class EmaOptions(Config):
     """Exponential moving average of the weights."""
 
     use_ema: bool = option(True, "keep one, sample from it and save it as the model")
-    ema_inv_gamma: float = option(1.0, "warm-up form: decay = 1 - (1 + step / inv_gamma) ** -power")
-    ema_power: float = option(0.75, "warm-up form: power")
-    ema_max_decay: float = option(0.9999, "warm-up form: the largest decay")
+    ema_inv_gamma: float = option(1.0, "warm-up form: decay = 1 - (1 + step / inv_gamma) ** -power", above=0)
+    ema_power: float = option(0.75, "warm-up form: power", above=0)
+    ema_max_decay: float = option(0.9999, "warm-up form: the largest decay", minimum=0, below=1)
     ema_widths: list[float] = option(
-        [], "relative widths (0.05 0.1, say) of power-function averages (Karras et al. 2024) to keep instead"
-    )
-
-
-@dataclass(kw_only=True)
-class RunOptions(Config):
-    """Run."""
-
-    output_dir: str = option(
-        "ddpm-model-64", "folder of the pipeline, checkpoints, samples and logs", resumable=True, published=False
-    )
-    overwrite_output_dir: bool = option(False, "replace what an earlier run left there", resumable=True, saved=False)
-    checkpointing_steps: int = option(500, "optimizer steps between checkpoints", minimum=1, resumable=True)
-    checkpoints_total_limit: int | None = option(
-        None, "how many of the newest checkpoints to keep", minimum=1, resumable=True
-    )
-    resume_from_checkpoint: str | None = option(None, "'latest', checkpoint-N or a path", resumable=True, saved=False)
-    save_images_epochs: int = option(
-        10,
-        "epochs between sample grids; 0 for the last only",
-        minimum=0,
-        resumable=True,
-        aliases=("validation_epochs",),
-    )
-    save_model_epochs: int = option(
-        10, "epochs between saved pipelines; 0 for the last only", minimum=0, resumable=True
-    )
-    eval_batch_size: int = option(16, "images in a sample grid", minimum=1, resumable=True)
-    logger: str | None = option(
-        None,
-        "tracker beside metrics.jsonl",
-        choices=("tensorboard", "wandb", "trackio"),
-        resumable=True,
-        aliases=("report_to",),
-    )
-    logging_dir: str = option("logs", "the tracker's folder, inside output_dir", resumable=True, published=False)
-    logging_steps: int = option(10, "optimizer steps between log lines", minimum=1, resumable=True)
-
-
-@dataclass(kw_only=True)
-class HubOptions(Config):
-    """Hub."""
-
-    push_to_hub: bool = option(False, "upload the pipeline when training ends", resumable=True, published=False)
-    hub_model_id: str | None = option(
-        None, "repository, as user/name; the output folder's name by default", resumable=True, published=False
-    )
-    hub_private_repo: bool = option(False, "make the repository private", resumable=True, published=False)
-    hub_token: str | None = option(None, "write token; that of `hf auth login` by default", resumable=True, saved=False)
-    license: str = option(
-        "unknown",
-        "license of the published model, as the Hub abbreviates it",
-        resumable=True,
-        published=False,
+        [],
+        "relative widths (0.05 0.1, say) of power-function averages (Karras et al. 2024) to keep instead",
+        above=0,
+        maximum=0.288,
     )
 
 
@@ -269,7 +228,7 @@ class ValidationOptions(HeldOutOptions):
 
 
 @dataclass(kw_only=True)
-class TrainingConfig(RunOptions, EmaOptions, OptimizationOptions, DataOptions):
+class TrainingConfig(HistoricalOptions, RunOptions, EmaOptions, OptimizationOptions, DataOptions):
     """What every training script takes."""
 
 

@@ -6,9 +6,13 @@ import sys
 import pytest
 import yaml
 
-from snowmelt.config import parse
+from snowmelt.autoencoder.options import AutoencoderConfig
+from snowmelt.config import differences, parse
 from snowmelt.errors import UserError
+from snowmelt.evaluation.options import EvaluateConfig
 from snowmelt.options import UnconditionalConfig
+from snowmelt.text.options import TextToImageConfig
+from snowmelt.values import check_value, element_type
 from tests.conftest import ROOT, run_in_process, trained
 
 OF_DIFFUSERS = """
@@ -73,9 +77,9 @@ def test_default_recipe():
         ("--zzz", "unknown flag --zzz; --help lists all"),
         ("--resol 32", "unknown flag --resol; "),
         ("--resolution 1.5", "argument --resolution: invalid int value: '1.5'"),
-        ("--resolution 0", "resolution: 0 is less than 1, the least allowed"),
-        ("--label_dropout 1", "label_dropout: 1.0 must be less than 1"),
-        ("--adam_beta1 1.5", "adam_beta1: 1.5 must be less than 1"),
+        ("--resolution 0", "--resolution: must be at least 1, got 0"),
+        ("--label_dropout 1", "--label_dropout: must be at least 0 and less than 1, got 1.0"),
+        ("--adam_beta1 1.5", "--adam_beta1: must be at least 0 and less than 1, got 1.5"),
         ("--seed", "argument --seed: expected one argument"),
         ("--lr_scheduler cosin", "invalid choice: 'cosin' (choose from "),
         (
@@ -95,21 +99,32 @@ def test_bad_flags(words, message):
     ("text", "message"),
     [
         ("learning_rat: 1", "unknown key 'learning_rat'; did you mean learning_rate?"),
-        ("resolution: '32'", "resolution: must be int, got '32'"),
-        ("resolution: 1.5", "resolution: must be a whole number, got 1.5"),
-        ("resolution: true", "resolution: must be int, got True"),
-        ("resolution: null", "resolution: must be int, got None"),
-        ("resolution: [8]", "resolution: must be int, got [8]"),
-        ("use_ema: 1", "use_ema: must be bool, got 1"),
-        ("use_ema: 'no'", "use_ema: must be bool, got 'no'"),
-        ("learning_rate: fast", "learning_rate: must be float, got 'fast'"),
-        ("dataset_name: 3", "dataset_name: must be text, got 3; put it in quotes"),
-        ("ema_widths: 0.1", "ema_widths: must be a list of float, got 0.1"),
-        ("ema_widths: [a]", "ema_widths: must be float, got 'a'"),
+        ("resolution: '32'", "--resolution: must be a whole number, got '32'"),
+        ("resolution: 1.5", "--resolution: must be a whole number, got 1.5"),
+        ("resolution: true", "--resolution: must be a whole number, got True"),
+        ("resolution: null", "--resolution: must be a whole number, got None"),
+        ("resolution: [8]", "--resolution: must be a whole number, got [8]"),
+        ("use_ema: 1", "--use_ema: must be true or false, got 1"),
+        ("use_ema: 'no'", "--use_ema: must be true or false, got 'no'"),
+        ("learning_rate: fast", "--learning_rate: must be a number, got 'fast'"),
+        ("dataset_name: 3", "--dataset_name: must be text, got 3; put it in quotes"),
+        ("ema_widths: 0.1", "--ema_widths: must be a list, each a number, got 0.1"),
+        ("ema_widths: [a]", "--ema_widths: must be a number, got 'a'"),
         ("model_size: huge", "model_size: 'huge' is not one of tiny, small, base, large"),
-        ("train_batch_size: 0", "train_batch_size: 0 is less than 1, the least allowed"),
-        ("- seed", "must map option names to values, got list"),
+        ("train_batch_size: 0", "--train_batch_size: must be at least 1, got 0"),
+        ("- seed", "must map names to values, holds a list"),
         ("seed: [", "not valid YAML ("),
+        ("seed: 1\nseed: 2", "key 'seed' is given twice"),
+        ("seed: 1:30", "--seed: must be a whole number, got '1:30'"),
+        ("seed: 010", "--seed: must be a whole number, got '010'"),
+        ("seed: 1_000", "--seed: must be a whole number, got '1_000'"),
+        ("train_batch_size: .inf", "--train_batch_size: must be a whole number, got inf"),
+        ("learning_rate: .nan", "--learning_rate: must be at least 0 and at most 100, got nan"),
+        ("ema_widths: [.inf]", "--ema_widths: must be more than 0 and at most 0.288, got inf"),
+        ("class_conditional: yes", "--class_conditional: must be true or false, got 'yes'"),
+        ("output_dir: ''", "--output_dir: is empty; give text, or leave it out"),
+        ("output_dir: \"a\\0b\"", "--output_dir: must be text in UTF-8 without zeros"),
+        ("!!python/object/apply:os.system [ls]", "not valid YAML (could not determine a constructor"),
     ],
 )
 def test_bad_yaml(text, message, tmp_path):
@@ -118,6 +133,38 @@ def test_bad_yaml(text, message, tmp_path):
         options("--config", str(tmp_path / "it.yaml"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_is_a_word(tmp_path):
+    """In YAML 1.1 it was a name of `false`."""
+    (tmp_path / "it.yaml").write_text("mixed_precision: no\n")
+    assert options("--config", str(tmp_path / "it.yaml")).mixed_precision == "no"
+
+
+@pytest.mark.parametrize("config", [UnconditionalConfig, TextToImageConfig, AutoencoderConfig, EvaluateConfig])
+def test_every_number_declares_where_its_range_begins(config):
+    numbers = {n: f for n, f in config.fields().items() if element_type(f.type)[0] in (int, float)}
+    without = [n for n, f in numbers.items() if f.metadata["minimum"] is None and f.metadata["above"] is None]
+    assert len(numbers) >= 10
+    assert not without
+
+
+@pytest.mark.parametrize("config", [UnconditionalConfig, TextToImageConfig, AutoencoderConfig, EvaluateConfig])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_no_number_may_be_infinite_or_nan(config, value):
+    for name, f in config.fields().items():
+        kind, _, is_list = element_type(f.type)
+        if kind is float:
+            with pytest.raises(UserError, match=f"--{name}: must be .*, got "):
+                check_value(f, [float(value)] if is_list else float(value))
+
+
+def test_an_option_that_came_later_had_its_default(tmp_path):
+    config = options("--output_dir", str(tmp_path))
+    saved = config.to_dict()
+    del saved["train_batch_size"]
+    assert differences(saved, config) == []
+    assert differences(saved, options("--train_batch_size", "3")) == ["--train_batch_size 16 (now 3)"]
 
 
 def test_saved_configuration_resumes_and_does_not_overwrite(train, tmp_path):

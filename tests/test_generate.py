@@ -149,7 +149,7 @@ def test_bfloat16(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["--class_label", "dog"], r"class_labels: 'dog' is not among 0 to 2 \(ant, bee, 2\)"),
         (["--eta", "1"], "eta: DDPMScheduler takes none; DDIMScheduler does"),
         (["--guidance_interval", "1"], "--guidance_interval: takes LO and HI, got 1 numbers"),
-        (["--num_images", "0"], "--num_images: must be at least 1, got 0"),
+        (["--num_images", "0"], "--num_images: must be at least 1 and at most 10000000, got 0"),
         (["--bit_depth", "12"], "--bit_depth: 12 is not one of 8, 16"),
     ],
 )

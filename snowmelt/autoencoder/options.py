@@ -15,7 +15,9 @@ class NetworkOptions(Config):
         "kl", "kl for an AutoencoderKL, vq for a VQModel, whose latents are codes of a codebook", choices=("kl", "vq")
     )
     model_size: str | None = option(None, "named size (small)", choices=("tiny", "small", "base", "large"))
-    downsample_factor: int | None = option(None, "side of an image over that of its latents: 2, 4, 8 or 16 (4)")
+    downsample_factor: int | None = option(
+        None, "side of an image over that of its latents: 2, 4, 8 or 16 (4)", minimum=2, maximum=16
+    )
     latent_channels: int | None = option(
         None, "channels of the latents; 2, 3, 4 or 16 by default, as the factor", minimum=1
     )
@@ -30,8 +32,10 @@ class LossOptions(Config):
     """Loss."""
 
     reconstruction: str = option("l1", "error of pixels", choices=("l1", "l2"))
-    kl_weight: float = option(1e-6, "weight of the KL divergence, summed over latents as the error over pixels")
-    commitment_weight: float = option(1.0, "weight of the distances between latents and codes")
+    kl_weight: float = option(
+        1e-6, "weight of the KL divergence, summed over latents as the error over pixels", minimum=0
+    )
+    commitment_weight: float = option(1.0, "weight of the distances between latents and codes", minimum=0)
     perceptual: str = option(
         "none",
         "perceptual loss: lpips, which needs torchvision and its weights; classifier, trained on the labels first",

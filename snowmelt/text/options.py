@@ -19,7 +19,7 @@ OF_SCRATCH = (
     "ddpm_beta_schedule",
 )
 """Options of a model that is made here."""
-OF_PRETRAINED = ("revision", "variant", "rank", "train_text_encoder")
+OF_PRETRAINED = ("revision", "non_ema_revision", "variant", "rank", "train_text_encoder")
 """Options that need a model to go on from."""
 
 
@@ -59,6 +59,7 @@ class TextModelOptions(Config):
         "learning rate of a text encoder that is trained; a tenth of learning_rate by default, or all of it for a "
         "pretrained one",
         minimum=0,
+        maximum=100,
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
@@ -74,6 +75,7 @@ class PretrainedOptions(Config):
         path=True,
     )
     revision: str | None = option(None, "branch, tag or commit of its repository")
+    non_ema_revision: str | None = option(None, "revision to take the weights of its unet from, where it keeps two")
     variant: str | None = option(None, "variant of its weight files, such as fp16")
     rank: int | None = option(None, "train LoRA matrices of this rank instead of the network (4 is common)", minimum=1)
     train_text_encoder: bool = option(False, "train its text encoder too")
@@ -89,6 +91,7 @@ class PromptOptions(Config):
         resumable=True,
         aliases=("validation_prompt",),
     )
+    num_validation_images: int = option(1, "images of each of these prompts", minimum=1, resumable=True)
 
 
 @dataclass(kw_only=True)
