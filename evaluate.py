@@ -17,10 +17,10 @@ def main() -> None:
     from accelerate import PartialState
     from diffusers.utils import logging
 
-    from snowmelt.environment import use_all_cores
+    from snowmelt.environment import find_launch, use_all_cores
     from snowmelt.evaluation.study import Study
 
-    use_all_cores()
+    use_all_cores(find_launch())
     logging.disable_progress_bar()  # of loading, which happens for each value of a sweep
     state = PartialState(cpu=not torch.accelerator.is_available())
     Study(config, state).run()

@@ -47,9 +47,9 @@ def main() -> None:
     import torch
     from accelerate import PartialState
 
-    from snowmelt.environment import use_all_cores
+    from snowmelt.environment import find_launch, use_all_cores
 
-    use_all_cores()
+    use_all_cores(find_launch())
     state = PartialState(cpu=not torch.accelerator.is_available())
     pipeline = load(config).to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)

@@ -4,17 +4,30 @@ import os
 import platform
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
 from snowmelt.errors import UserError
 from snowmelt.options import TrainingConfig
 from snowmelt.tracking import check_logger
 
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+PRECISIONS = ("no", "fp16", "bf16")
+UNSUPPORTED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+    "ACCELERATE_USE_TPU": "TPUs",
+}
+"""Variables that `accelerate launch` sets, and what they ask for."""
+TRUE = ("1", "true", "yes")
 
 
 def native_precision() -> str:
@@ -24,14 +37,60 @@ def native_precision() -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
 
 
-def use_all_cores() -> None:
+@dataclass(frozen=True)
+class Launch:
+    """What `accelerate launch` was asked for, on its command line or in its saved configuration; None: nothing."""
+
+    num_processes: int | None = None
+    mixed_precision: str | None = None
+    num_cpu_threads_per_process: int | None = None
+
+
+def find_launch() -> Launch:
+    """How this process was launched, read off the command line of the process that started it.
+
+    The launcher hands on its defaults in the same variables as what it was asked for, so these can't tell.
+    """
+    try:
+        words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
+    except (psutil.Error, AttributeError):
+        return Launch()
+    if "launch" not in words or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return Launch()
+    given = launch_command_parser().parse_known_args(words[words.index("launch") + 1 :])[0]
+    file = given.config_file or (default_config_file if Path(default_config_file).is_file() else None)
+    saved = None if file is None else load_config_from_file(file)
+    precision = given.mixed_precision or getattr(saved, "mixed_precision", None)
+    return Launch(
+        given.num_processes or getattr(saved, "num_processes", None),
+        None if precision is None else str(precision),
+        given.num_cpu_threads_per_process,
+    )
+
+
+def use_all_cores(launch: Launch) -> None:
     """Undo the single thread that `accelerate launch` gives a process on a CPU when nothing else was asked for."""
     launched = "ACCELERATE_USE_CPU" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if launched and threads > 1 and not torch.accelerator.is_available():
-        print(f"{threads} threads, not accelerate launch's default of 1; --num_cpu_threads_per_process sets others")
-        torch.set_num_threads(threads)
+    if launched and launch.num_cpu_threads_per_process is None and not torch.accelerator.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def describe(accelerator: Accelerator, config: TrainingConfig, launch: Launch) -> list[str]:
+    """Lines on what a run begins with: processes, threads, images of a step; and what was asked for in vain."""
+    processes, threads = accelerator.num_processes, torch.get_num_threads()
+    images = config.train_batch_size * config.gradient_accumulation_steps * processes
+    place = accelerator.device.type if accelerator.device.type != "cpu" else f"{threads} CPU threads each"
+    lines = [
+        f"{processes} process{'es' * (processes > 1)}, {place}, {accelerator.mixed_precision} precision; "
+        f"{images} images per optimizer step"
+    ]
+    if launch.num_processes is not None and launch.num_processes > processes and accelerator.device.type == "cpu":
+        lines.append(
+            f"warning: {launch.num_processes} processes were asked for, but `accelerate launch` starts one on CPUs; "
+            f"`torchrun --nproc_per_node {launch.num_processes} SCRIPT ...` starts them"
+        )
+    return lines + config.ignored()
 
 
 def hardware(accelerator: Accelerator) -> str:
@@ -46,20 +105,26 @@ def hardware(accelerator: Accelerator) -> str:
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Start this process's part of the run, and settle `config.mixed_precision`.
 
-    Without the flag, a launch that asks for reduced precision gets it, and any other what the hardware computes in.
+    Without the flag it is that of the launch, where one was given or is in Accelerate's saved configuration, and else
+    what the hardware computes in.
 
     Raises:
         UserError: for a precision or a kind of parallelism that can't be had here, or a tracker that isn't installed.
     """
     check_logger(config.logger)
-    if config.mixed_precision is None:
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        config.mixed_precision = launched if launched in ("fp16", "bf16") else native_precision()
+    _check_parallelism()
+    launch = find_launch()
+    config.mixed_precision = config.mixed_precision or launch.mixed_precision or native_precision()
+    if config.mixed_precision not in PRECISIONS:
+        raise UserError(
+            f"mixed_precision {config.mixed_precision} of the launch: not one of {', '.join(PRECISIONS)}; change it in "
+            "`accelerate config`, or give --mixed_precision"
+        )
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU; take bf16 or no")
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.allow_tf32
-    use_all_cores()
+    use_all_cores(launch)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else several processes on CPUs wouldn't know of each other
         mixed_precision=config.mixed_precision,
@@ -72,9 +137,20 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / config.logging_dir)
         ),
     )
-    if accelerator.distributed_type not in SUPPORTED:
-        raise UserError(
-            f"launched for {accelerator.distributed_type.value}; checkpoints here are for one process or data "
-            "parallelism (MULTI_GPU, MULTI_CPU): choose that in `accelerate config`"
-        )
+    for line in describe(accelerator, config, launch):
+        accelerator.print(line)
     return accelerator
+
+
+def _check_parallelism() -> None:
+    """Refuse what checkpoints here aren't for, before Accelerate makes it ready.
+
+    Raises:
+        UserError: if the launch asks for FSDP, DeepSpeed or another kind of sharding.
+    """
+    asked = [name for variable, name in UNSUPPORTED.items() if os.environ.get(variable, "false").lower() in TRUE]
+    if asked:
+        raise UserError(
+            f"launched for {asked[0]}; training here is for one process or data parallelism (MULTI_GPU, MULTI_CPU): "
+            "choose that in `accelerate config`"
+        )

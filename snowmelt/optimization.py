@@ -9,7 +9,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 from snowmelt.options import OptimizationOptions
 
 Groups = Iterable[Tensor] | list[dict[str, Any]]
@@ -28,7 +28,7 @@ def make_optimizer(
         images_per_step: what `scale_lr` multiplies learning rates by.
 
     Raises:
-        UserError: for an 8-bit optimizer that isn't installed.
+        UserError: for an 8-bit optimizer that isn't installed, or step rules that don't fit the schedule.
     """
     make = _adam_8bit() if options.use_8bit_adam else partial(torch.optim.AdamW, fused=True)
     optimizer: torch.optim.Optimizer = make(
@@ -41,12 +41,21 @@ def make_optimizer(
     if options.scale_lr:
         for group in optimizer.param_groups:
             group["lr"] *= images_per_step
-    schedule = get_scheduler(
-        options.lr_scheduler,
-        optimizer,
-        num_warmup_steps=options.lr_warmup_steps,
-        num_training_steps=total_steps,
-    )
+    if (options.lr_scheduler == "piecewise_constant") != (options.lr_step_rules is not None):
+        raise UserError("--lr_scheduler piecewise_constant and --lr_step_rules: give both, as 1:500,0.1:900,0.01")
+    try:
+        schedule = get_scheduler(
+            options.lr_scheduler,
+            optimizer,
+            step_rules=options.lr_step_rules,
+            num_warmup_steps=options.lr_warmup_steps,
+            num_training_steps=total_steps,
+        )
+    except (ValueError, IndexError) as error:
+        raise UserError(
+            f"--lr_step_rules {options.lr_step_rules}: must be as 1:500,0.1:900,0.01: factors, each up to a step, and "
+            f"the last factor ({one_line(error)})"
+        ) from error
     return optimizer, schedule.lr_lambdas[0]
 
 

@@ -10,9 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
+from accelerate.utils import (
+    is_comet_ml_available,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
 
 from snowmelt.errors import UserError
+from snowmelt.files import checked, parse_json, read_text
 
 METRICS_FILE = "metrics.jsonl"
 SHARES = {
@@ -29,13 +35,17 @@ SHARES = {
 _AVAILABLE = {
     "tensorboard": is_tensorboard_available,
     "wandb": is_wandb_available,
+    "comet_ml": is_comet_ml_available,
     "trackio": is_trackio_available,
 }
 
 
 def check_logger(name: str | None) -> None:
-    """Raise a `UserError` that names the extra if the tracker isn't installed."""
-    if name and not _AVAILABLE[name]():
+    """Raise a `UserError` that names the extra if the tracker isn't installed; for "all", if none is."""
+    if name == "all":
+        if not any(available() for available in _AVAILABLE.values()):
+            raise UserError(f"--logger all: none of {', '.join(_AVAILABLE)} is installed; pip install tensorboard, say")
+    elif name and not _AVAILABLE[name]():
         raise UserError(f"--logger {name} isn't installed; pip install -e '.[{name}]'")
 
 
@@ -78,8 +88,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    text = read_text(path)
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    sources = (f"{path}, line {number}" for number in range(1, len(lines) + 1))
+    return [checked(where, parse_json(line, where), {"step": int}) for line, where in zip(lines, sources, strict=True)]
 
 
 def peak_memory_mb(device: torch.device) -> float:
