@@ -106,6 +106,10 @@ class ObjectiveOptions(Config):
     input_perturbation: float = option(
         0.0, "std of noise that the network sees but isn't asked for (Ning et al. 2023)", minimum=0, maximum=10
     )
+    dream_training: bool = option(False, "add the network's own error to the noise: a third slower (Zhou et al. 2024)")
+    dream_detail_preservation: float = option(
+        1.0, "power of the noise level in --dream_training: larger ones keep more detail", minimum=0, maximum=100
+    )
 
 
 @dataclass(kw_only=True)

@@ -29,7 +29,7 @@ def target_of(scheduler: SchedulerMixin, prediction_type: str | None) -> str:
 
 
 def pretrained_objective(
-    scheduler: SchedulerMixin, prediction_type: str | None, options: ObjectiveOptions
+    scheduler: SchedulerMixin, prediction_type: str | None, options: ObjectiveOptions, *, latent: bool
 ) -> Objective:
     """The objective to go on with: the model's own, but for what the options change.
 
@@ -37,6 +37,7 @@ def pretrained_objective(
         scheduler: that the model was saved with.
         prediction_type: what its pipeline says of the network's output, where the scheduler can't.
         options: `--prediction_type` and `--rescale_betas_zero_snr` teach the network another output or process.
+        latent: whether it works on latents.
 
     Raises:
         UserError: for a process that can't be trained here, or options that don't fit it.
@@ -50,7 +51,7 @@ def pretrained_objective(
         raise UserError(f"--{flag}: is for models of discrete time, and this one is a {family(scheduler)} model")
     alike = (o for o in RECIPES.values() if type(o.path) is type(path) and o.target == target)
     objective = next(alike, Objective(path, target))
-    return adjusted(replace(objective, path=path), "this model", options)
+    return adjusted(replace(objective, path=path), "this model", options, latent=latent)
 
 
 def pretrained_scheduler(scheduler: SchedulerMixin, objective: Objective) -> SchedulerMixin:
@@ -84,7 +85,8 @@ def _path(scheduler: SchedulerMixin) -> Path:
         beta_start=config.beta_start,
         beta_end=config.beta_end,
     )
-    if not torch.allclose(path.scheduler("epsilon").alphas_cumprod, scheduler.alphas_cumprod):
+    # Samplers that divide by alpha have 2^-24 where zero terminal SNR leaves nothing.
+    if not torch.allclose(path.scheduler("epsilon").alphas_cumprod, scheduler.alphas_cumprod, atol=2**-23):
         raise UserError(
             f"--pretrained_model_name_or_path: the betas of its {type(scheduler).__name__} don't follow from "
             "beta_schedule, beta_start and beta_end, which is all that can be trained here"

@@ -11,7 +11,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,6 +29,7 @@ from snowmelt.config import parse
 from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError
 from snowmelt.objectives import RECIPES
+from snowmelt.pretrained import pretrained_objective, pretrained_scheduler
 from snowmelt.publishing.export import export
 from snowmelt.text.finetuning import finetuned, load_source
 from snowmelt.text.options import TextToImageConfig
@@ -267,6 +276,20 @@ def test_our_pipelines(objective: str, tune: Callable[..., Path], tmp_path: Path
     plain = drawn()
     pipeline.load_lora_weights(lora)
     assert not np.allclose(drawn(), plain, atol=1e-3)
+
+
+SCHEDULER_BETAS = {name: SCHEDULER[name] for name in ("beta_schedule", "beta_start", "beta_end")}
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_zero_snr_of_samplers_that_divide_by_alpha(scheduler: Any) -> None:
+    """They keep 2^-24 of the signal where nothing should be left, and are the same process all the same."""
+    trained = scheduler(**SCHEDULER_BETAS, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    objective = pretrained_objective(trained, None, TextToImageConfig(), latent=True)
+    assert objective.path.zero_snr
+    assert objective.sigma_data == 1.0
+    kept = pretrained_scheduler(trained, objective)
+    assert pretrained_objective(kept, None, TextToImageConfig(), latent=True) == objective
 
 
 @pytest.mark.parametrize("ours", [False, True])

@@ -44,12 +44,15 @@ class Objective:
         target: a key of `TARGETS`: what the network predicts.
         weight: a key of `WEIGHTS`.
         law: a key of `LAWS`, whose domain is the path's.
-        gamma: the parameter of the min-SNR weights.
+        gamma: the parameter of the min-SNR weights, more than 0.
+        sigma_data: standard deviation of the data, the parameter of the EDM weight: 0.5 for pixels, 1 for latents.
         low_discrepancy: stratify times over the batch.
         noise_offset: deviation of noise that is constant over each channel, added to the unit normal noise, so that
             the network learns to change a picture's brightness (Guttenberg 2023).
         input_perturbation: deviation of noise in what the network sees but not in what it is asked for, as its own
             errors are in sampling (Ning et al. 2023, algorithm 1).
+        dream_detail_preservation: the power p of DREAM, which adds the network's own error to the noise, times sigma^p,
+            at the cost of a second forward pass (Zhou et al. 2024, algorithm 1); None: without it.
     """
 
     path: Path
@@ -57,9 +60,11 @@ class Objective:
     weight: str = "unit"
     law: str = "uniform"
     gamma: float = 5.0
+    sigma_data: float = 0.5
     low_discrepancy: bool = False
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
+    dream_detail_preservation: float | None = None
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, sigma, a, b at times t: four tensors of shape (B,), float32."""
@@ -73,7 +78,7 @@ class Objective:
         alpha, sigma, a, b = self.coefficients(t)
         if weight is None:
             return torch.ones_like(alpha)
-        return weight((sigma / alpha) ** 2, self.gamma) * (sigma / (alpha * b - sigma * a)) ** 2
+        return weight((sigma / alpha) ** 2, self.gamma, self.sigma_data) * (sigma / (alpha * b - sigma * a)) ** 2
 
     def draw_times(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n times of the path, and their ranks in (0, 1), each (n,), on the generator's device."""
@@ -104,6 +109,13 @@ class Objective:
             extra = torch.randn(x0.shape, generator=generator, device=x0.device)
             seen = noise + self.input_perturbation * extra
         alpha, sigma, a, b = (_expand(c, x0) for c in self.coefficients(t))
+        if self.dream_detail_preservation is not None:
+            x_t = alpha * x0 + sigma * seen
+            with torch.no_grad():
+                output = net(*self.path.network_input(x_t, t), **condition).sample
+            fraction = (sigma / torch.hypot(alpha, sigma)) ** self.dream_detail_preservation
+            extra = fraction * (noise - self.denoise(x_t, output, t)[1])
+            noise, seen = noise + extra, seen + extra
         # Half-precision outputs are promoted by the float32 target.
         prediction = net(*self.path.network_input(alpha * x0 + sigma * seen, t), **condition).sample
         error = (prediction - (a * x0 + b * noise)).square().flatten(1).mean(1)

@@ -53,12 +53,21 @@ def make_objective(options: ObjectiveOptions, *, latent: bool = False) -> Object
     elif given:
         discrete = ", ".join(n for n, o in RECIPES.items() if isinstance(o.path, DiscretePath))
         raise UserError(f"--{next(iter(given))} is for discrete-time objectives ({discrete}), not {name}; drop one")
-    objective = replace(objective, path=objective.path.for_latents() if latent else objective.path)
-    return adjusted(objective, name, options)
+    if options.prediction_type == "sample" and options.objective is None:
+        objective = replace(objective, weight="snr")  # as diffusers' script weighs it
+    if latent:
+        objective = replace(objective, path=objective.path.for_latents())
+    return adjusted(objective, name, options, latent=latent)
 
 
-def adjusted(objective: Objective, name: str, options: ObjectiveOptions) -> Objective:
-    """The objective of this name with what the options say of any: weight, law of times, noise.
+def adjusted(objective: Objective, name: str, options: ObjectiveOptions, *, latent: bool) -> Objective:
+    """The objective of this name with what the options say of any: weight, distribution of timesteps, noise.
+
+    Args:
+        objective: the one to begin with.
+        name: that messages call it by.
+        options: the options.
+        latent: whether the data are latents, of unit variance.
 
     Raises:
         UserError: for a combination that can't be trained.
@@ -69,9 +78,11 @@ def adjusted(objective: Objective, name: str, options: ObjectiveOptions) -> Obje
         weight=options.loss_weight or (objective.weight if gamma is None else "min_snr"),
         law=options.timestep_sampling or objective.law,
         gamma=objective.gamma if gamma is None else gamma,
+        sigma_data=1.0 if latent else 0.5,
         low_discrepancy=options.low_discrepancy,
         noise_offset=options.noise_offset,
         input_perturbation=options.input_perturbation,
+        dream_detail_preservation=options.dream_detail_preservation if options.dream_training else None,
     )
     _check(name, objective)
     return objective

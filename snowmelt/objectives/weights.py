@@ -8,32 +8,38 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Weight = Callable[[Tensor, float], Tensor]
-"""(r, gamma) -> weight on the squared error of x0."""
+Weight = Callable[[Tensor, float, float], Tensor]
+"""(r, gamma, sigma_data) -> weight on the squared error of x0."""
 
 
-def _min_snr(r: Tensor, gamma: float) -> Tensor:
+def _snr(r: Tensor, gamma: float, sigma_data: float) -> Tensor:
+    """SNR, which weighs the error of x0 as eps is weighed (Salimans & Ho 2022, section 4)."""
+    return r.reciprocal()
+
+
+def _min_snr(r: Tensor, gamma: float, sigma_data: float) -> Tensor:
     """min(SNR, gamma) (Hang et al. 2023)."""
     return r.reciprocal().clamp(max=gamma)
 
 
-def _soft_min_snr(r: Tensor, gamma: float) -> Tensor:
+def _soft_min_snr(r: Tensor, gamma: float, sigma_data: float) -> Tensor:
     """SNR gamma / (SNR + gamma), without the kink (Crowson et al. 2024)."""
     return (r + 1 / gamma).reciprocal()
 
 
-def _p2(r: Tensor, gamma: float) -> Tensor:
+def _p2(r: Tensor, gamma: float, sigma_data: float) -> Tensor:
     """1 / (1 + SNR) on the error of eps (Choi et al. 2022, with k = gamma = 1), that is SNR / (1 + SNR)."""
     return (1 + r).reciprocal()
 
 
-def _edm(r: Tensor, gamma: float) -> Tensor:
-    """SNR + 1 / sigma_data^2 with sigma_data = 0.5 (Karras et al. 2022, table 1)."""
-    return r.reciprocal() + 4.0
+def _edm(r: Tensor, gamma: float, sigma_data: float) -> Tensor:
+    """SNR + 1 / sigma_data^2 (Karras et al. 2022, table 1)."""
+    return r.reciprocal() + sigma_data**-2
 
 
 WEIGHTS: dict[str, Weight | None] = {
     "unit": None,
+    "snr": _snr,
     "min_snr": _min_snr,
     "soft_min_snr": _soft_min_snr,
     "p2": _p2,

@@ -77,7 +77,9 @@ def finetuned(config: TextToImageConfig, pipeline: Any, captions: Captions, devi
     Raises:
         UserError: for an objective that doesn't fit the model, or LoRA without peft.
     """
-    objective = pretrained_objective(pipeline.scheduler, pipeline.config.get("prediction_type"), config)
+    objective = pretrained_objective(
+        pipeline.scheduler, pipeline.config.get("prediction_type"), config, latent=pipeline.vae is not None
+    )
     pipeline.register_modules(scheduler=pretrained_scheduler(pipeline.scheduler, objective))
     pipeline.to(device)
     unet, text_encoder = pipeline.unet, pipeline.text_encoder

@@ -1,5 +1,6 @@
 """Losses, weights and laws of time."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -110,6 +111,49 @@ def test_p2_and_edm_weights_closed_form():
     sigmas = torch.tensor([0.01, 0.5, 3.0, 50.0])
     named = Objective(edm.path, "edm", weight="edm", law="log_normal")
     torch.testing.assert_close(named.weights(sigmas), edm.weights(sigmas), rtol=1e-4, atol=1e-4)
+
+
+def test_the_edm_weight_knows_the_variance_of_latents():
+    """Karras et al. 2022, table 1: (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on the error of x0."""
+    sigmas = torch.tensor([0.01, 0.5, 3.0, 50.0])
+    objective = make_objective(options(objective="mixture", loss_weight="edm"), latent=True)
+    t = sigmas / (1 + sigmas)  # of the straight path
+    torch.testing.assert_close(objective.weights(t), (sigmas**2 + 1) / sigmas**2, rtol=1e-4, atol=1e-4)
+    named = make_objective(options(objective="edm", loss_weight="edm"), latent=True)
+    torch.testing.assert_close(named.weights(sigmas), torch.ones(4), rtol=1e-4, atol=1e-4)
+
+
+def test_diffusers_weight_of_predicted_samples():
+    """alpha^2 / sigma^2 on the error of x0, for the flag without an objective."""
+    objective = make_objective(options(prediction_type="sample"))
+    t = torch.arange(0, 1000, 37)
+    alpha, sigma = objective.path.alpha_sigma(t)
+    torch.testing.assert_close(objective.weights(t), (alpha / sigma) ** 2, rtol=1e-4, atol=1e-7)
+    assert make_objective(options(prediction_type="sample", objective="epsilon")).weight == "unit"
+    assert make_objective(options(prediction_type="sample", loss_weight="unit")).weight == "unit"
+
+
+@pytest.mark.parametrize("name", ["epsilon", "v", "flow", "edm"])
+def test_dream_adds_the_networks_own_error_to_the_noise(name):
+    """A network that always expects the noise e and data to match: the error after the shift is in closed form."""
+    objective = replace(RECIPES[name], dream_detail_preservation=1.0)
+    x0 = torch.randn(4, 1, 8, 8, generator=generator(3))
+    calls = []
+
+    def net(x, t):
+        calls.append(x)
+        return SimpleNamespace(sample=torch.zeros_like(x))
+
+    objective.loss(net, x0, {}, generator())
+    t, _ = objective.draw_times(4, same := generator())
+    noise = torch.randn(x0.shape, generator=same)
+    alpha, sigma = (c.view(-1, 1, 1, 1) for c in objective.path.alpha_sigma(t))
+    x_t = alpha * x0 + sigma * noise
+    predicted = objective.denoise(x_t, torch.zeros_like(x_t), t)[1]
+    shifted = noise + sigma / torch.hypot(alpha, sigma) * (noise - predicted)
+    expected = objective.path.network_input(alpha * x0 + sigma * shifted, t)[0]
+    assert len(calls) == 2
+    torch.testing.assert_close(calls[1], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_soft_min_snr_is_a_smooth_minimum():
