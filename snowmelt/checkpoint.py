@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,7 @@ class Checkpoints:
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
         """Make the parts what they were when `path` was written; `state` is what `read_state` says of it."""
-        for name, digest in state["files"].items():
-            file = path / name
-            if not file.is_file() or _digest(file) != digest:
-                raise _damaged(path, name)
+        _verify(path, state["files"])
         for name, part in self.parts.items():
             part.load(path / name)
 
@@ -104,6 +101,23 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.pop("sha256", None) != _state_digest(state):
         raise _damaged(path, STATE_FILE)
     return state
+
+
+def verify(path: Path, folders: Iterable[Path]) -> None:
+    """Check that these folders of a checkpoint are what was written.
+
+    Raises:
+        UserError: if a file is missing or has changed.
+    """
+    names = {folder.name for folder in folders}
+    _verify(path, {file: digest for file, digest in read_state(path)["files"].items() if Path(file).parts[0] in names})
+
+
+def _verify(path: Path, files: dict[str, str]) -> None:
+    for name, digest in files.items():
+        file = path / name
+        if not file.is_file() or _digest(file) != digest:
+            raise _damaged(path, name)
 
 
 def save_atomically(save: Callable[[Path], None], folder: Path) -> None:

@@ -23,6 +23,7 @@ CONFIGS = {
 }
 """All that a component's folder holds besides weights; of tokenizers, all that those of transformers write."""
 WEIGHTS = re.compile(r"[\w-]+(\.(?P<variant>[\w-]+?)(-\d{5}-of-\d{5})?)?\.safetensors")
+PICKLES = "a .bin is a pickle, which runs code when it is read: if you trust it, convert it as docs/sampling.md shows"
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,7 @@ def missing_weights(folder: Path) -> str:
     pickles = [path.name for path in sorted(folder.glob("*.bin"))] if folder.is_dir() else []
     if not pickles:
         return f"{folder} holds no weights (*.safetensors); restore them"
-    return (
-        f"{folder} holds its weights as {pickles[0]} alone, a pickle, which runs code when it is read; if you trust "
-        "it, convert it once as docs/sampling.md shows"
-    )
+    return f"{folder} holds its weights as {pickles[0]} alone; {PICKLES}"
 
 
 def tensors(path: Path) -> dict[str, tuple[int, ...]]:
