@@ -9,8 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-import pipelines
-from pipelines import PixelDiffusionPipeline
+from pipelines import PIPELINES, PixelDiffusionPipeline
 from snowmelt.checkpoint import find
 from snowmelt.data.cache import ImageCache
 from snowmelt.environment import hardware
@@ -36,6 +35,7 @@ OWN = (
     "samples",
     "best",
     "model_index.json",
+    "pipeline.py",
     "loss.png",
     "evaluation.png",
     "alignment*",
@@ -135,5 +135,5 @@ def _loading(folder: Path, base: str | None) -> str:
     source, lora = (base, f'\npipeline.load_lora_weights("{folder}")') if base else (folder, "")
     name = DiffusionPipeline.load_config(source)["_class_name"]
     name = name[-1] if isinstance(name, list) else name
-    package = "pipelines" if hasattr(pipelines, name) else "diffusers"
+    package = "pipelines" if name in PIPELINES else "diffusers"
     return f'from {package} import {name}\npipeline = {name}.from_pretrained("{source}"){lora}'
