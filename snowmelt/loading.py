@@ -129,11 +129,7 @@ def sample(
 
     by_text = "tokenizer" in pipeline.components
     if by_text != bool(prompts):
-        why = (
-            "needed by this model, which makes images from texts"
-            if by_text
-            else "this model takes no text"
-        )
+        why = "needed by this model, which makes images from texts" if by_text else "this model takes no text"
         raise UserError(f"--prompt: {why}")
     told: dict[str, Any] = {"prompt": [prompts[index % len(prompts)] for index in indices]} if by_text else {}
     if not by_text:
@@ -154,6 +150,12 @@ def sample(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise UserError(
+            f"--batch_size: {len(indices)} images at a time take more memory than there is; take fewer"
+        ) from error
 
 
 def _labels(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:

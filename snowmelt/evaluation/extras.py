@@ -40,7 +40,7 @@ class Extra:
     """A row. `refuse` raises `UserError` where `compute` would, and at once; `keeps` asks for all samples."""
 
     compute: Callable[[Case], list[Result]]
-    refuse: Callable[[Case], object]
+    refuse: Callable[[UNetPipeline, RealImages | None], object]
     keeps: bool = False
 
 
@@ -75,23 +75,25 @@ def _coded(case: Case, metric: str, title: str, measure: Callable[..., Tensor]) 
     rows = np.sort(np.random.default_rng(case.seed).permutation(len(case.held_out))[: case.likelihood_images])
     batches = np.split(rows, range(case.batch_size, len(rows), case.batch_size))
     own = batches[case.state.process_index :: case.state.num_processes]
-    parts = gather_object([(batch[0], measure(**_raw(case, batch), seed=case.seed)) for batch in own])
+    parts = gather_object(
+        [(batch[0], measure(**_raw(case.pipeline, case.held_out, batch), seed=case.seed)) for batch in own]
+    )
     bits = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])])
     error = (bits.std() / len(bits) ** 0.5).item()
     return [Result(metric, f"{title} of {len(bits)} images of {case.held_out.split}", bits.mean().item(), error, True)]
 
 
-def _raw(case: Case, rows: np.ndarray) -> dict:
+def _raw(pipeline: UNetPipeline, held_out: RealImages | None, rows: np.ndarray) -> dict:
     """Arguments for held-out images as the cache holds them, with their labels if the model has classes."""
-    assert case.held_out is not None
-    cache = case.held_out.cache
-    labels = cache.labels[rows].tolist() if case.pipeline.num_classes and cache.labels is not None else None
+    assert held_out is not None  # EvaluateConfig refused
+    cache = held_out.cache
+    labels = cache.labels[rows].tolist() if pipeline.num_classes and cache.labels is not None else None
     images = torch.from_numpy(cache.gather(rows, None))
-    return {"pipeline": case.pipeline, "images": images, "labels": labels, "indices": rows.tolist()}
+    return {"pipeline": pipeline, "images": images, "labels": labels, "indices": rows.tolist()}
 
 
 EXTRAS: dict[str, Extra] = {
-    "likelihood": Extra(_likelihood, lambda case: bits_per_dim(**_raw(case, np.arange(0)))),
-    "memorization": Extra(_memorization, lambda case: None, keeps=True),
-    "bound": Extra(_bound, lambda case: variational_bound(**_raw(case, np.arange(1)), num_timesteps=2)),
+    "likelihood": Extra(_likelihood, lambda *model: bits_per_dim(**_raw(*model, np.arange(0)))),
+    "memorization": Extra(_memorization, lambda *model: None, keeps=True),
+    "bound": Extra(_bound, lambda *model: variational_bound(**_raw(*model, np.arange(1)), num_timesteps=2)),
 }

@@ -1,12 +1,14 @@
 """What `evaluate.py` leaves: `report.json`, `report.md`, and pictures."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from snowmelt.errors import UserError
 from snowmelt.evaluation.table import Result
 
 AXES = {"guidance_scale": "guidance scale", "checkpoint": "training step"}
@@ -37,10 +39,14 @@ class SweepPoint:
 class Report:
     """Everything that was measured, and what of; the fields are those of `report.json`.
 
-    There the floor, here the results of real images by which these are, is one list with that in their names.
+    `weights` is a hash of those that were measured, so that the report can't pass for one of others, and `checkpoint`
+    the one that they are from. There the floor, here the results of real images by which these are, is one list with
+    that in their names.
     """
 
     model: str
+    weights: str
+    checkpoint: str | None
     dataset: dict[str, Any]
     num_images: int
     features: dict[str, Any]
@@ -58,8 +64,10 @@ class Report:
             plot(points, self.floor, folder / f"sweep-{parameter}.png")
         floor = [asdict(r) | {"name": f"{r.name}, {which}"} for which, found in self.floor.items() for r in found]
         text = json.dumps(asdict(self) | {"floor": floor}, indent=1, allow_nan=False)
-        (folder / "report.json").write_text(text + "\n")
-        (folder / "report.md").write_text(self.markdown(folder))
+        for name, content in (("report.json", text + "\n"), ("report.md", self.markdown(folder))):
+            partial = folder / f".partial-{name}"  # a full disk leaves the earlier one
+            partial.write_text(content, encoding="utf-8")
+            os.replace(partial, folder / name)
 
     def _sweeps(self) -> dict[str, list[SweepPoint]]:
         return {
@@ -99,6 +107,19 @@ class Report:
             better = "lower" if result.lower_is_better else "higher"
             lines.append(f"| {name} | {better} | " + " | ".join(map(_number, cells)) + " |")
         return lines
+
+
+def check_output(folder: Path) -> None:
+    """Refuse, before anything takes long, a folder that can't be made or written to.
+
+    Raises:
+        UserError: if it can't.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--output {folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--output {folder}: {there} can't be written to; change its permissions, or name another")
 
 
 def plot(points: list[SweepPoint], floor: dict[str, list[Result]], path: Path) -> None:

@@ -1,6 +1,7 @@
 """Samples of a pipeline and their features, drawn by all processes together."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipelines.unet import UNetPipeline
+from snowmelt.errors import UserError
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.loading import SamplerOptions, sample
 
@@ -35,6 +37,24 @@ class Samples:
 
 class _Begun(Exception):  # noqa: N818
     """The first step has been taken: nothing stands against the others."""
+
+
+def check_memory(count: int, numbers: int) -> None:
+    """Refuse more images than memory has room for.
+
+    Args:
+        count: of the images.
+        numbers: that are kept of each, in float32, and in float64 while they are compared.
+
+    Raises:
+        UserError: if they take more than there is.
+    """
+    needed, there = count * numbers * 12, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"--num_images: {numbers:,} numbers of each of {count:,} images take {needed / 1e9:,.0f} GB of memory, and "
+            f"there are {there / 1e9:,.0f}; take {there // (numbers * 12):,} or fewer"
+        )
 
 
 def evaluations(pipeline: UNetPipeline, options: SamplerOptions) -> int:

@@ -1,5 +1,6 @@
 """An evaluation from options to report, by one process or several."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,19 +9,22 @@ from accelerate import PartialState
 
 from pipelines import image_grid
 from pipelines.unet import UNetPipeline
+from snowmelt.config import on_hub
 from snowmelt.data.sources import load_images
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
+from snowmelt.evaluation.classifier import FEATURES
 from snowmelt.evaluation.extras import EXTRAS, Case
 from snowmelt.evaluation.features import make_features
 from snowmelt.evaluation.metrics import frechet_bias
 from snowmelt.evaluation.options import EvaluateConfig, Setting, settings_of
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
-from snowmelt.evaluation.report import Report, SweepPoint
-from snowmelt.evaluation.sampling import Samples, draw, evaluations, rounded
+from snowmelt.evaluation.report import Report, SweepPoint, check_output
+from snowmelt.evaluation.sampling import Samples, check_memory, draw, evaluations, rounded
 from snowmelt.evaluation.table import Images
 from snowmelt.loading import choose_pipeline, set_scheduler
+from snowmelt.model_source import find_source
 from snowmelt.options import DataOptions, ImageOptions
 
 GRID_IMAGES = 64
@@ -44,23 +48,28 @@ class Study:
         self.config = config
         self.state = state
         self.settings = settings_of(config)
-        self.nfe = [evaluations(self.pipeline(setting.config), setting.config) for setting in self.settings]
+        check_output(config.folder)
+        # Of what follows, each is quicker than the next: options, the model, the data, a classifier trained on them.
+        self.source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
         pipeline = self.pipeline(config)
+        table.check_features(config.metrics, config.features, pipeline.num_classes)
+        kept = math.prod(self._shape(pipeline)) if self._keeps() else 0
+        check_memory(config.num_images, kept + FEATURES)
+        self.nfe = [evaluations(self.pipeline(setting.config), setting.config) for setting in self.settings]
         self.real = self._load(pipeline, config.split)
         try:
             self.held_out = self._load(pipeline, config.held_out_split) if config.held_out_split else None
         except UserError as error:
             raise UserError(str(error).replace("--split", "--held_out_split")) from error
         table.check_counts(config.metrics, config.num_images, len(self.real))
+        table.check_classes(config.metrics, pipeline.num_classes, len(self.real.cache.class_names or []))
+        for name in config.metrics:
+            if name in EXTRAS:
+                EXTRAS[name].refuse(pipeline, self.held_out)
         self.extractor = make_features(config.features, self.real, self.held_out, state.device)
         self.reference = Reference(features_of(self.real, self.extractor, config.batch_size), config.split)
         table.check_counts(config.metrics, config.num_images, len(self.real), self.reference.features.shape[1])
-        known = len(self.real.cache.class_names or [])
-        for name in config.metrics:
-            if name in table.COMPARISONS:
-                table.check(name, self.extractor, pipeline.num_classes, known)
-            else:
-                EXTRAS[name].refuse(self._case(pipeline, torch.empty(0)))
+        check_memory(config.num_images, kept + self.reference.features.shape[1])
         self.report = self._begin(pipeline)
 
     def pipeline(self, config: EvaluateConfig) -> UNetPipeline:
@@ -80,7 +89,7 @@ class Study:
         config, report = self.config, self.report
         extras = [EXTRAS[name] for name in config.metrics if name in EXTRAS]
         pipeline = self.pipeline(config)
-        keep = config.num_images if any(extra.keeps for extra in extras) else GRID_IMAGES
+        keep = config.num_images if self._keeps() else GRID_IMAGES
         samples = self._draw(pipeline, self.settings[0], keep)
         if self.state.is_main_process:
             report.floor = self._floor()
@@ -105,14 +114,22 @@ class Study:
         if self.state.is_main_process:
             self.report.save(self.config.folder)
 
+    def _keeps(self) -> bool:
+        """Whether a metric needs all samples."""
+        return any(EXTRAS[name].keeps for name in self.config.metrics if name in EXTRAS)
+
+    def _shape(self, pipeline: UNetPipeline) -> tuple[int, int, int]:
+        """(C, R, R) of the model's images."""
+        size = pipeline.unet.config.sample_size
+        side, other = (size, size) if isinstance(size, int) else size or (0, 0)
+        if side != other or side < 1:
+            raise UserError(f"--model: its network is of sample_size {size}; only square images can be evaluated")
+        return pipeline.channels, side * pipeline.pixels_per_cell, side * pipeline.pixels_per_cell
+
     def _load(self, pipeline: UNetPipeline, split: str) -> RealImages:
         """A split in the model's size, channels and units."""
-        size = pipeline.unet.config.sample_size
-        side, other = (size, size) if isinstance(size, int) else size
-        if side != other:
-            raise UserError(f"--model: makes images of {side} x {other} cells; only square ones can be evaluated")
+        resolution = self._shape(pipeline)[1]
         given = {name: getattr(self.config, name) for name in ImageOptions.fields()}
-        resolution = side * pipeline.pixels_per_cell
         cache = load_images(DataOptions(**given, split=split, resolution=resolution, center_crop=True))
         if cache.channels != pipeline.channels:
             raise UserError(
@@ -166,14 +183,18 @@ class Study:
     def _begin(self, pipeline: UNetPipeline) -> Report:
         """A report of what is going to be measured."""
         config = self.config
-        model = str(config.model) + (f" (checkpoint {config.checkpoint})" if config.checkpoint else "")
+        model = str(config.model) + (f" ({self.source.checkpoint})" if self.source.checkpoint else "")
         features: dict[str, Any] = {"name": self.extractor.name}
         if self.extractor.accuracy is not None:
             features["accuracy"] = self.extractor.accuracy
         return Report(
             model=model,
+            weights=self.source.digest(),
+            checkpoint=self.source.checkpoint,
             dataset={
                 "name": config.dataset_name or config.train_data_dir,
+                # It is known now: seen from another folder, a path with one slash may look like a name.
+                "on_hub": config.train_data_dir is None and on_hub(str(config.dataset_name)),
                 "config": config.dataset_config_name,
                 "split": config.split,
                 "num_images": len(self.real),

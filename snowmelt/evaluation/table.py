@@ -13,6 +13,8 @@ from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.metrics import Estimate
 from snowmelt.evaluation.reference import Reference
 
+HEADS = ("classifier", "inception")
+"""Features, as `--features` names them, whose network is a classifier."""
 PRDC_IMAGES = 10_000
 """At most so many of both sets go into precision, recall, density and coverage, as in the papers."""
 
@@ -136,27 +138,45 @@ def check_counts(names: list[str], num_images: int, reference: int, dimensions: 
                 raise UserError(f"--metrics {name}: needs {least} images or more; {what} has {count}")
 
 
-def check(name: str, extractor: FeatureExtractor, classes: int, known: int) -> None:
-    """Refuse a metric that can't be had with these features, or of this model.
+def check_features(names: list[str], features: str, classes: int) -> None:
+    """Refuse metrics that can't be had with these features, or of this model, whatever the data.
 
     Args:
-        name: a key of `COMPARISONS`.
-        extractor: of the features.
+        names: of the metrics.
+        features: what `--features` names.
         classes: of the model, 0 for an unconditional one.
-        known: classes of the data set.
 
     Raises:
-        UserError: if it needs a classifier or labels.
+        UserError: if one needs a classifier or labels.
     """
-    row = COMPARISONS[name]
-    if row.head and extractor.head is None:
-        raise UserError(f"--metrics {name}: needs a classifier, which {extractor.name} isn't; --features classifier is")
-    if row.labels and extractor.accuracy is None:
-        raise UserError(f"--metrics {name}: needs --features classifier, which is trained on the data set's classes")
-    if row.labels and classes != known:
+    for name in names:
+        row = COMPARISONS.get(name, Metric(lambda *_: []))
+        if row.head and features not in HEADS:
+            raise UserError(f"--metrics {name}: needs a classifier, which {features} isn't; --features classifier is")
+        if row.labels and features != "classifier":
+            raise UserError(
+                f"--metrics {name}: needs --features classifier, which is trained on the data set's classes"
+            )
+        if row.labels and not classes:
+            raise UserError(f"--metrics {name}: the model has no classes; leave {name} out")
+
+
+def check_classes(names: list[str], classes: int, known: int) -> None:
+    """Refuse metrics of labels where the model has `classes` of them and the data set `known`.
+
+    Raises:
+        UserError: if the numbers differ, and a metric needs labels.
+    """
+    labelled = [name for name in names if name in COMPARISONS and COMPARISONS[name].labels]
+    if labelled and not known:
         raise UserError(
-            f"--metrics {name}: the model has {classes or 'no'} classes and the data set {known}; leave {name} out, or "
-            "give the data set that the model was trained on"
+            f"--metrics {labelled[0]}: the data set has no labels; name their column with --label_column, or leave "
+            f"{labelled[0]} out"
+        )
+    if labelled and classes != known:
+        raise UserError(
+            f"--metrics {labelled[0]}: the model has {classes or 'no'} classes and the data set {known}; leave "
+            f"{labelled[0]} out, or give the data set that the model was trained on"
         )
 
 

@@ -135,10 +135,11 @@ class SampleMetrics:
         if held_out is not None:
             others = RealImages(held_out, config.validation_split or "held out", held_out.value_range)
         try:
+            classes = make_pipeline().num_classes
+            table.check_features(config.eval_metrics, config.eval_features, classes)
             table.check_counts(config.eval_metrics, config.eval_num_images, len(train))
+            table.check_classes(config.eval_metrics, classes, len(train.class_names or []))
             self.extractor = make_features(config.eval_features, real, others, accelerator.device)
-            for name in config.eval_metrics:
-                table.check(name, self.extractor, make_pipeline().num_classes, len(train.class_names or []))
         except UserError as error:  # whose flags are those of evaluate.py
             raise UserError(re.sub("--(metrics|features|num_images)", r"--eval_\1", str(error))) from error
         self.reference = Reference(features_of(real, self.extractor, BATCH), config.split)

@@ -114,5 +114,5 @@ def test_fid_is_the_name_of_inceptions_alone() -> None:
 
 def test_metrics_of_a_head_are_refused_without_one() -> None:
     for name in ("is", "accuracy"):
-        with pytest.raises(UserError, match=f"--metrics {name}: needs a classifier, which means isn't"):
-            table.check(name, Means(), 10, 10)
+        with pytest.raises(UserError, match=f"--metrics {name}: needs a classifier, which some/dino isn't"):
+            table.check_features(["fd", name], "some/dino", 10)
