@@ -37,13 +37,14 @@ def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageC
     for name, first, last in other.pieces:
         if any(ours == name and start < last and first < stop for ours, start, stop in source.pieces):
             raise UserError(
-                f"{wanted}: --split {config.split} trains on rows of it; give another, or --validation_share 0.05"
+                f"{wanted}: is trained on, or some of it, by --split {config.split}; give another, or "
+                "--validation_share 0.05"
             )
     train = images_of(source, config)
     held_out = images_of(other, config, like=Like(train.channels, train.dtype, train.value_range, "--split"))
     if labels and train.class_names != held_out.class_names:
         raise UserError(
-            f"{wanted}: its classes are {held_out.class_names}, but those of --split {config.split} are "
+            f"{wanted}: its class_names are {held_out.class_names}, but those of --split {config.split} are "
             f"{train.class_names}"
         )
     return train, held_out

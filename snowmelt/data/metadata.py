@@ -53,7 +53,7 @@ def read_metadata(
         content = _content(root, file, source)
         try:
             table = METADATA_FILES[file.where.name](content, source)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:  # the latter for parquet that is cut
             raise UserError(f"{source}: can't be read ({one_line(error)}); mend it") from error
         if len(table) == 0:
             raise UserError(f"{source}: has no rows; fill or remove it")

@@ -64,6 +64,6 @@ def _items(source: Source, column: str) -> Iterator[Any]:
 
 def _name(row: int, item: Any) -> str:
     path = item["path"] if isinstance(item, dict) else None
-    if path and item["bytes"] is None:
+    if path and item["bytes"] is None and path.startswith(("/", "zip://")):
         return path
     return f"row {row}" + (f" ({path})" if path else "")

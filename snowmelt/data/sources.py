@@ -1,5 +1,6 @@
 """Where images come from: the Hub, a local copy of a data set, a folder of files, or an embedded set."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,8 @@ def open_dataset(options: DataOptions, split: Split | None = None) -> Source:
         _check_unconfigured(options, name)
         return Source(*select(wanted, ["train"], lambda _: EMBEDDED[name](), name), Place(), name)
     root = _folder(name)
+    if root is None and os.path.exists(name):
+        raise UserError(f"--dataset_name {name}: is a file; give the folder that it is in, or user/name for the Hub")
     return _open_folder(root, name, options, wanted) if root else _open_named(name, options, wanted, None)
 
 
@@ -167,6 +170,8 @@ def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | Non
         known = [str(split) for split in builder.info.splits]
 
     def open_split(split: str) -> datasets.Dataset:
+        if builder.info.splits[split].num_examples == 0:  # which as_dataset takes for a mistake
+            raise UserError(f"{wanted}: no rows in it; {name} has none in {split}")
         with readable_source(f"{name}: split {split}"):
             return builder.as_dataset(split)
 

@@ -224,7 +224,7 @@ def test_no_data(load, folder):
     with pytest.raises(UserError, match=r"no image, \.npy, \.zip or \.parquet file"):
         load(train_data_dir=str(folder))
     labelled().select([]).to_parquet(folder / "empty.parquet")
-    with pytest.raises(UserError, match="--split train: .*no data"):
+    with pytest.raises(UserError, match="--split train: no rows in it"):
         load(train_data_dir=str(folder))
     with pytest.raises(UserError, match="--split test: digits has train"):
         load(dataset_name="digits", split="test")
