@@ -1,5 +1,6 @@
-"""Publish a trained model on the Hub: weights, code, pictures and a model card, in one commit."""
+"""Publish a trained model on the Hub: weights, code, images and a model card, in one commit."""
 
+import re
 from dataclasses import dataclass
 
 from snowmelt.config import Config, option, parse
@@ -17,7 +18,9 @@ class PublishConfig(Config):
     create_pr: bool = option(False, "open a pull request in place of committing")
     revision: str | None = option(None, "branch to commit to, which is made if there is none; main by default")
     variant: str | None = option(None, "add the weights in half precision", choices=("fp16", "bf16"))
-    stock_pipeline: bool = option(False, "publish as diffusers' own pipeline, which loads without code of ours")
+    stock_pipeline: bool | None = option(
+        None, "publish as diffusers' own pipeline, which loads without code of ours; done where nothing is lost by it"
+    )
     license: str = option("unknown", "its name on the Hub: apache-2.0, cc-by-4.0, ...")
     dataset_name: str | None = option(None, "the data set's name on the Hub, where the run read a copy of it")
     report: str | None = option(None, "folder that evaluate.py wrote; MODEL/report by default")
@@ -31,6 +34,11 @@ class PublishConfig(Config):
                 raise UserError(f"--{name}: needed; {self.fields()[name].metadata['help']}")
         if self.output_dir and (self.create_pr or self.space or self.revision):
             raise UserError("--output_dir uploads nothing: drop it, or --create_pr, --revision and --space")
+        names = {"hub_model_id": r"[\w.-]+(/[\w.-]+)?", "license": r"[\w.+-]+", "dataset_name": r"[\w.-]+(/[\w.-]+)?"}
+        for name, allowed in names.items():
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(allowed, value, re.ASCII):
+                raise UserError(f"--{name}: {value!r} is not a name that the Hub allows")
 
 
 def main() -> None:
@@ -42,7 +50,7 @@ def main() -> None:
 
     from snowmelt.publishing.export import add_variant, export
     from snowmelt.publishing.space import publish_space
-    from snowmelt.publishing.upload import open_repository, upload
+    from snowmelt.publishing.upload import check_rights, open_repository, upload
 
     def write(folder: Path) -> None:
         export(
@@ -58,13 +66,22 @@ def main() -> None:
             add_variant(folder, config.variant)
 
     if config.output_dir:
-        folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"--output_dir {folder} is not empty; name another")
-        write(folder)
-        print(f"what would be published is in {folder}")
+        target = Path(config.output_dir)
+        if target.exists() and not target.is_dir():
+            raise UserError(f"--output_dir {target} is a file; name a folder")
+        if target.exists() and any(target.iterdir()):
+            raise UserError(f"--output_dir {target} is not empty; name another")
+        # Beside it, so that it is there as a whole or not at all.
+        beside = next(parent for parent in target.absolute().parents if parent.exists())
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".publication-") as partial:
+            whole = Path(partial) / "whole"
+            whole.mkdir()
+            write(whole)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            whole.replace(target)
+        print(f"what would be published is in {target}")
         return
+    check_rights(str(config.hub_model_id), config.hub_token)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         repository = open_repository(str(config.hub_model_id), private=config.private, token=config.hub_token)

@@ -26,7 +26,16 @@ from snowmelt.data.scenes.drawing import draw
 from snowmelt.data.scenes.reading import judge, read_scene
 from snowmelt.data.scenes.world import draw_scene
 from snowmelt.environment import native_precision
-from snowmelt.evaluation.alignment import ALIGNMENT_FILE, Draw, alignment, pipeline_draw, report, scene_alignment
+from snowmelt.evaluation.alignment import (
+    ALIGNMENT_FILE,
+    Draw,
+    alignment,
+    pipeline_draw,
+    report,
+    scene_alignment,
+    write_alignment,
+)
+from snowmelt.model_folder import read_index, weights_digest
 from snowmelt.text.samples import captioned_grid
 
 
@@ -51,6 +60,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    # Of what is loaded now: a training may replace it while it is judged.
+    weights = weights_digest({name: args.model / name for name in read_index(args.model).components})
     pipeline = TextToImagePipeline.from_pretrained(args.model)
     pipeline.set_progress_bar_config(disable=True)
     side = pipeline.unet.config.sample_size * pipeline.pixels_per_cell
@@ -69,7 +80,7 @@ def main() -> None:
         told += ["", f"{said}, {args.num_inference_steps} steps, seed {args.seed}:", ""]
         told += [report(judged(args.num_prompts, **({} if scale is None else {"guidance_scale": scale})))]
     text = "\n".join(told) + "\n"
-    (args.model / ALIGNMENT_FILE).write_text(text)
+    write_alignment(args.model / ALIGNMENT_FILE, text, weights)
     print(text)
     if args.checkpoints:
         curve = {}

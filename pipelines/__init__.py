@@ -8,7 +8,11 @@ from pipelines.seeding import image_generators
 from pipelines.text2img import TextToImagePipeline
 from pipelines.trajectory import image_grid, save_gif, save_strip
 
+PIPELINES = {cls.__name__: cls for cls in (PixelDiffusionPipeline, LatentDiffusionPipeline, TextToImagePipeline)}
+"""What a model_index.json may name: class names in files mean these, never whatever else bears the name."""
+
 __all__ = [
+    "PIPELINES",
     "LatentDiffusionPipeline",
     "PixelDiffusionPipeline",
     "SamplingOutput",

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Checkpoints:
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
         """Make the parts what they were when `path` was written; `state` is what `read_state` says of it."""
-        verify(path, state)
+        _verify(path, state["files"])
         for name, part in self.parts.items():
             part.load(path / name)
 
@@ -112,13 +112,18 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def verify(path: Path, state: dict[str, Any]) -> None:
-    """Compare a checkpoint's files with the digests in its state, which is what `read_state` says of it.
+def verify(path: Path, folders: Iterable[Path]) -> None:
+    """Check that these folders of a checkpoint are what was written.
 
     Raises:
-        UserError: naming the first that is missing or has changed.
+        UserError: if a file is missing or has changed.
     """
-    for name, digest in state["files"].items():
+    names = {folder.name for folder in folders}
+    _verify(path, {file: digest for file, digest in read_state(path)["files"].items() if Path(file).parts[0] in names})
+
+
+def _verify(path: Path, files: dict[str, str]) -> None:
+    for name, digest in files.items():
         file = path / name
         if not file.is_file() or _digest(file) != digest:
             raise _damaged(path, name)

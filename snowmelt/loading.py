@@ -3,14 +3,13 @@
 torch and diffusers are imported inside the functions, so that `--help` doesn't wait for them.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snowmelt.config import Config, option
-from snowmelt.errors import UserError, one_line
+from snowmelt.errors import UserError
 
 if TYPE_CHECKING:
     from pipelines import PixelDiffusionPipeline
@@ -66,52 +65,27 @@ def load_pipeline(model: str, revision: str | None = None) -> "PixelDiffusionPip
     """A pipeline, of whichever class of ours, from a folder or a repository of the Hub.
 
     Raises:
-        UserError: if there is no such model.
+        UserError: if there is no such model, or it isn't whole.
     """
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from snowmelt.model_source import find_source
 
-    import pipelines
-
-    if Path(model).is_dir() and not (Path(model) / "model_index.json").is_file():
-        raise UserError(f"--model: {model} holds no model_index.json, so it is not the folder of a pipeline")
-    with _readable(model):
-        index = DiffusionPipeline.load_config(model, revision=revision)
-        name = index["_class_name"]
-        name = name[-1] if isinstance(name, list) else name  # a published one names its module too
-        # Stock pipelines of a network and a scheduler, as diffusers' DDPMPipeline, are read by the pixel one.
-        cls = getattr(pipelines, name, pipelines.PixelDiffusionPipeline)
-        parts = {part for part, value in index.items() if isinstance(value, list) and part[0] != "_"}
-        if not hasattr(pipelines, name) and parts != {"unet", "scheduler"}:
-            raise ValueError(f"it is a {name} of {', '.join(sorted(parts))}; load it with diffusers itself")
-        return cls.from_pretrained(model, revision=revision, use_safetensors=True)
+    return find_source(model, revision).load()
 
 
 def choose_pipeline(options: PipelineOptions) -> "PixelDiffusionPipeline":
-    """The pipeline, with the network that was asked for.
+    """The pipeline, with the weights that were asked for.
 
     Raises:
-        UserError: if there is no such model, checkpoint or average.
+        UserError: if there is no such model, checkpoint or EMA, or it isn't whole.
     """
     import torch
 
-    model = str(options.model)
-    pipeline = load_pipeline(model, options.revision)
-    if folder := _weights(Path(model), options):
-        with _readable(model):
-            pipeline.unet = type(pipeline.unet).from_pretrained(
-                model, subfolder=folder, revision=options.revision, use_safetensors=True
-            )
+    from snowmelt.model_source import find_source
+
+    pipeline = find_source(str(options.model), options.revision, options.checkpoint, options.ema).load()
     # `to` would warn of modules to keep in float32, of which this network has none.
     pipeline.unet.type(getattr(torch, options.torch_dtype))
     return pipeline
-
-
-@contextmanager
-def _readable(model: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model: can't load {model}: {one_line(error)}") from error
 
 
 def checkpoints(path: Path) -> list[int]:
@@ -119,31 +93,6 @@ def checkpoints(path: Path) -> list[int]:
     from snowmelt.checkpoint import complete
 
     return [int(folder.name.removeprefix("checkpoint-")) for folder in complete(path)]
-
-
-def _weights(path: Path, options: PipelineOptions) -> str | None:
-    """Sub-folder of the network where it isn't the pipeline's own."""
-    parent = path
-    if options.checkpoint is not None:
-        step, there = options.checkpoint.removeprefix("checkpoint-"), [str(s) for s in checkpoints(path)]
-        if step not in there:
-            raise UserError(f"--checkpoint {options.checkpoint}: {path} has {', '.join(there) or 'none'}")
-        parent = path / f"checkpoint-{step}"
-    if options.ema is not None:
-        name = f"unet_ema_{options.ema:.3f}"
-        if path.is_dir() and not (parent / name).is_dir():
-            widths = sorted(p.name.removeprefix("unet_ema_") for p in parent.glob("unet_ema_*"))
-            raise UserError(
-                f"--ema: {parent} has no average of width {options.ema:.3f}; it has {', '.join(widths) or 'none'}"
-            )
-    elif options.checkpoint is None:
-        return None
-    else:
-        averages = sorted(p.name for p in parent.glob("unet_ema*"))
-        if len(averages) > 1:
-            raise UserError(f"--ema: {parent} has several averages; choose one: {', '.join(averages)}")
-        name = averages[0] if averages else "unet"
-    return name if parent == path else f"{parent.name}/{name}"
 
 
 def set_scheduler(pipeline: "PixelDiffusionPipeline", name: str | None, own: Any) -> None:
@@ -180,7 +129,11 @@ def sample(
 
     by_text = "tokenizer" in pipeline.components
     if by_text != bool(prompts):
-        why = "needed by this model, which makes pictures from texts" if by_text else "this model isn't told a text"
+        why = (
+            "needed by this model, which makes images from texts"
+            if by_text
+            else "this model takes no text"
+        )
         raise UserError(f"--prompt: {why}")
     told: dict[str, Any] = {"prompt": [prompts[index % len(prompts)] for index in indices]} if by_text else {}
     if not by_text:

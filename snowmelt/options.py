@@ -35,7 +35,7 @@ class ImageOptions(Config):
         None, "1 gray, 3 RGB, 4 RGBA, N for arrays; that of the images when not given", minimum=1
     )
     background: str = option("white", "colour that transparent pixels are laid on when channels is 1 or 3")
-    preserve_input_precision: bool = option(False, "keep 16-bit images at full precision, as float ones always are")
+    preserve_input_precision: bool = option(True, "keep 16-bit images at full precision, as float ones always are")
     skip_bad_images: bool = option(False, "leave out and list files that can't be decoded instead of stopping")
 
 

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-import pipelines
-from pipelines import PixelDiffusionPipeline
+from pipelines import PIPELINES, PixelDiffusionPipeline
 from snowmelt.checkpoint import find, finish_saving
 from snowmelt.data.cache import ImageCache
 from snowmelt.environment import hardware
@@ -139,5 +138,5 @@ def _loading(folder: Path, base: str | None) -> str:
     source, lora = (base, f'\npipeline.load_lora_weights("{folder}")') if base else (folder, "")
     name = DiffusionPipeline.load_config(source)["_class_name"]
     name = name[-1] if isinstance(name, list) else name
-    package = "pipelines" if hasattr(pipelines, name) else "diffusers"
+    package = "pipelines" if name in PIPELINES else "diffusers"
     return f'from {package} import {name}\npipeline = {name}.from_pretrained("{source}"){lora}'

@@ -113,7 +113,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
+        """Of the whole training."""
         if self.config.max_train_steps is not None:
             return self.config.max_train_steps
         return math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)

@@ -144,7 +144,7 @@ def test_networks_load_in_diffusers_and_others_may_read_them(run):
 def test_nothing_is_pickled(run):
     for path in (p for p in run.rglob("*") if p.is_file()):
         start = path.read_bytes()[:2]
-        assert path.name == ".lock" or path.suffix in (".safetensors", ".json", ".jsonl", ".yaml", ".png"), path
+        assert path.name == ".lock" or path.suffix in (".py", ".safetensors", ".json", ".jsonl", ".yaml", ".png"), path
         assert not zipfile.is_zipfile(path), path
         assert not (start[:1] == b"\x80" and start[1] in range(1, 6)), path  # a pickle's protocol
 

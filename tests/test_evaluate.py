@@ -29,7 +29,7 @@ from snowmelt.evaluation.study import Study
 from snowmelt.evaluation.table import COMPARISONS
 from snowmelt.options import DataOptions
 from tests.evaluation.vision import save_vision_model
-from tests.pipelines.models import tiny_pipeline, tiny_unet
+from tests.pipelines.models import seal, tiny_pipeline, tiny_unet
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         unet = tiny_unet(1, 11)
         unet.conv_out.weight.data.mul_(scale)
         unet.save_pretrained(folder / f"checkpoint-{step}" / "unet_ema")
-        (folder / f"checkpoint-{step}" / "trainer_state.json").touch()
+        seal(folder / f"checkpoint-{step}")
     return folder
 
 

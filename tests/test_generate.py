@@ -84,7 +84,7 @@ def test_average(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     model = run(monkeypatch, models / "classes", tmp_path / "a", "--num_images", "1")
     average = run(monkeypatch, models / "classes", tmp_path / "b", "--num_images", "1", "--ema", "0.05")
     assert not np.array_equal(pixels(model)[0], pixels(average)[0])
-    with pytest.raises(UserError, match="--ema: .* has no average of width 0.100; it has 0.050"):
+    with pytest.raises(UserError, match="--ema: .* has none of sigma_rel 0.100; it has 0.050"):
         run(monkeypatch, models / "classes", tmp_path / "c", "--ema", "0.1")
 
 
@@ -213,5 +213,5 @@ def test_prompts_in_turn(models: Path, tmp_path: Path, monkeypatch: pytest.Monke
         run(monkeypatch, tmp_path / "text", tmp_path / "none")
     with pytest.raises(UserError, match="--class_label: this model has no classes"):
         run(monkeypatch, tmp_path / "text", tmp_path / "none", "--class_label", "1", *wanted)
-    with pytest.raises(UserError, match="--prompt: this model isn't told a text"):
+    with pytest.raises(UserError, match="--prompt: this model takes no text"):
         run(monkeypatch, models / "classes", tmp_path / "none", *wanted)

@@ -38,7 +38,7 @@ def test_layout(train, tmp_path):
     for folder in (run / "unet", run / "checkpoint-1" / "unet", run / "checkpoint-2" / "unet"):
         assert UNet2DModel.from_pretrained(folder).config.sample_size == 8
     assert DDPMPipeline.from_pretrained(run)(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
-    assert json.loads((run / "model_index.json").read_text())["_class_name"] == "PixelDiffusionPipeline"
+    assert json.loads((run / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
 
 
 def test_foreign_folder_is_refused(foreign, train):

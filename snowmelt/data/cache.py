@@ -1,11 +1,8 @@
 """Decoded images in one memory-mapped file, built once and shared by all processes."""
 
-import errno
 import hashlib
 import json
 import math
-import os
-import shutil
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -13,20 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import psutil
 import torch
-from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 from snowmelt.data.images import PICTURE_MODES, Header, Preprocess, background_color, header
+from snowmelt.data.places import Source
 from snowmelt.data.rows import readable
+from snowmelt.data.store import cache_root, check_space, in_units, open_store
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
 
-VERSION = 1  # of the files below and of what they hold: raised when either changes
-PIXELS, ROWS, SIZES, METADATA = "pixels.bin", "rows.npy", "sizes.npy", "cache.json"
+VERSION = 1  # of the pixels that are made of an image: raised when they change
+PIXELS, ROWS, SIZES = "pixels.bin", "rows.npy", "sizes.npy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,54 +107,64 @@ class ImageCache:
         return self._pixels.view(np.ndarray).reshape(shape)
 
 
+@dataclass(frozen=True)
+class Like:
+    """What images have in common with others, those that are trained on."""
+
+    channels: int
+    dtype: np.dtype
+    value_range: tuple[float, float]
+    where: str  # they are, as messages call it
+
+
 def build_cache(
-    dataset: datasets.Dataset,
+    source: Source,
     options: DataOptions,
     *,
     image_column: str,
     labels: np.ndarray | None = None,
     class_names: list[str] | None = None,
+    like: Like | None = None,
 ) -> ImageCache:
     """Open the cache of a data set's images; decode them first when no process has done so yet.
 
     Args:
-        dataset: rows with undecoded, or decodable, images.
+        source: rows with undecoded, or decodable, images.
+        options: how they are decoded.
         image_column: the column that holds them.
         labels: (rows,) int64 classes of all rows.
         class_names: their names.
+        like: take the channels, the type and the range of values of these.
 
     Raises:
         UserError: for images that can't be read or don't agree, for a bad background, or a full disk.
     """
-    root = Path(options.cache_dir or HF_HOME) / "snowmelt"
-    fingerprint = _fingerprint(dataset, image_column, options)
-    folder = root / fingerprint
-    if not folder.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{fingerprint}.lock"):
-            if not folder.is_dir():  # another process may have built it while this one waited
-                _build(folder, dataset, image_column, options)
+    key = _key(source, image_column, options, like)
+    fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache_root(options) / fingerprint
+    content = open_store(
+        folder, key, (PIXELS, ROWS, SIZES), lambda partial: _build(partial, source, image_column, options, like)
+    )
     rows = np.load(folder / ROWS)
-    metadata = json.loads((folder / METADATA).read_text())
     return ImageCache(
         path=folder,
         labels=None if labels is None else labels[rows],
         class_names=class_names,
         fingerprint=fingerprint,
-        dtype=np.dtype(metadata["dtype"]),
-        value_range=tuple(metadata["value_range"]),
-        channels=metadata["channels"],
+        dtype=np.dtype(content["dtype"]),
+        value_range=like.value_range if like else tuple(content["value_range"]),
+        channels=content["channels"],
         resolution=options.resolution,
-        skipped=metadata["skipped"],
+        skipped=content["skipped"],
         rows=rows,
         sizes=np.load(folder / SIZES),
     )
 
 
-def _fingerprint(dataset: datasets.Dataset, image_column: str, options: DataOptions) -> str:
+def _key(source: Source, image_column: str, options: DataOptions, like: Like | None) -> dict[str, Any]:
     key = {
         "version": VERSION,
-        "dataset": dataset._fingerprint,
+        "dataset": source.dataset._fingerprint,
         "column": image_column,
         **{
             name: getattr(options, name)
@@ -172,54 +179,64 @@ def _fingerprint(dataset: datasets.Dataset, image_column: str, options: DataOpti
             )
         },
     }
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return key | ({"like": [like.channels, like.dtype.name]} if like else {})
 
 
-def _build(folder: Path, dataset: datasets.Dataset, column: str, options: DataOptions) -> None:
-    """Write the cache beside its final name and rename it when complete. The caller holds its lock."""
-    partial = folder.with_suffix(".partial")
-    if partial.exists():  # its builder was killed
-        shutil.rmtree(partial)
-    headers = [h for _, h in readable(dataset, column, header, options, "checking images", skipped=[])]
+def _build(folder: Path, source: Source, column: str, options: DataOptions, like: Like | None) -> dict[str, Any]:
+    """Decode the images into files in `folder`; what else is to be known of them."""
+    headers = [h for _, h in readable(source, column, header, options, "checking images", skipped=[])]
     if not headers:
-        raise UserError(f"none of the {len(dataset)} images can be decoded; check the files, or --image_column")
+        raise UserError(f"none of the {len(source.dataset)} images can be decoded; check the files, or --image_column")
     preprocess = Preprocess(
-        channels=_channels(headers, options),
-        dtype=_dtype(headers, options),
+        channels=_channels(headers, options, like),
+        dtype=_dtype(headers, options, like),
         resolution=options.resolution,
         resampling=Image.Resampling[options.interpolation.upper()],
         center_crop=options.center_crop,
         background=background_color(options),
     )
-    _check_space(folder.parent, headers, preprocess)
-    partial.mkdir()
-    try:
-        _write(partial, dataset, column, options, preprocess)
-    except BaseException as error:
-        shutil.rmtree(partial)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{folder.parent}: disk full; free some space or give another --cache_dir") from error
-        raise
-    os.rename(partial, folder)
+    _check_sizes(folder.parent, headers, preprocess)
+    _say_conversions(headers, preprocess.channels, options)
+    content = _write(folder, source, column, options, preprocess)
+    low, high = content["value_range"]
+    if low == high and like is None:
+        raise UserError(f"all values of the float images are {low}: there is nothing to learn; check the data")
+    return content
 
 
-def _check_space(folder: Path, headers: list[Header], preprocess: Preprocess) -> None:
+def _check_sizes(folder: Path, headers: list[Header], preprocess: Preprocess) -> None:
+    """Refuse before any work what can't be held by the memory or the disk."""
     areas = [math.prod(preprocess.resized(h.width, h.height)) for h in headers]
-    pixels = len(areas) * preprocess.resolution**2 if preprocess.center_crop else sum(areas)
-    needed = pixels * preprocess.channels * preprocess.dtype.itemsize
-    free = shutil.disk_usage(folder).free
+    resolution, channels = preprocess.resolution, preprocess.channels
+    # Two copies in float32 of the largest image, before or after the resize: less than is needed, but in the measure.
+    largest = max(*areas, *(h.height * h.width for h in headers))
+    needed, free = 8 * channels * largest, psutil.virtual_memory().available
     if needed > free:
         raise UserError(
-            f"{folder}: the decoded images need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "free some space or give another --cache_dir"
+            f"--resolution {resolution}: to resize one image takes {in_units(needed)} of memory, and "
+            f"{in_units(free)} are free; give a smaller one"
         )
+    pixels = len(areas) * resolution**2 if preprocess.center_crop else sum(areas)
+    check_space(
+        folder, pixels * channels * preprocess.dtype.itemsize, f"the images, decoded at --resolution {resolution},"
+    )
 
 
-def _write(folder: Path, dataset: datasets.Dataset, column: str, options: DataOptions, preprocess: Preprocess) -> None:
+def _say_conversions(headers: list[Header], channels: int, options: DataOptions) -> None:
+    pictures = Counter(h.channels for h in headers if h.is_picture and h.channels != channels)
+    if not pictures:
+        return
+    names = {1: "gray", 3: "RGB", 4: "RGBA"}
+    laid = f", their transparent parts laid on {options.background}" if channels != 4 else ""
+    listed = ", ".join(f"{n} {names[c]} ones{laid if c == 4 else ''}" for c, n in sorted(pictures.items()))
+    print(f"of {len(headers)} images, those that aren't {names[channels]} are converted: {listed}; --channels chooses")
+
+
+def _write(folder: Path, source: Source, column: str, options: DataOptions, preprocess: Preprocess) -> dict[str, Any]:
     rows, sizes, skipped = [], [], []  # type: ignore[var-annotated]
     low, high = np.inf, -np.inf
     with (folder / PIXELS).open("wb") as file:
-        for row, pixels in readable(dataset, column, preprocess, options, "decoding images", skipped):
+        for row, pixels in readable(source, column, preprocess, options, "decoding images", skipped):
             # Written, not memory-mapped: a full disk is then an exception and not a SIGBUS.
             file.write(pixels.data)
             rows.append(row)
@@ -227,46 +244,52 @@ def _write(folder: Path, dataset: datasets.Dataset, column: str, options: DataOp
             if preprocess.dtype == np.float32:
                 low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
     if not rows:
-        raise UserError(f"none of the {len(dataset)} images can be decoded; check the files, or --image_column")
+        raise UserError(f"none of the {len(source.dataset)} images can be decoded; check the files, or --image_column")
     if preprocess.dtype != np.float32:
         low, high = 0.0, float(np.iinfo(preprocess.dtype).max)
-    if low == high:
-        raise UserError(f"all values of the float images are {low}: there is nothing to learn; check the data")
     if skipped:
-        print(f"left out {len(skipped)} of {len(dataset)} images that can't be decoded: {_shortened(skipped)}")
+        print(f"left out {len(skipped)} of {len(source.dataset)} images that can't be decoded: {_shortened(skipped)}")
     np.save(folder / ROWS, np.array(rows, np.int64))
     np.save(folder / SIZES, np.array(sizes, np.int64))
-    metadata = {
+    return {
         "dtype": preprocess.dtype.name,
         "value_range": [low, high],
         "channels": preprocess.channels,
         "skipped": skipped,
     }
-    (folder / METADATA).write_text(json.dumps(metadata))
 
 
-def _channels(headers: list[Header], options: DataOptions) -> int:
-    counts = Counter(h.channels for h in headers)
-    channels = options.channels
+def _channels(headers: list[Header], options: DataOptions, like: Like | None) -> int:
+    """Those that are asked for, or of the others, or that all images have; pictures that differ become RGB."""
+    counts = Counter((h.channels, h.is_picture) for h in headers)
+    channels = options.channels or (like.channels if like else None)
     if channels is None:
-        if len(counts) > 1:
-            found = ", ".join(f"{n} with {c} ({PICTURE_MODES.get(c, 'array')})" for c, n in counts.most_common())
-            raise UserError(f"images differ in their channels: {found}; pass --channels 1, 3 or 4 to convert them")
-        return headers[0].channels
-    for h in headers:
-        if channels not in ((1, 3, 4) if h.is_picture else (1, 3) if h.channels == 1 else (h.channels,)):
-            kind = "pictures can be given 1, 3 or 4" if h.is_picture else f"an array here has {h.channels}"
+        if len({c for c, _ in counts}) == 1:
+            return headers[0].channels
+        if any(not is_picture for _, is_picture in counts):
+            found = ", ".join(
+                f"{n} with {c} ({PICTURE_MODES[c] if p else 'array'})" for (c, p), n in counts.most_common()
+            )
+            raise UserError(f"images differ in their channels: {found}; arrays aren't converted, so separate them")
+        channels = 3
+    for count, is_picture in counts:
+        if channels not in ((1, 3, 4) if is_picture else (1, 3) if count == 1 else (count,)):
+            kind = "pictures can be given 1, 3 or 4" if is_picture else f"an array here has {count}"
+            if options.channels is None and like:
+                raise UserError(f"{like.where} has {channels} channels: {kind}")
             raise UserError(f"--channels {channels}: {kind}")
     return channels
 
 
-def _dtype(headers: list[Header], options: DataOptions) -> np.dtype:
+def _dtype(headers: list[Header], options: DataOptions, like: Like | None) -> np.dtype:
     depths = Counter(h.depth for h in headers)
-    if "float32" in depths:
-        if len(depths) > 1:
-            found = ", ".join(f"{n} {depth}" for depth, n in depths.most_common())
-            raise UserError(f"images differ in their values: {found}; float images can't be mixed with others")
-        return np.dtype(np.float32)
+    found = ", ".join(f"{n} {depth}" for depth, n in depths.most_common())
+    if like and (like.dtype == np.float32) != ("float32" in depths):
+        raise UserError(f"{like.where} has {like.dtype} images, and here are {found}; float images can't be mixed")
+    if "float32" in depths and len(depths) > 1:
+        raise UserError(f"images differ in their values: {found}; float images can't be mixed with others")
+    if like or "float32" in depths:
+        return like.dtype if like else np.dtype(np.float32)
     return np.dtype(np.uint16 if options.preserve_input_precision and "uint16" in depths else np.uint8)
 
 

@@ -1,6 +1,6 @@
 """Images with their captions, one or several each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -8,12 +8,11 @@ import numpy as np
 
 from snowmelt.data.cache import ImageCache, build_cache
 from snowmelt.data.columns import image_column
-from snowmelt.data.images import background_color
+from snowmelt.data.metadata import TEXT_COLUMNS
+from snowmelt.data.reading import values_of
 from snowmelt.data.sources import open_dataset
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
-
-CAPTION_NAMES = ("text", "caption", "captions", "texts")
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,10 @@ def load_captioned(
     Raises:
         UserError: for anything in the options or the data that the user can mend.
     """
-    background_color(options)  # refused here rather than after a download
-    dataset = open_dataset(options)
+    source = open_dataset(options)
+    dataset = source.dataset
     if most is not None:
         dataset = dataset.select(range(min(most, len(dataset))))
-    if len(dataset) == 0:
-        raise UserError(f"--split {options.split}: no rows in it")
     name = caption_column(dataset.features, column)
     captions = _read(dataset, name)
     empty = [row for row, texts in enumerate(captions) if not texts]
@@ -63,7 +60,8 @@ def load_captioned(
         print(f"left out {len(empty)} of {len(captions)} images that have no caption")
         kept = [row for row, texts in enumerate(captions) if texts]
         dataset, captions = dataset.select(kept), [captions[row] for row in kept]
-    images = build_cache(dataset, options, image_column=image_column(dataset.features, options.image_column))
+    column = image_column(dataset.features, options.image_column)
+    images = build_cache(replace(source, dataset=dataset), options, image_column=column)
     found = [captions[row] for row in images.rows.tolist()]
     starts = np.cumsum([0, *map(len, found)], dtype=np.int64)
     return images, Captions([text for texts in found for text in texts], starts)
@@ -83,7 +81,7 @@ def caption_column(features: datasets.Features, name: str | None) -> str:
         if name not in texts:
             raise UserError(f"--caption_column {name}: holds no strings, nor lists of them; {listing}")
         return name
-    found = [column for column in CAPTION_NAMES if column in texts] or texts
+    found = [column for column in TEXT_COLUMNS if column in texts] or texts
     if not found:
         raise UserError(f"no column holds captions; {listing}; name one with --caption_column")
     if len(found) > 1:
@@ -99,6 +97,5 @@ def _is_text(feature: Any) -> bool:
 
 def _read(dataset: datasets.Dataset, column: str) -> list[list[str]]:
     """The captions of each row, without those that are empty."""
-    values: list[Any] = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    rows = [[value] if isinstance(value, str) else value or [] for value in values]
+    rows = [[value] if isinstance(value, str) else value or [] for value in values_of(dataset, column)]
     return [[text for text in row if text and text.strip()] for row in rows]

@@ -5,6 +5,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from snowmelt.data.reading import values_of
 from snowmelt.errors import UserError
 
 LABEL_NAMES = ("label", "labels")
@@ -52,7 +53,7 @@ def read_labels(dataset: datasets.Dataset, name: str | None) -> tuple[np.ndarray
         raise UserError(
             f"--label_column {column}: {_type_name(feature)} is no class; give a ClassLabel, integer or string column"
         )
-    values: list[Any] = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    values = values_of(dataset, column)
     for row, value in enumerate(values):
         if value is None or (not isinstance(value, str) and value < 0):
             if name is None:

@@ -1,13 +1,11 @@
 """Images that are kept from training, to judge it by."""
 
-from dataclasses import replace
-from functools import partial
-
 import numpy as np
 
-from snowmelt.data.cache import ImageCache
+from snowmelt.data.cache import ImageCache, Like
 from snowmelt.data.loader import HELD_OUT
-from snowmelt.data.sources import load_images
+from snowmelt.data.sources import images_of, open_dataset
+from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.options import HeldOutOptions
 
@@ -15,31 +13,39 @@ from snowmelt.options import HeldOutOptions
 def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageCache, ImageCache | None]:
     """Images to train on, and those of `validation_split` or, drawn by the seed, the `validation_share` of them.
 
+    Those held out are what the model makes of the world: they have the channels, the type and the range of values of
+    those that are trained on.
+
     Args:
         config: the options.
         labels: whether their classes matter, and so must be the same.
 
     Raises:
-        UserError: as `load_images`; or if the two have other classes or channels, or either would be empty.
+        UserError: as `load_images`; or if the two have rows in common, other classes or channels that can't be
+            converted, or either would be empty.
     """
+    source = open_dataset(config)
     if config.validation_share:
-        split = partial(_split, share=config.validation_share, seed=config.seed)
-        return load_images(config, lambda rows: split(rows)[0]), load_images(config, lambda rows: split(rows)[1])
-    train = load_images(config)
+        ours, theirs = _split(len(source.dataset), config.validation_share, config.seed)
+        train = images_of(source, config, ours)
+        like = Like(train.channels, train.dtype, train.value_range, "the rest of the data")
+        return train, images_of(source, config, theirs, like)
     if config.validation_split is None:
-        return train, None
-    if config.validation_split == config.split:
-        raise UserError(
-            f"--validation_split {config.split}: is trained on; give another, or --validation_share 0.05 of it"
-        )
-    held_out = load_images(replace(config, split=config.validation_split))
-    for what in ("channels", "value_range", "class_names"):
-        ours, theirs = getattr(train, what), getattr(held_out, what)
-        if ours != theirs and (what != "class_names" or labels):
+        return images_of(source, config), None
+    wanted = Split(config.validation_split, "validation_split")
+    other = open_dataset(config, wanted)
+    for name, first, last in other.pieces:
+        if any(ours == name and start < last and first < stop for ours, start, stop in source.pieces):
             raise UserError(
-                f"--validation_split {config.validation_split}: its {what} are {theirs}, but those of "
-                f"--split {config.split} are {ours}"
+                f"{wanted}: --split {config.split} trains on rows of it; give another, or --validation_share 0.05"
             )
+    train = images_of(source, config)
+    held_out = images_of(other, config, like=Like(train.channels, train.dtype, train.value_range, "--split"))
+    if labels and train.class_names != held_out.class_names:
+        raise UserError(
+            f"{wanted}: its classes are {held_out.class_names}, but those of --split {config.split} are "
+            f"{train.class_names}"
+        )
     return train, held_out
 
 

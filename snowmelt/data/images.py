@@ -7,13 +7,17 @@ meaning isn't known: they are resized one channel at a time in float32 and never
 
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
+from snowmelt.data.places import open_file
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
 
@@ -31,6 +35,9 @@ BAD_IMAGE = (
 
 Opened = Image.Image | np.ndarray
 
+MOST_PIXELS = 178_956_970  # of an image before it is resized: where Pillow too sees an attack on the memory
+MOST_ASPECT = 50  # the longer side by the shorter, which alone is bounded by a resize
+
 
 @dataclass(frozen=True)
 class Header:
@@ -43,11 +50,12 @@ class Header:
     width: int
 
 
-def open_item(item: Any) -> Opened:
+def open_item(item: Any, file: tuple[Path, str | None] | None) -> Opened:
     """Open, without decoding, what a row holds.
 
     Args:
         item: `{"bytes", "path"}` of an undecoded `datasets.Image`, or a numeric array.
+        file: where its path leads, and which member of it when that is a zip.
 
     Returns:
         A Pillow image, or an array (H, W, C) with the dtype it had.
@@ -59,15 +67,29 @@ def open_item(item: Any) -> Opened:
         raise ValueError("no image there")
     if isinstance(item, np.ndarray):
         return _channels_last(item)
-    file = item["path"] if item["bytes"] is None else io.BytesIO(item["bytes"])
-    if (item["path"] or "").lower().endswith(".npy"):
-        return _channels_last(np.load(file, mmap_mode="r" if item["bytes"] is None else None, allow_pickle=False))
-    return Image.open(file)
+    opened = open_file(*file) if file else io.BytesIO(item["bytes"])
+    path = item["path"] or ""
+    if (file[1] or file[0].name if file else path).lower().endswith(".npy"):
+        # Mapped, so that the header of a large file is read and no more.
+        return _channels_last(np.load(opened, mmap_mode="r" if isinstance(opened, Path) else None, allow_pickle=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is for half of MOST_PIXELS
+        return Image.open(opened, formats=_formats())
 
 
 def header(image: Opened) -> Header:
+    """What is known of an image before its pixels are decoded.
+
+    Raises:
+        ValueError: if it is too large, or too long, to be decoded.
+    """
+    height, width = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}; make it smaller")
+    if max(height, width) > MOST_ASPECT * min(height, width):
+        raise ValueError(f"{width} x {height} pixels, one side more than {MOST_ASPECT} times the other; crop it")
     if isinstance(image, np.ndarray):
-        height, width, channels = image.shape
+        channels = image.shape[2]
         return Header(channels, _depth(image), False, height, width)
     depth = _depth(image)
     if depth != "uint8":
@@ -141,6 +163,12 @@ class Preprocess:
         """(width, height) that has the shorter side at the resolution."""
         scale = self.resolution / min(width, height)
         return max(self.resolution, round(width * scale)), max(self.resolution, round(height * scale))
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]  # a program, for which Pillow starts Ghostscript
 
 
 def background_color(options: DataOptions) -> tuple[int, int, int]:

@@ -1,12 +1,11 @@
 """Latents of decoded images in one memory-mapped file, encoded once and shared by all processes."""
 
-import errno
 import hashlib
 import json
 import math
 import os
-import shutil
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
 from snowmelt.data.cache import ImageCache
+from snowmelt.data.store import check_space, open_store
 from snowmelt.errors import UserError
 
-VERSION = 1  # of the files below and of what they hold: raised when either changes
-VALUES, METADATA = "latents.bin", "latents.json"
+VERSION = 1  # of what is kept of an image: raised when that changes
+VALUES = "latents.bin"
+PASSES = "passes.crc"  # checksums of the passes that a builder, which may be killed, has written
+CRC_BYTES = 4
 PIXELS_PER_PASS = 2**20  # of the images that are encoded together
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -94,8 +95,7 @@ def build_latents(
         dtype: in which latents are kept, float16 or float32.
 
     Raises:
-        UserError: if the images aren't all square, a latent isn't finite in `dtype`, the disk is full, or the cache
-            isn't what it was when it was written.
+        UserError: if the images aren't all square, a latent isn't finite in `dtype`, or the disk is full.
     """
     if images.as_tensor() is None:
         raise UserError("--autoencoder: the images aren't all square, and each is encoded once; add --center_crop")
@@ -108,26 +108,12 @@ def build_latents(
     }
     fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     folder = images.path.parent / fingerprint
-    if not folder.is_dir():
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():  # another process may have built it while this one waited
-                _build(folder, images, encode, key)
-    return _open(folder, images, key, fingerprint)
+    content = open_store(folder, key, (VALUES,), lambda partial: _build(partial, images, encode, key), resumable=True)
+    return LatentCache(folder, images, fingerprint, np.dtype(dtype), tuple(content["shape"]))
 
 
-def _open(folder: Path, images: ImageCache, key: dict[str, Any], fingerprint: str) -> LatentCache:
-    metadata = json.loads((folder / METADATA).read_text())
-    shape, dtype = tuple(metadata.pop("shape")), np.dtype(key["dtype"])
-    expected = len(images) * math.prod(shape) * dtype.itemsize
-    if metadata != key or (folder / VALUES).stat().st_size != expected:
-        raise UserError(f"{folder}: not the latents of these images by this autoencoder; remove that folder")
-    return LatentCache(folder, images, fingerprint, dtype, shape)
-
-
-def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]) -> None:
-    """Write the cache beside its final name and rename it when complete. The caller holds its lock."""
-    partial = folder.with_suffix(".partial")
-    partial.mkdir(exist_ok=True)
+def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]) -> dict[str, Any]:
+    """Encode the images into a file in `folder`; the shape of what is kept of one."""
     pixels = images.as_tensor()
     assert pixels is not None  # build_latents refused
     dtype = np.dtype(key["dtype"])
@@ -142,17 +128,11 @@ def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]
             return np.ascontiguousarray(values.numpy(), dtype)
 
     shape = latents(pixels[:1]).shape[1:]
-    try:
-        _write(partial / VALUES, images, latents, math.prod(shape) * dtype.itemsize)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{folder.parent}: disk full; free some space or give another --cache_dir") from error
-        raise
-    (partial / METADATA).write_text(json.dumps(key | {"shape": shape}))
-    os.rename(partial, folder)
+    _write(folder, images, latents, math.prod(shape) * dtype.itemsize)
+    return {"shape": shape}
 
 
-def _write(path: Path, images: ImageCache, latents: Callable[[torch.Tensor], np.ndarray], size: int) -> None:
+def _write(folder: Path, images: ImageCache, latents: Callable[[torch.Tensor], np.ndarray], size: int) -> None:
     """Append what is missing of the latents, of `size` bytes for an image.
 
     Passes are those of an uninterrupted writer, and so are the bits, which may depend on what is encoded together.
@@ -160,15 +140,15 @@ def _write(path: Path, images: ImageCache, latents: Callable[[torch.Tensor], np.
     pixels = images.as_tensor()
     assert pixels is not None  # build_latents refused
     batch = max(1, min(256, PIXELS_PER_PASS // images.resolution**2))
-    done = path.stat().st_size // (size * batch) * batch if path.exists() else 0
-    needed, free = (len(images) - done) * size, shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise UserError(
-            f"{path.parent.parent}: the latents need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "free some space or give another --cache_dir"
-        )
-    with path.open("ab") as file, tqdm(total=len(images), initial=done, desc="encoding images", unit="img") as bar:
+    done = batch * _intact(folder, size * batch)
+    check_space(folder.parent, (len(images) - done) * size, "the latents")
+    with (
+        (folder / VALUES).open("ab") as file,
+        (folder / PASSES).open("ab") as passes,
+        tqdm(total=len(images), initial=done, desc="encoding images", unit="img") as bar,
+    ):
         file.truncate(done * size)
+        passes.truncate(done // batch * CRC_BYTES)
         for start in range(done, len(images), batch):
             values = latents(pixels[start : start + batch])
             bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
@@ -179,5 +159,22 @@ def _write(path: Path, images: ImageCache, latents: Callable[[torch.Tensor], np.
                 )
             file.write(values.data)
             file.flush()  # a kill then loses no more than a pass
+            passes.write(zlib.crc32(values.data).to_bytes(CRC_BYTES, "little"))
+            passes.flush()
             bar.update(len(values))
         os.fsync(file.fileno())
+    (folder / PASSES).unlink()
+
+
+def _intact(folder: Path, size: int) -> int:
+    """How many passes, of `size` bytes each, a killed writer has left as it wrote them."""
+    if not ((folder / VALUES).is_file() and (folder / PASSES).is_file()):
+        return 0
+    written, done = (folder / PASSES).read_bytes(), 0
+    with (folder / VALUES).open("rb") as file:
+        for start in range(0, len(written) - CRC_BYTES + 1, CRC_BYTES):
+            values = file.read(size)
+            if len(values) < size or zlib.crc32(values).to_bytes(CRC_BYTES, "little") != written[start:][:CRC_BYTES]:
+                break
+            done += 1
+    return done

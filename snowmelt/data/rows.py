@@ -7,45 +7,59 @@ import datasets
 from tqdm import tqdm
 
 from snowmelt.data.images import BAD_IMAGE, Opened, open_item
-from snowmelt.errors import UserError
+from snowmelt.data.places import Source
+from snowmelt.data.reading import readable_source
+from snowmelt.errors import UserError, one_line
 from snowmelt.options import DataOptions
 
 T = TypeVar("T")
 
 
 def readable(
-    dataset: datasets.Dataset,
+    source: Source,
     column: str,
     read: Callable[[Opened], T],
     options: DataOptions,
     title: str,
     skipped: list[str],
 ) -> Iterator[tuple[int, T]]:
-    """(row, read(image)) of each image that can be read; names of the others are added to `skipped`."""
-    for row, item in enumerate(tqdm(_items(dataset, column), title, len(dataset), unit="img")):
+    """(row, read(image)) of each image that can be read; names of the others are added to `skipped`.
+
+    Raises:
+        UserError: for an image that can't be read, unless such are skipped, and for one outside of the data set.
+    """
+    for row, item in enumerate(tqdm(_items(source, column), title, len(source.dataset), unit="img")):
+        file = None
+        if isinstance(item, dict) and item["bytes"] is None and item["path"] is not None:
+            try:
+                file = source.place.locate(item["path"])
+            except UserError as error:
+                raise UserError(f"{source.name}: row {row} {error}") from error
         try:
-            result = read(open_item(item))
+            result = read(open_item(item, file))
         except BAD_IMAGE as error:
             name = _name(row, item)
             if not options.skip_bad_images:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
                 raise UserError(
-                    f"{name}: can't be decoded ({error}); replace or remove it, or pass --skip_bad_images"
+                    f"{name}: can't be decoded ({reason}); replace or remove it, or pass --skip_bad_images"
                 ) from error
             skipped.append(name)
         else:
             yield row, result
 
 
-def _items(dataset: datasets.Dataset, column: str) -> Iterator[Any]:
+def _items(source: Source, column: str) -> Iterator[Any]:
     """Undecoded images, as `open_item` takes them."""
-    dataset = dataset.select_columns([column])
-    feature = dataset.features[column]
-    if isinstance(feature, datasets.Image | datasets.Value | dict):
-        dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    else:
-        dataset = dataset.with_format("numpy", dtype=None)  # the column's; the default is int64 or float32
-    for batch in dataset.iter(batch_size=32):
-        yield from batch[column]
+    with readable_source(source.name):
+        dataset = source.dataset.select_columns([column])
+        feature = dataset.features[column]
+        if isinstance(feature, datasets.Image | datasets.Value | dict):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        else:
+            dataset = dataset.with_format("numpy", dtype=None)  # the column's; the default is int64 or float32
+        for batch in dataset.iter(batch_size=32):
+            yield from batch[column]
 
 
 def _name(row: int, item: Any) -> str:

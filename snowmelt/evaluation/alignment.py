@@ -1,7 +1,9 @@
 """How well pictures show what their prompts say, for prompts of scenes, where it can be read off."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,17 @@ def report(judged: dict[str, Alignment]) -> str:
         lines.append([name, str(result.prompts), *(f"{shares[c]:.1%}" if c in shares else "" for c in columns)])
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_alignment(path: Path, text: str, weights: str) -> None:
+    """Write `ALIGNMENT_FILE`, which says of which weights it is; see `weights_digest`."""
+    path.write_text(f"<!-- weights {weights} -->\n{text}", encoding="utf-8")
+
+
+def read_alignment(text: str) -> tuple[str | None, str]:
+    """The digest of the weights that were judged, None where it isn't said, and what is said of them."""
+    found = re.match(r"<!-- weights ([0-9a-f]{64}) -->\n", text)
+    return (found[1], text[found.end() :]) if found else (None, text)
 
 
 def _parts(count: int, size: int) -> Iterator[range]:

@@ -1,28 +1,52 @@
-"""README.md of a published model: `model_cards/template.md`, filled with what is known of it."""
+"""README.md of a published model: `model_cards/template.md`, filled with what is known of it.
+
+What is filled in was read from files that anybody may have written. In the text it can't be markup, in code no more
+than the name that it is, and in the metadata no more than a value.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment
 
+from snowmelt.errors import printable
+from snowmelt.model_folder import INDEX_FILE, read_index
 from snowmelt.publishing.facts import Facts
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
+MARKUP = {ord(c): f"&#{ord(c)};" for c in "<[`|"}
+"""What begins a tag, a link, an image, code or a cell, as it is written where it means itself."""
+
+
+class _Code(str):
+    """A text that stands between backticks, and is left as it is."""
+
+
+def _code(value: object) -> _Code:
+    """A value as code: neither the end of it nor that of a table's cell can be in it."""
+    return _Code("`" + printable(str(value)).replace("`", "'").replace("|", "¦") + "`")
+
+
+def _shown(value: object) -> object:
+    """What an expression of the template leaves: text that is no markup."""
+    return value if not isinstance(value, str) or isinstance(value, _Code) else printable(value).translate(MARKUP)
 
 
 def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
     """Write README.md, whose metadata the Hub can read.
 
     Args:
-        folder: the export, with its pictures.
-        repo_id: user/name.
+        folder: the export, with its images.
+        repo_id: user/name, checked.
         license: by its name on the Hub.
         facts: of the model.
     """
     config = facts.run["config"] if facts.run else {}
-    by_text, base = facts.by_text, config.get("pretrained_model_name_or_path")
-    classes = {int(number): name for number, name in (facts.index.get("id2label") or {}).items()}
-    task = "text-to-image" if by_text else "unconditional-image-generation"
+    index = facts.index.values if facts.index else {}
+    base = config.get("pretrained_model_name_or_path")
+    classes = {int(number): str(name) for number, name in (index.get("id2label") or {}).items()}
+    task = "text-to-image" if facts.by_text else "unconditional-image-generation"
     dataset = config.get("dataset_name")
     tags = ["snowmelt", "diffusion", *(["class-conditional"] if classes else []), *(["lora"] if facts.lora else [])]
     data = ModelCardData(
@@ -35,31 +59,43 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
         model_name=repo_id.rpartition("/")[-1],
         eval_results=_results(facts.report, task) if facts.report else None,
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
+    environment = Environment(finalize=_shown)
+    environment.filters["code"] = _code
+    environment.filters["as_is"] = _Code
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        card_data=data.to_yaml(),
         title=repo_id.rpartition("/")[-1],
         repo_id=repo_id,
         facts=facts,
+        index=index,
+        components=facts.index.components if facts.index else {},
         config=config,
-        by_text=by_text,
+        by_text=facts.by_text,
         base=base,
         classes=classes,
         named=any(str(number) != name for number, name in classes.items()),
-        side=config.get("resolution") or facts.network["sample_size"],
-        call=_call(facts, by_text),
-        pictures=sorted(p.name for p in folder.glob("*.png")),
+        side=config.get("resolution") or facts.network.get("sample_size"),
+        call=_call(facts, folder),
+        images=sorted(p.name for p in folder.glob("*.png")),
+        pipeline=_class_of(folder),
         stock=not (folder / "pipeline.py").is_file(),
     )
-    card.save(folder / "README.md")
+    ModelCard(text).save(folder / "README.md")
 
 
-def _call(facts: Facts, by_text: bool) -> str:
+def _class_of(folder: Path) -> str:
+    """The pipeline that the export is loaded as; empty for LoRA matrices."""
+    return read_index(folder).class_name if (folder / INDEX_FILE).is_file() else ""
+
+
+def _call(facts: Facts, folder: Path) -> str:
     """Arguments of a call that shows something."""
-    words = ['"a red circle"'] if by_text else []
+    words = ['"a red circle"'] if facts.by_text else []
     if facts.network.get("num_class_embeds"):
         words.append("class_labels=0")
-    return ", ".join([*words, "num_inference_steps=50"])
+    words.append("num_inference_steps=50")
+    # Where this clips the predicted x0, it must step with the noise that fits the clipped one; ours does so by itself.
+    return ", ".join([*words, *(["use_clipped_model_output=True"] if _class_of(folder) == "DDIMPipeline" else [])])
 
 
 def _results(report: dict[str, Any], task: str) -> list[EvalResult]:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from snowmelt.errors import UserError
 from snowmelt.options import DiffusionConfig
 from snowmelt.publishing.export import export
-from snowmelt.publishing.upload import Repository, open_repository, upload
+from snowmelt.publishing.upload import Repository, check_rights, open_repository, upload
 
 FOLDER = ".publication"
 """Below the run's folder, whose file system lets the weights have a second name in place of a copy."""
@@ -22,6 +22,9 @@ class HubPush:
     Args:
         config: the run's options.
         accelerator: tells which process this is.
+
+    Raises:
+        UserError: before anything is read or made, if the token may not write there, or the Hub can't be asked.
     """
 
     def __init__(self, config: DiffusionConfig, accelerator: Accelerator) -> None:
@@ -31,6 +34,13 @@ class HubPush:
         self.repository: Repository | None = None
         self._pool = ThreadPoolExecutor(1)
         self._running: Future[None] | None = None
+        if config.push_to_hub and accelerator.is_main_process:
+            check_rights(self._name, config.hub_token)
+
+    @property
+    def _name(self) -> str:
+        """As it was given, or that of the run's folder."""
+        return self.config.hub_model_id or self.run.resolve().name
 
     def open(self) -> None:
         """Find or create the repository.
@@ -39,8 +49,8 @@ class HubPush:
             UserError: if it can't be written to.
         """
         if self.config.push_to_hub and self.accelerator.is_main_process:
-            name = self.config.hub_model_id or self.run.resolve().name
-            self.repository = open_repository(name, private=self.config.hub_private_repo, token=self.config.hub_token)
+            private, token = self.config.hub_private_repo, self.config.hub_token
+            self.repository = open_repository(self._name, private=private, token=token)
             self.config.hub_model_id = self.repository.id
 
     def during(self) -> None:

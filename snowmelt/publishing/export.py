@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ import torch
 import yaml
 from accelerate import PartialState
 
-import pipelines
-from pipelines import image_generators, save_strip
+from pipelines import PIPELINES, PixelDiffusionPipeline, image_generators, save_strip
 from pipelines.self_contained import SelfContainedMixin
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, printable
 from snowmelt.loading import load_pipeline
+from snowmelt.model_folder import INDEX_FILE, Index, component_files, own_file, own_files
 from snowmelt.publishing.card import write_card
-from snowmelt.publishing.facts import Facts, components, read_facts
+from snowmelt.publishing.facts import Facts, read_facts
 from snowmelt.run_folder import CONFIG_FILE, LORA_FILE
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-STOCK = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
+STOCK = (*PixelDiffusionPipeline.STOCK.values(), "StableDiffusionPipeline")
+"""The pipelines of diffusers that are published as they are: those that training here makes or begins from."""
 STRIP, STRIP_IMAGES, STRIP_STEPS = "denoising.png", 4, 50
-ALIGNMENT_PICTURES = ("alignment-prompts.png", "alignment.png")
+ALIGNMENT_IMAGES = ("alignment-prompts.png", "alignment.png")
+CHART = re.compile(r"sweep-[a-z_]+\.png")
 METRICS_FILE = "metrics.json"
 
 
@@ -37,7 +39,7 @@ def export(
     license: str = "unknown",
     dataset_name: str | None = None,
     report: Path | None = None,
-    stock_pipeline: bool = False,
+    stock_pipeline: bool | None = None,
     strip: bool = True,
 ) -> None:
     """Make of a run's or a pipeline's folder, which isn't touched, one to be published.
@@ -52,27 +54,29 @@ def export(
         license: by its name on the Hub.
         dataset_name: the data set's name on the Hub, where the run doesn't know it.
         report: the folder that evaluate.py wrote.
-        stock_pipeline: publish as diffusers' own pipeline, which needs no code of ours.
-        strip: sample a few pictures to show how they come about, unless the source has such a picture.
+        stock_pipeline: publish as diffusers' own pipeline, which needs no code of ours, or, for False, as ours; None
+            for diffusers' where nothing is lost by it.
+        strip: sample a few images to show how they come about.
 
     Raises:
-        UserError: if there is no pipeline, or none of diffusers' own that samples it.
+        UserError: if there is no pipeline, none of diffusers' own that samples it, or a file that isn't the model's.
     """
     facts = read_facts(source, report, dataset_name)
-    if stock_pipeline:
-        facts = replace(facts, index=_stock(facts))
-    if facts.lora:
-        _copy(str(source / LORA_FILE), str(folder / LORA_FILE))
+    if facts.index is None:
+        if stock_pipeline:
+            raise UserError("--stock_pipeline: these are LoRA matrices, which any pipeline loads; publish without it")
+        _copy(own_file(source, source / LORA_FILE), folder / LORA_FILE)
     else:
-        _copy_pipeline(source, folder, facts.index)
+        _copy_pipeline(source, folder, facts.index, stock_pipeline)
     if facts.run:
-        (folder / CONFIG_FILE).write_text(yaml.safe_dump(facts.run["config"], sort_keys=False))
+        text = yaml.safe_dump(facts.run["config"], sort_keys=False, allow_unicode=True)
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     _write_json(folder / METRICS_FILE, {"training": facts.training, "evaluation": facts.report})
-    _copy_pictures(source, folder, report)
-    if strip and not facts.by_text and not (folder / STRIP).is_file():
+    _copy_images(source, folder, report, facts)
+    if strip and not facts.by_text:
         _draw_strip(folder)
-    if (source / "README.md").is_file():  # the author's own
-        shutil.copy(source / "README.md", folder)
+    if os.path.lexists(source / "README.md"):  # the author's own
+        shutil.copyfile(own_file(source, source / "README.md"), folder / "README.md")
     else:
         write_card(folder, repo_id, license, facts)
 
@@ -95,7 +99,7 @@ def add_variant(folder: Path, variant: str) -> None:
 
 
 def _draw_strip(folder: Path) -> None:
-    """How a few pictures come about, as denoising.png; nothing for what is no picture."""
+    """How a few images come about, as denoising.png; nothing for what is no picture."""
     pipeline: Any = load_pipeline(str(folder))
     if pipeline.channels not in pipeline.PICTURE_CHANNELS:
         return
@@ -112,57 +116,66 @@ def _draw_strip(folder: Path) -> None:
     save_strip(output.trajectory, folder / STRIP)
 
 
-def _copy_pipeline(source: Path, folder: Path, index: dict[str, Any]) -> None:
-    """The parts, model_index.json and, unless diffusers has the class, the code."""
-    for name in components(index):
-        shutil.copytree(source / name, folder / name, copy_function=_copy)
-    _write_json(folder / "model_index.json", index)
-    own = getattr(pipelines, index["_class_name"], None)
+def _copy_pipeline(source: Path, folder: Path, index: Index, stock: bool | None) -> None:
+    """The components, model_index.json and, unless diffusers has the class, the code.
+
+    Raises:
+        UserError: if it is of a class that isn't published here, or `stock` asks for what there is not.
+    """
+    own = PIPELINES.get(index.class_name)
+    if own is None and index.class_name not in STOCK:
+        known = ", ".join([*PIPELINES, *STOCK])
+        raise UserError(f"--model: {source} is a {index.class_name}; published are {known}")
+    left_out = []
+    for name in index.components:
+        known_files, others = component_files(source, name)
+        (folder / name).mkdir()
+        for file, path in known_files.items():
+            _copy(path, folder / name / file)
+        left_out += [f"{name}/{other}" for other in others]
+    if left_out:
+        print(f"left out, being no part of a pipeline: {printable(', '.join(left_out))}", flush=True)
+    _write_json(folder / INDEX_FILE, index.values)
+    if index.class_name in PixelDiffusionPipeline.STOCK.values():
+        own = PixelDiffusionPipeline  # which may be asked for in its place
+        stock = PixelDiffusionPipeline.stock_class(folder, alike=False) is not None if stock is None else stock
     if own is None:
+        if stock is False:
+            raise UserError(f"--no-stock_pipeline: {source} is a {index.class_name}, of which there is none of ours")
         SelfContainedMixin.forget_paths(folder)
-    else:
-        own.complete(folder)
+        return
+    try:
+        own.complete(folder, stock=stock)
+    except ValueError as error:
+        scheduler = index.components.get("scheduler", ("", ""))[1]
+        raise UserError(
+            f"--stock_pipeline: no pipeline of diffusers samples this model, a {index.class_name} with {scheduler}; "
+            "they sample unconditional models of 8-bit pixels in discrete time: publish without it"
+        ) from error
 
 
-def _copy(source: str, target: str) -> None:
+def _copy(source: Path, target: Path) -> None:
     """Weights get a second name, which costs nothing, where the file system has such names."""
-    if source.endswith(".safetensors"):
+    if source.suffix == ".safetensors":
         with contextlib.suppress(OSError):
             os.link(source, target)
             return
-    shutil.copy(source, target)
+    shutil.copyfile(source, target)
 
 
-def _stock(facts: Facts) -> dict[str, Any]:
-    """model_index.json of diffusers' own pipeline."""
-    index, scheduler = facts.index, facts.index.get("scheduler", ["", ""])[1]
-    if (
-        facts.lora
-        or index["_class_name"] != "PixelDiffusionPipeline"
-        or scheduler not in STOCK
-        or facts.network.get("num_class_embeds")
-        or "prediction_type" in index
-        or "value_range" in index
-    ):
-        raise UserError(
-            "--stock_pipeline: no pipeline of diffusers samples this model "
-            f"({index.get('_class_name', 'LoRA')}, {scheduler}"
-            f"{', by class' if facts.network.get('num_class_embeds') else ''}); they sample unconditional models of "
-            "discrete time in pixels: publish without it"
-        )
-    kept = ("_diffusers_version", "unet", "scheduler")
-    return {"_class_name": STOCK[scheduler], **{name: index[name] for name in kept}}
-
-
-def _copy_pictures(source: Path, folder: Path, report: Path | None) -> None:
+def _copy_images(source: Path, folder: Path, report: Path | None, facts: Facts) -> None:
     grids = sorted((source / "samples").glob("step-*.png"))
-    named = {"samples.png": grids[-1]} if grids else {"samples.png": source / "samples.png"}
-    named |= {name: source / name for name in ("loss.png", STRIP, "evaluation.png", *ALIGNMENT_PICTURES)}
-    # Not the report's other pictures, which show images of the data set: it may be nobody else's business.
-    named |= {f"report-{path.name}": path for path in (report or source / "report").glob("sweep-*.png")}
-    for name, path in named.items():
-        if path.is_file():
-            shutil.copyfile(path, folder / name)
+    named = {"samples.png": grids[-1] if grids else source / "samples.png"}
+    named |= {name: source / name for name in ("loss.png", "evaluation.png")}
+    named |= {name: source / name for name in ALIGNMENT_IMAGES if facts.alignment}
+    found = {name: own_file(source, path) for name, path in named.items() if os.path.lexists(path)}
+    if facts.report:
+        # Not the report's other images, which show the data set: it may be nobody else's business.
+        place = report or source / "report"
+        charts = own_files(report or source, sorted(place.glob("sweep-*.png")))
+        found |= {f"report-{name}": path for name, path in charts.items() if CHART.fullmatch(name)}
+    for name, path in found.items():
+        shutil.copyfile(path, folder / name)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

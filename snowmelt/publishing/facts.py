@@ -1,22 +1,59 @@
 """What a model card and metrics.json tell of a model, read from the files that training and evaluation left."""
 
-import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from snowmelt.config import on_hub
-from snowmelt.errors import UserError
-from snowmelt.evaluation.alignment import ALIGNMENT_FILE
+from snowmelt.errors import UserError, printable
+from snowmelt.evaluation.alignment import ALIGNMENT_FILE, read_alignment
+from snowmelt.files import Kind, checked, read_mapping, read_text, shown
+from snowmelt.model_folder import INDEX_FILE, Index, main_weights, own_file, read_index, tensors, weights_digest
 from snowmelt.run_folder import LORA_FILE, RUN_FILE
-from snowmelt.tracking import read_metrics
+from snowmelt.tracking import METRICS_FILE, read_metrics
 
 REPORT_FILE = "report.json"
+BY_TEXT = ("TextToImagePipeline", "StableDiffusionPipeline")
 LAST = 10
 """Log lines whose mean is the last loss."""
+PUBLIC_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+"""Of a data set or model on the Hub, or embedded."""
+NUMBER = (int, float)
+RUN: dict[str, Kind] = {
+    "config": dict,
+    "num_images": int,
+    "images_per_step": int,
+    "software": dict,
+    "hardware": str,
+    "mixed_precision": str,
+}
+METRICS: dict[str, Kind] = dict.fromkeys(("step", "loss", "images_per_second", "peak_memory_mb"), NUMBER)
+REPORT: dict[str, Kind] = {
+    "dataset": dict,
+    "num_images": int,
+    "features": dict,
+    "sampler": dict,
+    "results": list,
+    "floor": list,
+    "warnings": list,
+}
+FEATURES: dict[str, Kind] = {"name": str}
+RESULT: dict[str, Kind] = {
+    "metric": str,
+    "name": str,
+    "value": NUMBER,
+    "error": (*NUMBER, type(None)),
+    "lower_is_better": bool,
+}
+SAMPLER: dict[str, Kind] = {
+    "scheduler": str,
+    "num_inference_steps": int,
+    "nfe": int,
+    "guidance_scale": NUMBER,
+    "seed": int,
+}
+DATASET: dict[str, Kind] = {"name": (str, type(None)), "split": str, "num_images": int, "config": (str, type(None))}
 
 
 @dataclass(frozen=True)
@@ -24,16 +61,16 @@ class Facts:
     """Of one model.
 
     Attributes:
-        index: model_index.json, its class by its bare name; empty for LoRA matrices.
+        index: model_index.json; None for LoRA matrices.
         network: the configuration of the network; empty for LoRA matrices.
         parameters: how many numbers the network or the matrices have learned.
         run: run.json: configuration, data, hardware; None for a pipeline that didn't come from a run's folder.
         training: how it went, from metrics.jsonl; None without it.
-        report: evaluate.py's; None without one.
+        report: evaluate.py's, of these weights; None without one.
         alignment: how often it draws what a prompt says, in markdown; None where that wasn't measured.
     """
 
-    index: dict[str, Any]
+    index: Index | None
     network: dict[str, Any]
     parameters: int
     run: dict[str, Any] | None
@@ -44,67 +81,98 @@ class Facts:
     @property
     def lora(self) -> bool:
         """Whether the model is LoRA matrices, to be loaded into another pipeline."""
-        return not self.index
+        return self.index is None
 
     @property
     def by_text(self) -> bool:
-        """Whether it is told a text."""
-        return self.lora or "tokenizer" in components(self.index)
+        """Whether it is conditioned on a text."""
+        return self.index is None or self.index.class_name in BY_TEXT
 
     @property
     def latent(self) -> bool:
-        """Whether it works on what an autoencoder makes of pictures."""
-        return "vae" in components(self.index)
+        """Whether it works on what an autoencoder makes of images."""
+        return self.index is not None and "vae" in self.index.components
 
 
 def read_facts(source: Path, report: Path | None, dataset_name: str | None = None) -> Facts:
     """The facts of a folder of a pipeline, with what training left beside it, and a data set named as it is here.
 
     Raises:
-        UserError: if it holds no pipeline, or there is no report where one was named.
+        UserError: if it holds no pipeline, a file of it isn't what was written there, or there is no report of this
+            model where one was named.
     """
-    lora = source / LORA_FILE
-    if not (source / "model_index.json").is_file() and not lora.is_file():
-        raise UserError(f"{source} holds no model_index.json, so it is not the folder of a pipeline")
-    index, network, weights = {}, {}, [lora]
-    if not lora.is_file():
-        index = json.loads((source / "model_index.json").read_text())
-        if isinstance(index["_class_name"], list):
-            index["_class_name"] = index["_class_name"][-1]
-        index.pop("_name_or_path", None)
-        network = json.loads((source / "unet/config.json").read_text())
-        weights = [path for path in (source / "unet").glob("*.safetensors") if path.name.count(".") == 1]
-    run, aligned = source / RUN_FILE, source / ALIGNMENT_FILE
-    facts = json.loads(run.read_text()) if run.is_file() else None
-    if facts and dataset_name:
-        facts["config"]["dataset_name"] = dataset_name
+    if (source / LORA_FILE).is_file():
+        index, network, weights = None, {}, [own_file(source, source / LORA_FILE)]
+        folders = {"": source}
+    else:
+        index = read_index(source)
+        if "unet" not in index.components:
+            raise UserError(f"--model: {source} is a {index.class_name} without a 'unet'; none such is published here")
+        _check_index(source, index)
+        network = read_mapping(own_file(source, source / "unet/config.json"), {"sample_size": (int, list)})
+        weights = [own_file(source, path) for path in main_weights(source / "unet")]
+        folders = {name: source / name for name in index.components}
+    run = _run(source, dataset_name)
     return Facts(
         index=index,
         network=network,
-        parameters=sum(map(_size, weights)),
-        run=facts,
-        training=_training(source, facts["images_per_step"]) if facts else None,
-        report=_report(report or source / "report", dataset_name, required=report is not None),
-        alignment=aligned.read_text() if aligned.is_file() else None,
+        parameters=sum(math.prod(shape) for path in weights for shape in tensors(path).values()),
+        run=run,
+        training=_training(source, run["images_per_step"]) if run else None,
+        report=_report(source, report, dataset_name, folders),
+        alignment=_alignment(source, folders),
     )
 
 
-def components(index: dict[str, Any]) -> list[str]:
-    """Names of the sub-folders that a model_index.json speaks of."""
-    return [name for name, value in index.items() if isinstance(value, list) and name[0] != "_" and value[0]]
+def _run(source: Path, dataset_name: str | None) -> dict[str, Any] | None:
+    if not (source / RUN_FILE).exists():
+        return None
+    path = own_file(source, source / RUN_FILE)
+    run = _on_one_line(read_mapping(path, RUN))
+    config = run["config"]
+    if run["images_per_step"] < 1:
+        raise UserError(f"{path}: 'images_per_step' must be at least 1, is {run['images_per_step']}; restore it")
+    for name in ("dataset_name", "pretrained_model_name_or_path"):
+        _check_public(path, name, config.get(name))
+    return run | {"config": config | ({"dataset_name": dataset_name} if dataset_name else {})}
 
 
-def _size(path: Path) -> int:
-    """Numbers in a file of weights, by its header."""
-    with safe_open(path, "pt") as file:
-        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a dict)
+def _on_one_line(value: Any) -> Any:
+    """A value of JSON, every text of which is one line: none begins a heading, a block of code, or other metadata."""
+    if isinstance(value, dict):
+        return {printable(key): _on_one_line(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_on_one_line(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+def _check_index(source: Path, index: Index) -> None:
+    """Of what a card says of the model, all that model_index.json may hold."""
+    path = source / INDEX_FILE
+    names = index.values.get("id2label") or {}
+    if not isinstance(names, dict) or not all(n.isdecimal() and isinstance(v, str) for n, v in names.items()):
+        raise UserError(f"{path}: 'id2label' must map numbers to names of classes, is {shown(names)}; restore it")
+    prediction = index.values.get("prediction_type")
+    if not isinstance(prediction, str | None):
+        raise UserError(f"{path}: 'prediction_type' must be text, is {shown(prediction)}; restore it")
+
+
+def _check_public(path: Path, key: str, name: Any) -> None:
+    if name is not None and not (isinstance(name, str) and PUBLIC_NAME.fullmatch(name)):
+        raise UserError(f"{path}: {key!r} must be a name on the Hub, is {shown(name)}; restore it")
 
 
 def _training(source: Path, images_per_step: int) -> dict[str, Any] | None:
-    lines = read_metrics(source)
+    if not (source / METRICS_FILE).exists():
+        return None
+    path = own_file(source, source / METRICS_FILE)
+    lines = [checked(path, line, METRICS) for line in read_metrics(source) if "loss" in checked(path, line)]
     if not lines:
         return None
     steps = [0, *(line["step"] for line in lines)]
+    for before, after, line in zip(steps, steps[1:], lines, strict=False):
+        if after <= before or line["images_per_second"] <= 0:
+            raise UserError(f"{path}: must tell of increasing steps and speeds above 0, has {shown(line)}; restore it")
     seconds = sum(
         (after - before) * images_per_step / line["images_per_second"]
         for before, after, line in zip(steps, steps[1:], lines, strict=False)
@@ -120,14 +188,41 @@ def _training(source: Path, images_per_step: int) -> dict[str, Any] | None:
     }
 
 
-def _report(folder: Path, dataset_name: str | None, *, required: bool) -> dict[str, Any] | None:
-    path = folder / REPORT_FILE
-    if not path.is_file():
-        if required:
+def _report(
+    source: Path, named: Path | None, dataset_name: str | None, folders: dict[str, Path]
+) -> dict[str, Any] | None:
+    folder = named or source / "report"
+    if not (folder / REPORT_FILE).exists():
+        if named:
             raise UserError(f"--report {folder} holds no {REPORT_FILE}; name the folder that evaluate.py wrote")
         return None
-    report = json.loads(path.read_text())
-    del report["model"]
-    if not on_hub(report["dataset"]["name"]):
-        report["dataset"]["name"] = dataset_name
-    return report
+    path = own_file(named or source, folder / REPORT_FILE)
+    report = _on_one_line(read_mapping(path, REPORT))
+    checked(f"{path}: features", report["features"], FEATURES)
+    checked(f"{path}: sampler", report["sampler"], SAMPLER)
+    dataset = checked(f"{path}: dataset", report["dataset"], DATASET)
+    for result in [*report["results"], *report["floor"]]:
+        checked(f"{path}: results", result, RESULT)
+    if report.get("weights") != weights_digest(folders):
+        other = f"the weights of {report.get('checkpoint') or 'another model'}, not of these"
+        why = f"{path} is of " + (other if "weights" in report else "weights that it doesn't name")
+        if named:
+            raise UserError(f"--report: {why}; evaluate this model with evaluate.py, or leave it out")
+        print(f"left out: {why}; evaluate.py measures this model anew", flush=True)
+        return None
+    if not dataset.get("on_hub"):
+        dataset["name"] = dataset_name
+    _check_public(path, "dataset", dataset["name"])
+    # What it calls the model is a path of the machine; the name is that of the publication.
+    return {key: value for key, value in report.items() if key not in ("model", "weights")}
+
+
+def _alignment(source: Path, folders: dict[str, Path]) -> str | None:
+    if not (source / ALIGNMENT_FILE).exists():
+        return None
+    path = own_file(source, source / ALIGNMENT_FILE)
+    weights, text = read_alignment(read_text(path))
+    if weights != weights_digest(folders):
+        print(f"left out: {path} is of other weights; benchmarks/scenes_aligned.py measures this model", flush=True)
+        return None
+    return text

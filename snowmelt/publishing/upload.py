@@ -1,7 +1,8 @@
 """Talking to the Hub: what it refuses is said in a line, what fails for a moment is tried again."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +39,18 @@ class Repository:
     type: str = "model"
 
 
+def check_rights(name: str, token: str | None) -> None:
+    """Know, before anything is made, that a token may write to a repository of this name; see `open_repository`.
+
+    Raises:
+        UserError: saying in a line what is wrong: name, token, whose repository it is, or the network.
+    """
+    with _told(name):
+        validate_repo_id(name)
+        person = persistently(HfApi(token=token).whoami, "asking whose token it is", unreachable_too=False)
+        _check_person(person, name)
+
+
 def open_repository(name: str, *, private: bool, token: str | None, space_sdk: str | None = None) -> Repository:
     """Create a repository, or find the one that is there, and know that this token may write to it.
 
@@ -50,19 +63,23 @@ def open_repository(name: str, *, private: bool, token: str | None, space_sdk: s
     Raises:
         UserError: saying in a line what is wrong: name, token, whose repository it is, or the network.
     """
-    api = HfApi(token=token)
-    try:
-        validate_repo_id(name)
-        person = persistently(api.whoami, "asking whose token it is", unreachable_too=False)
-        _check_person(person, name)
-        kind = "space" if space_sdk else "model"
+    check_rights(name, token)
+    kind = "space" if space_sdk else "model"
+    make = HfApi(token=token).create_repo
+    with _told(name):
         url = persistently(
-            lambda: api.create_repo(name, private=private or None, repo_type=kind, space_sdk=space_sdk, exist_ok=True),
+            lambda: make(name, private=private or None, repo_type=kind, space_sdk=space_sdk, exist_ok=True),
             f"creating {name}",
         )
+    return Repository(url.repo_id, token, kind)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    try:
+        yield
     except (httpx2.HTTPError, OSError, ValueError) as error:
         raise UserError(f"can't publish to {name}: {reason(error)}") from error
-    return Repository(url.repo_id, token, kind)
 
 
 def upload(

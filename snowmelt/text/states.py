@@ -1,31 +1,24 @@
 """What a frozen text encoder says of captions: computed once, kept in one memory-mapped file."""
 
-import errno
 import hashlib
 import json
-import os
-import shutil
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
 from pipelines import TextToImagePipeline
+from snowmelt.data.store import cache_root, check_space, open_store
 from snowmelt.errors import UserError
-from snowmelt.options import DataOptions
+
+__all__ = ["cache_root", "caption_states"]
 
 VERSION = 2  # of the file below: raised when it changes
 STATES = "states.npy"
 CAPTIONS_PER_PASS = 64
-
-
-def cache_root(config: DataOptions) -> Path:
-    """The folder of caches."""
-    return Path(config.cache_dir or HF_HOME) / "snowmelt"
 
 
 def caption_states(tokens: dict[str, np.ndarray], text_encoder: Any, root: Path) -> np.ndarray:
@@ -41,12 +34,9 @@ def caption_states(tokens: dict[str, np.ndarray], text_encoder: Any, root: Path)
     Raises:
         UserError: if a state isn't finite in float16, or the disk is full.
     """
-    folder = root / _fingerprint(tokens, text_encoder)
-    if not folder.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():  # another process may have computed them while this one waited
-                _build(folder, tokens, text_encoder)
+    fingerprint = _fingerprint(tokens, text_encoder)
+    folder = root / fingerprint
+    open_store(folder, {"states": fingerprint}, (STATES,), lambda partial: _build(partial, tokens, text_encoder))
     return np.load(folder / STATES, mmap_mode="r")
 
 
@@ -61,24 +51,12 @@ def _fingerprint(tokens: dict[str, np.ndarray], text_encoder: Any) -> str:
 
 
 @torch.no_grad()
-def _build(folder: Path, tokens: dict[str, np.ndarray], text_encoder: Any) -> None:
-    """Write the file beside its final name and rename it when complete. The caller holds its lock."""
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir()
-    try:
-        _write(partial / STATES, tokens, text_encoder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{folder.parent}: disk full; free some space or give another --cache_dir") from error
-        raise
-    os.rename(partial, folder)
-
-
-def _write(path: Path, tokens: dict[str, np.ndarray], text_encoder: Any) -> None:
+def _build(folder: Path, tokens: dict[str, np.ndarray], text_encoder: Any) -> dict[str, Any]:
+    """Compute the states into a file in `folder`."""
     shape = (*tokens["input_ids"].shape, text_encoder.config.hidden_size)
+    check_space(folder.parent, 2 * math.prod(shape), "the states of the captions")
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:
+    with (folder / STATES).open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for start in tqdm(range(0, shape[0], CAPTIONS_PER_PASS), "encoding captions", unit="batch"):
             part = slice(start, start + CAPTIONS_PER_PASS)
@@ -87,3 +65,4 @@ def _write(path: Path, tokens: dict[str, np.ndarray], text_encoder: Any) -> None
             if not states.isfinite().all():
                 raise UserError("--text_encoder: its states of the captions aren't finite in float16")
             file.write(states.numpy().data)
+    return {}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snowmelt.data import images as images_module
 from snowmelt.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -108,10 +109,10 @@ def test_exif_orientation(load, folder):
 def test_16_bits_are_kept_exactly_or_rounded(load, folder, suffix, channels):
     Image.fromarray(DEEP).save(folder / f"a.{suffix}")
     options = {"train_data_dir": str(folder), "resolution": 8, "channels": channels}
-    kept = load(**options, preserve_input_precision=True)
+    kept = load(**options)
     assert (kept.dtype, kept.value_range) == (np.uint16, (0, 65535))
     assert (pixels(kept)[0] == DEEP[..., None]).all()
-    rounded = load(**options)
+    rounded = load(**options, preserve_input_precision=False)
     assert rounded.dtype == np.uint8
     assert (pixels(rounded)[0] == np.rint(DEEP / 257)[..., None]).all()
 
@@ -120,14 +121,14 @@ def test_big_endian_and_32_bit_integers_are_16_bit(load, folder):
     Image.fromarray(DEEP.astype(np.int32)).save(folder / "a.tiff")
     Image.frombytes("I;16B", (8, 8), DEEP.astype(">u2").tobytes()).save(folder / "b.tiff")
     np.save(folder / "c.npy", DEEP.astype(">u2"))
-    cache = load(train_data_dir=str(folder), resolution=8, preserve_input_precision=True)
+    cache = load(train_data_dir=str(folder), resolution=8)
     assert (pixels(cache) == DEEP[..., None]).all()
 
 
 def test_8_bits_among_16_keep_their_brightness(load, folder):
     Image.fromarray(GRAY).save(folder / "a.png")
     Image.fromarray(DEEP).save(folder / "b.png")
-    cache = load(train_data_dir=str(folder), resolution=8, preserve_input_precision=True)
+    cache = load(train_data_dir=str(folder), resolution=8)
     assert (pixels(cache)[0, ..., 0] == GRAY.astype(int) * 257).all()
 
 
@@ -158,7 +159,7 @@ def test_array_channels_are_resized_apart(load, folder):
     values = np.zeros((16, 16, 2), np.uint16)
     values[..., 1] = RNG.integers(0, 65536, (16, 16))
     np.save(folder / "a.npy", values)
-    shown = pixels(load(train_data_dir=str(folder), resolution=8, preserve_input_precision=True))[0]
+    shown = pixels(load(train_data_dir=str(folder), resolution=8))[0]
     reference = Image.fromarray(values[..., 1].astype(np.float32)).resize((8, 8), Image.Resampling.BILINEAR)
     assert (shown[..., 0] == 0).all()
     assert (shown[..., 1] == np.rint(np.asarray(reference))).all()
@@ -168,9 +169,7 @@ def test_resampling_of_arrays_stays_inside_their_values(load, folder):
     step = np.zeros((16, 16), np.uint16)
     step[:, 8:] = 65535
     np.save(folder / "a.npy", step)
-    shown = pixels(
-        load(train_data_dir=str(folder), resolution=24, interpolation="lanczos", preserve_input_precision=True)
-    )[0, ..., 0]
+    shown = pixels(load(train_data_dir=str(folder), resolution=24, interpolation="lanczos"))[0, ..., 0]
     assert shown[:, :11].max() < 20000 < 40000 < shown[:, 13:].min(), "the ringing wraps round"
 
 
@@ -183,13 +182,60 @@ def test_interpolation_is_pillows(load, folder, name):
     assert (pixels(cache)[0] == expected).all()
 
 
-def test_channels_that_differ_are_counted(load, folder):
+def test_pictures_of_different_modes_become_rgb(load, folder, capsys):
     Image.fromarray(GRAY).save(folder / "a.png")
     Image.fromarray(RGB).save(folder / "b.png")
-    Image.fromarray(RGB).save(folder / "c.png")
-    with pytest.raises(UserError, match=r"2 with 3 \(RGB\), 1 with 1 \(L\); pass --channels"):
+    Image.fromarray(RGBA).save(folder / "c.png")
+    Image.fromarray(GRAY % 2).convert("P").save(folder / "d.png")
+    Image.fromarray(GRAY).save(folder / "e.png")
+    cache = load(train_data_dir=str(folder), resolution=8, background="black")
+    assert cache.channels == 3
+    assert (pixels(cache)[0] == GRAY[..., None]).all()
+    assert (pixels(cache)[1] == RGB).all()
+    assert np.abs(pixels(cache)[2] - RGBA[..., :3] * (RGBA[..., 3:] / 255)).max() <= 1.1
+    assert (
+        "of 5 images, those that aren't RGB are converted: 2 gray ones, 1 RGBA ones, their transparent parts laid on "
+        "black; --channels chooses\n"
+    ) in capsys.readouterr().out
+    assert load(train_data_dir=str(folder), resolution=8, channels=4).channels == 4
+    assert "are converted: 2 gray ones, 2 RGB ones; --channels" in capsys.readouterr().out
+
+
+def test_arrays_are_never_mixed_with_other_channels(load, folder):
+    Image.fromarray(RGB).save(folder / "b.png")
+    np.save(folder / "a.npy", np.zeros((8, 8, 2), np.uint8))
+    with pytest.raises(UserError, match=r"1 with 2 \(array\), 1 with 3 \(RGB\); arrays aren't converted"):
         load(train_data_dir=str(folder), resolution=8)
-    assert load(train_data_dir=str(folder), resolution=8, channels=3).channels == 3
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (1, 51)])
+def test_a_long_image_is_refused_before_its_resize(load, folder, size):
+    Image.new("L", size).save(folder / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: can't be decoded \(\d+ x \d+ pixels, one side more than 50 times"):
+        load(train_data_dir=str(folder), resolution=8)
+    Image.new("L", (50, 1)).save(folder / "b.png")
+    assert len(load(train_data_dir=str(folder), resolution=8, skip_bad_images=True)) == 1
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npy"])
+def test_a_bomb_is_refused_before_it_is_decoded(load, folder, monkeypatch, name):
+    monkeypatch.setattr(images_module, "MOST_PIXELS", 63)
+    Image.fromarray(GRAY).save(folder / name) if name == "a.png" else np.save(folder / name, GRAY)
+    with pytest.raises(UserError, match=r"8 x 8 pixels, more than 63; make it smaller"):
+        load(train_data_dir=str(folder), resolution=8)
+
+
+def test_postscript_is_not_run(load, folder):
+    Image.fromarray(GRAY).save(folder / "a.eps")
+    with pytest.raises(UserError, match=r"a\.eps: can't be decoded \(cannot identify"):
+        load(train_data_dir=str(folder), resolution=8)
+
+
+def test_a_size_that_the_memory_cannot_hold(load):
+    with pytest.raises(
+        UserError, match=r"--resolution 10000000: to resize one image takes 800 TB of memory, and .* free"
+    ):
+        load(dataset_name="digits", resolution=10**7)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shutil
 import threading
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 from pipelines import LatentDiffusionPipeline
 from snowmelt.codec import LatentCodec, PixelCodec, load_autoencoder
 from snowmelt.data import latents as latents_module
-from snowmelt.data import loader
+from snowmelt.data import loader, store
 from snowmelt.data.latents import LatentCache, build_latents
 from snowmelt.data.loader import batches
 from snowmelt.errors import UserError
@@ -182,16 +183,42 @@ def test_an_autoencoders_key_is_of_its_weights_and_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["of another autoencoder", "cut short"])
-def test_a_cache_that_does_not_match_is_refused(images, what):
+def test_a_cache_that_does_not_match_is_built_again(images, what, capsys):
     ours, other = build(images), build(images, autoencoder="b")
+    expected = ours.as_tensor().clone()
     if what == "cut short":
         with (ours.path / latents_module.VALUES).open("ab") as file:
             file.truncate(100)
     else:
         shutil.rmtree(ours.path)
         other.path.rename(ours.path)
-    with pytest.raises(UserError, match="not the latents of these images by this autoencoder; remove that folder"):
-        build(images)
+    encoder = Encoder()
+    assert torch.equal(build(images, encoder).as_tensor(), expected)
+    assert encoder.seen
+    assert f"{ours.path}: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["values", "checksums", "no checksums", "a file", "a link"])
+def test_what_a_killed_encoder_left_is_verified(images, few, damage):
+    whole = build(images, autoencoder="b")
+    with pytest.raises(KeyboardInterrupt):
+        build(images, Encoder(passes=2 + 2 * 2))
+    (partial,) = images.path.parent.glob("*.partial")
+    if damage == "values":
+        content = bytearray((partial / latents_module.VALUES).read_bytes())
+        content[5000] ^= 1
+        (partial / latents_module.VALUES).write_bytes(content)
+    elif damage == "checksums":
+        (partial / latents_module.PASSES).write_bytes(b"1234567")
+    elif damage == "no checksums":
+        (partial / latents_module.PASSES).unlink()
+    else:
+        shutil.move(partial, partial.parent / "elsewhere")
+        partial.write_text("") if damage == "a file" else partial.symlink_to(partial.parent / "elsewhere")
+    encoder = Encoder()
+    assert torch.equal(build(images, encoder).as_tensor(), whole.as_tensor())
+    assert len(encoder.seen) == 2 + 2 * 3
+    assert not os.path.lexists(partial)
 
 
 def test_images_that_are_not_square_are_refused(load, folder):
@@ -217,8 +244,8 @@ def test_a_disk_without_room_and_one_that_fills_up(images, few, monkeypatch):
         free = COUNT * 2 * 3 * SIDE**2 * 4 - 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(latents_module.shutil, "disk_usage", lambda _: Usage)
-        with pytest.raises(UserError, match=r"the latents need 0\.0 GB and 0\.0 GB are free"):
+        patch.setattr(store.shutil, "disk_usage", lambda _: Usage)
+        with pytest.raises(UserError, match=r"the latents need 61.4 kB and 61.4 kB are free"):
             build(images)
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(latents_module.os, "fsync", lambda _: (_ for _ in ()).throw(full))

@@ -1,11 +1,14 @@
 """Small real networks and the pipelines around them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from pipelines import PixelDiffusionPipeline
+from snowmelt.checkpoint import STATE_FILE, _digest, _state_digest
 
 
 def tiny_unet(channels: int = 1, num_class_embeds: int | None = None) -> UNet2DModel:
@@ -35,3 +38,11 @@ def tiny_pipeline(
 ) -> Any:
     scheduler = scheduler or DDPMScheduler(timestep_spacing="trailing")
     return quiet(PixelDiffusionPipeline(tiny_unet(channels, num_class_embeds), scheduler, **arguments))
+
+
+def seal(checkpoint: Path) -> None:
+    """Make a folder a complete checkpoint of what is in it."""
+    (checkpoint / STATE_FILE).unlink(missing_ok=True)
+    files = {str(p.relative_to(checkpoint)): _digest(p) for p in sorted(checkpoint.rglob("*")) if p.is_file()}
+    state = {"step": int(checkpoint.name.removeprefix("checkpoint-")), "files": files}
+    (checkpoint / STATE_FILE).write_text(json.dumps(state | {"sha256": _state_digest(state)}))

@@ -9,11 +9,18 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from pipelines import PixelDiffusionPipeline, SamplingOutput, fitting_schedulers, image_generators, make_scheduler
 from pipelines.schedulers import SAMPLERS
-from tests.pipelines.models import quiet, tiny_pipeline
+from tests.pipelines.models import quiet, tiny_pipeline, tiny_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, to the schedulers
 
@@ -263,11 +270,63 @@ def test_round_trip(tmp_path: Path) -> None:
     assert np.array_equal(*images)
 
 
-def test_a_plain_models_index_holds_nothing_of_ours(tmp_path: Path) -> None:
-    tiny_pipeline().save_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", [DiffusionPipeline, DDPMPipeline])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_a_plain_model_is_saved_as_diffusers_own(tmp_path: Path, kind: Any, prediction_type: str) -> None:
+    """It loads without trust, and as our class too; what was saved there before leaves nothing behind."""
+    scheduler = DDPMScheduler(timestep_spacing="trailing", prediction_type=prediction_type)
+    tiny_pipeline(FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path)
+    assert (tmp_path / "pipeline.py").is_file()
+    ours = tiny_pipeline(scheduler)
+    ours.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index.pop("_class_name") == "PixelDiffusionPipeline"
+    assert index.pop("_class_name") == "DDPMPipeline"
     assert set(index) == {"_diffusers_version", "scheduler", "unet"}
+    assert not (tmp_path / "pipeline.py").exists()
+    loaded = [quiet(cls.from_pretrained(tmp_path)) for cls in (kind, PixelDiffusionPipeline)]
+    assert [type(pipeline) for pipeline in loaded] == [DDPMPipeline, PixelDiffusionPipeline]
+    images = [
+        p(2, generator=torch.Generator().manual_seed(0), output_type="np", num_inference_steps=3).images
+        for p in (ours, *loaded)
+    ]
+    assert np.array_equal(images[0], images[2])
+    assert abs(images[0] - images[1]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        lambda: tiny_pipeline(FlowMatchEulerDiscreteScheduler()),
+        lambda: tiny_pipeline(EDMEulerScheduler()),
+        lambda: tiny_pipeline(DDIMScheduler()),  # whose stock pipeline steps with the noise of the unclipped x0
+        lambda: tiny_pipeline(num_class_embeds=4),
+        lambda: tiny_pipeline(value_range=(0.0, 5.0)),
+        lambda: tiny_pipeline(FlowMatchEulerDiscreteScheduler(), prediction_type="epsilon"),
+    ],
+)
+def test_what_diffusers_pipelines_would_lose_is_saved_with_its_code(tmp_path: Path, pipeline: Any) -> None:
+    made = pipeline()
+    made.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline", "PixelDiffusionPipeline"]
+    assert (tmp_path / "pipeline.py").read_text() == PixelDiffusionPipeline.source()
+    assert type(PixelDiffusionPipeline.from_pretrained(tmp_path)) is PixelDiffusionPipeline
+
+
+def test_a_ddim_that_does_not_clip_is_diffusers_own(tmp_path: Path) -> None:
+    tiny_pipeline(DDIMScheduler(clip_sample=False)).save_pretrained(tmp_path)
+    assert type(DiffusionPipeline.from_pretrained(tmp_path)).__name__ == "DDIMPipeline"
+
+
+def test_a_class_made_elsewhere_is_saved_by_its_name(tmp_path: Path) -> None:
+    """What it needs is unknown here."""
+
+    class Other(PixelDiffusionPipeline):
+        pass
+
+    Other(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "Other"
+    assert not (tmp_path / "pipeline.py").exists()
 
 
 def test_a_published_folder_loads_as_this_class_without_running_its_code(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def test_stock_pipelines_sample_a_saved_folder_alike(tmp_path: Any, stock: Any, 
     """DDIM with the noise that fits the clipped x0, which diffusers' pipeline takes only when it is asked to."""
     ours = tiny_pipeline(scheduler(timestep_spacing="trailing"))
     ours.save_pretrained(tmp_path)
+    ours.complete(tmp_path, stock=True)
     theirs = quiet(stock.from_pretrained(tmp_path))
     a = ours(2, generator=torch.Generator().manual_seed(5), output_type="np", **options).images
     if stock is DDIMPipeline:

@@ -20,13 +20,16 @@ from safetensors.torch import load_file
 import publish
 from pipelines import PixelDiffusionPipeline, make_scheduler
 from snowmelt.errors import UserError
+from snowmelt.evaluation.alignment import write_alignment
+from snowmelt.model_folder import read_index, weights_digest
 from snowmelt.publishing.export import add_variant, export
 from tests.conftest import ROOT
+from tests.pipelines.models import tiny_pipeline
 from tests.pipelines.test_text2img import make as make_text2img
 
 REPORT = {
     "model": "/home/someone/run",
-    "dataset": {"name": "alice/pictures", "config": None, "split": "test", "num_images": 1000},
+    "dataset": {"name": "alice/pictures", "on_hub": True, "config": None, "split": "test", "num_images": 1000},
     "num_images": 500,
     "features": {"name": "LeNet", "accuracy": 0.99},
     "sampler": {
@@ -67,6 +70,10 @@ def exported(run: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     export(run, folder, "alice/pets", license="mit")
     return folder
+
+
+def digest_of(model: Path) -> str:
+    return weights_digest({name: model / name for name in read_index(model).components})
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -158,20 +165,140 @@ def test_stock_pipeline_needs_no_trust(train, tmp_path):
         assert "trust_remote_code" not in (folder / "README.md").read_text()
         if name == "DDIMPipeline":
             assert type(stock) is DDIMPipeline
+            call = "use_clipped_model_output=True"
+            assert call in (folder / "README.md").read_text()
+            options = {"batch_size": 2, "num_inference_steps": 3, "output_type": "np"}
             images = [
-                p(
-                    batch_size=2, num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np"
-                ).images
-                for p in (stock, ours)
+                p(generator=torch.Generator().manual_seed(0), **options, **more).images
+                for p, more in ((stock, {"use_clipped_model_output": True}), (ours, {}))
             ]
             np.testing.assert_allclose(*images, atol=1e-5)
 
 
 def test_what_no_stock_pipeline_samples(run, train, tmp_path):
     unconditional = train(tmp_path / "flow", class_conditional=False, objective="flow")
-    for source, said in ((run, "by class"), (unconditional, "FlowMatchEulerDiscreteScheduler")):
-        with pytest.raises(UserError, match=f"--stock_pipeline: no pipeline of diffusers samples this.*{said}"):
-            export(source, tmp_path, "alice/pets", stock_pipeline=True)
+    for number, source in enumerate((run, unconditional)):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(UserError, match="--stock_pipeline: no pipeline of diffusers samples this.*FlowMatchEuler"):
+            export(source, tmp_path / str(number), "alice/pets", stock_pipeline=True)
+
+
+def test_stock_pipeline_where_nothing_is_lost(train, tmp_path):
+    """By itself, for a run that diffusers' script could have made; unless ours is asked for."""
+    run = train(tmp_path / "run", class_conditional=False, objective="epsilon")
+    assert type(DiffusionPipeline.from_pretrained(run)).__name__ == "DDPMPipeline"
+    for stock, kind in ((None, "DDPMPipeline"), (False, ["pipeline", "PixelDiffusionPipeline"])):
+        folder = tmp_path / str(stock)
+        folder.mkdir()
+        export(run, folder, "alice/digits", stock_pipeline=stock)
+        assert json.loads((folder / "model_index.json").read_text())["_class_name"] == kind
+        assert (folder / "pipeline.py").exists() == (stock is False)
+        assert type(PixelDiffusionPipeline.from_pretrained(folder)) is PixelDiffusionPipeline
+
+
+def test_model_of_float_data(tmp_path):
+    """Its value_range is a list in model_index.json, as the components are."""
+    tiny_pipeline(value_range=(-3.0, 5.0)).save_pretrained(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    export(tmp_path / "model", tmp_path / "out", "alice/maps", strip=False)
+    assert PixelDiffusionPipeline.from_pretrained(tmp_path / "out").config.value_range == [-3.0, 5.0]
+
+
+def test_only_known_files_of_components(tmp_path, capsys):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    (tmp_path / "model/unet/secret.txt").write_text("secret")
+    (tmp_path / "model/unet/diffusion_pytorch_model.bin").write_text("a pickle")
+    (tmp_path / "model/unet/deeper").mkdir()
+    (tmp_path / "out").mkdir()
+    export(tmp_path / "model", tmp_path / "out", "alice/pets", strip=False)
+    assert set(digests(tmp_path / "out/unet")) == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert "left out, being no part of a pipeline: unet/deeper, unet/diffusion_pyt" in capsys.readouterr().out
+
+
+def test_snapshot_of_the_hubs_cache(tmp_path):
+    """There files are links to others of the cache; they lead out of the snapshot, not out of the model."""
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    snapshot, blobs = tmp_path / "hub/snapshots/0123", tmp_path / "hub/blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(p for p in (tmp_path / "model").rglob("*") if p.is_file())):
+        place = snapshot / path.relative_to(tmp_path / "model")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, blobs / str(number))
+        place.symlink_to(blobs / str(number))
+    (tmp_path / "out").mkdir()
+    export(snapshot, tmp_path / "out", "alice/pets", strip=False)
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"weights": "0" * 64, "checkpoint": "checkpoint-4"}, "is of the weights of checkpoint-4, not of these"),
+        ({"weights": "0" * 64, "checkpoint": None}, "is of the weights of another model, not of these"),
+        ({}, "is of weights that it doesn't name"),
+    ],
+)
+def test_report_of_other_weights(weights, said, tmp_path, capsys):
+    """It stayed in the folder while the model was trained anew: it says nothing of this one."""
+    model = tmp_path / "model"
+    tiny_pipeline().save_pretrained(model)
+    (model / "report").mkdir()
+    (model / "report/report.json").write_text(json.dumps(REPORT | weights))
+    Image.new("L", (4, 4)).save(model / "report/sweep-sampler.png")
+    write_alignment(model / "alignment.md", "| prompts |\n", "0" * 64)
+    Image.new("L", (4, 4)).save(model / "alignment.png")
+    (tmp_path / "out").mkdir()
+    export(model, tmp_path / "out", "alice/pets", strip=False)
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "alignment.md is of other weights" in printed
+    assert "Not measured." in (tmp_path / "out/README.md").read_text()
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("README.md", "metrics.json", "model_index.json", "unet", "scheduler")
+    }
+    with pytest.raises(UserError, match=f"--report: .*{said}"):
+        export(model, tmp_path / "out", "alice/pets", report=model / "report")
+
+
+def test_report_and_alignment_of_these_weights_until_they_change(tmp_path):
+    model = tmp_path / "model"
+    tiny_pipeline().save_pretrained(model)
+    (model / "report").mkdir()
+    (model / "report/report.json").write_text(json.dumps(REPORT | {"weights": digest_of(model)}))
+    write_alignment(model / "alignment.md", "| prompts |\n", digest_of(model))
+    for name, told in (("same", True), ("changed", False)):
+        (tmp_path / name).mkdir()
+        export(model, tmp_path / name, "alice/pets", strip=False)
+        assert ("Fréchet distance" in (tmp_path / name / "README.md").read_text()) == told
+        assert ("| prompts |" in (tmp_path / name / "README.md").read_text()) == told
+        changed = tiny_pipeline()
+        changed.unet.conv_in.bias.data.add_(1)
+        changed.save_pretrained(model)
+
+
+def test_names_cannot_forge_what_a_card_says(run, tmp_path):
+    """Neither its metadata nor its text: a name is a name."""
+    model = Path(shutil.copytree(run, tmp_path / "model"))
+    forged = "x\n---\nlicense: forged\n\n# Forged\n[click](https://evil.example) <script> ``` |"
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(index | {"id2label": {"0": forged, "1": "dog"}}))
+    facts = json.loads((model / "run.json").read_text())
+    facts |= {"hardware": forged, "mixed_precision": forged, "software": {forged: forged}}
+    (model / "run.json").write_text(json.dumps(facts | {"config": facts["config"] | {"split": forged}}))
+    report = REPORT | {"weights": digest_of(model), "warnings": [forged]}
+    report["results"] = [REPORT["results"][0] | {"name": forged, "metric": forged}]
+    report["sampler"] = REPORT["sampler"] | {"scheduler": forged, forged: forged}
+    (model / "report").mkdir()
+    (model / "report/report.json").write_text(json.dumps(report))
+    (tmp_path / "out").mkdir()
+    export(model, tmp_path / "out", "alice/pets", license="mit", strip=False)
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.license == "mit"
+    assert not re.search(r"^(#+ Forged|---|license: forged)", card.text, re.MULTILINE)
+    assert "<script>" not in re.sub("`[^`\n]*`", "", card.text)
+    assert "[click]" not in re.sub("`[^`\n]*`", "", card.text)
+    metadata = (tmp_path / "out/README.md").read_text().split("\n---\n")[0]
+    assert "\nlicense: forged" not in metadata
 
 
 def test_published_again_from_its_own_form(exported, tmp_path):
@@ -193,8 +320,8 @@ def test_card(run, exported):
     text = card.text
     assert '"alice/pets", trust_remote_code=True' in text
     assert "0 cats, 1 dogs" in text
-    assert "8 pictures" in text
-    assert "2 optimizer steps of 8 pictures" in text
+    assert "8 images" in text
+    assert "2 optimizer steps of 8 images" in text
     assert "Not measured." in text
     unet = UNet2DModel.from_pretrained(run, subfolder="unet")
     assert f"{unet.num_parameters() / 1e6:.2f} million parameters" in text
@@ -205,7 +332,7 @@ def test_card(run, exported):
 
 def test_card_with_results(run, tmp_path):
     (tmp_path / "report").mkdir()
-    (tmp_path / "report/report.json").write_text(json.dumps(REPORT))
+    (tmp_path / "report/report.json").write_text(json.dumps(REPORT | {"weights": digest_of(run)}))
     for name in ("sweep-sampler.png", "closest.png"):
         Image.new("L", (4, 4)).save(tmp_path / "report" / name)
     (tmp_path / "out").mkdir()
@@ -272,7 +399,7 @@ def test_card_says_what_the_network_works_on(latent, tmp_path):
 
 def test_alignment_is_on_the_card(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    (copy / "alignment.md").write_text("| prompts | all |\n| --- | --- |\n| seen | 91.0% |\n")
+    write_alignment(copy / "alignment.md", "| prompts | all |\n| --- | --- |\n| seen | 91.0% |\n", digest_of(run))
     Image.new("RGB", (4, 4)).save(copy / "alignment-prompts.png")
     (tmp_path / "out").mkdir()
     export(copy, tmp_path / "out", "alice/pets")
