@@ -34,8 +34,8 @@ from snowmelt.tracking import Metrics, log_samples, plot_loss
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
     from snowmelt.evaluation.validation import Validation
 
-
 STATE = {"config": dict, "total_steps": int, "data": str, "num_processes": int}  # of a checkpoint
+MORE = "give a larger --max_train_steps or --num_epochs"
 
 
 class Trainer:
@@ -114,9 +114,8 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Of the whole training."""
-        if self.config.max_train_steps is not None:
-            return self.config.max_train_steps
-        return math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
+        epochs = math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
+        return self.config.max_train_steps or epochs
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint, as if the run had never stopped.
@@ -139,8 +138,7 @@ class Trainer:
         self.checkpoints.load(checkpoint, state)
         self.step = state["step"]
         if self.step >= self.total_steps:
-            done = f"nothing left to train: {checkpoint.name} is at step {self.step}"
-            self.accelerator.print(f"{done}; give a larger --max_train_steps or --num_epochs")
+            self.accelerator.print(f"nothing left to train: {checkpoint.name} is at step {self.step}; {MORE}")
 
     def fit(self) -> None:
         """Train to the last step, or until a signal or the time limit asks to stop; then save."""
