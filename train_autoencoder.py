@@ -26,7 +26,7 @@ def main() -> None:
     from snowmelt.trainer import Trainer
 
     accelerator = make_accelerator(config)
-    checkpoint = run_folder.check(config, needed=config.pretrained_model_name_or_path)
+    checkpoint = run_folder.check(config)
     data, held_out = load_splits(config)
     vae = make_autoencoder(config, data)
     discriminator = make_discriminator(config, data)
@@ -54,9 +54,9 @@ def main() -> None:
     )
     if checkpoint:
         trainer.resume(checkpoint)
-    run_folder.prepare(config, data, accelerator, fresh=checkpoint is None)
-    accelerator.print(criterion.describe(trainer.total_steps))
-    trainer.fit()
+    with run_folder.opened(config, data, accelerator, fresh=checkpoint is None):
+        accelerator.print(criterion.describe(trainer.total_steps))
+        trainer.fit()
     accelerator.print(stage.summary())
 
 

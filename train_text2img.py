@@ -33,15 +33,15 @@ def main() -> None:
     from snowmelt.publishing.during import HubPush
 
     accelerator = make_accelerator(config)
-    checkpoint = run_folder.check(config, needed=config.pretrained_model_name_or_path or config.autoencoder)
+    checkpoint = run_folder.check(config)
     push = HubPush(config, accelerator)
     trainer, images, prompt = assemble(config, accelerator, push)
     push.open()
     if checkpoint:
         trainer.resume(checkpoint)
-    run_folder.prepare(config, images, accelerator, fresh=checkpoint is None)
-    trainer.fit()
-    push.finish()
+    with run_folder.opened(config, images, accelerator, fresh=checkpoint is None):
+        trainer.fit()
+        push.finish()
     base = config.pretrained_model_name_or_path if config.rank else None
     accelerator.print(run_folder.summary(config, images, f"{prompt!r}, ", base))
 
@@ -52,6 +52,8 @@ def assemble(
     """The trainer with all its parts, the images that it trains on, and a prompt."""
     from snowmelt.codec import LatentCodec, PixelCodec, load_autoencoder
     from snowmelt.data.captions import load_captioned
+    from snowmelt.objectives import describe
+    from snowmelt.samples import check_steps
     from snowmelt.text.assembly import from_scratch
     from snowmelt.text.finetuning import channels, finetuned, load_source
     from snowmelt.text.samples import grid_prompts, prompt_grid
@@ -73,6 +75,8 @@ def assemble(
         model = finetuned(config, source, captions, accelerator.device)
     else:
         model = from_scratch(config, images, captions, codec, accelerator.device)
+    check_steps(model.pipeline().scheduler, config)
+    accelerator.print(describe(config, model.objective))
     data = codec.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
     accelerator.print(codec.describe(data))
 

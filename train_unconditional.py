@@ -31,15 +31,15 @@ def main() -> None:
     from snowmelt.publishing.during import HubPush
 
     accelerator = make_accelerator(config)
-    checkpoint = run_folder.check(config, needed=config.autoencoder)
+    checkpoint = run_folder.check(config)
     push = HubPush(config, accelerator)
     trainer, images = assemble(config, accelerator, push)
     push.open()
     if checkpoint:
         trainer.resume(checkpoint)
-    run_folder.prepare(config, images, accelerator, fresh=checkpoint is None)
-    trainer.fit()
-    push.finish()
+    with run_folder.opened(config, images, accelerator, fresh=checkpoint is None):
+        trainer.fit()
+        push.finish()
     accelerator.print(run_folder.summary(config, images, "class_labels=0, " if config.class_conditional else ""))
     if trainer.validation:
         accelerator.print(trainer.validation.summary())
@@ -53,11 +53,13 @@ def assemble(
     from snowmelt.codec import LatentCodec, PixelCodec, load_autoencoder
     from snowmelt.conditioning import make_conditioning
     from snowmelt.data.held_out import load_splits
-    from snowmelt.objectives import make_objective
-    from snowmelt.samples import sample_grid
+    from snowmelt.objectives import describe, make_objective
+    from snowmelt.samples import check_steps, sample_grid
     from snowmelt.trainer import Trainer
 
     objective = make_objective(config, latent=config.autoencoder is not None)
+    check_steps(objective.scheduler(), config)
+    accelerator.print(describe(config, objective))
     vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
     images, held_out = load_splits(config, labels=config.class_conditional)
     conditioning = make_conditioning(config, images)

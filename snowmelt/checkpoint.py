@@ -4,16 +4,25 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from snowmelt.errors import UserError
+from snowmelt.files import read_mapping
 from snowmelt.parts import Part
 
 STATE_FILE = "trainer_state.json"
-_PARTIAL = ".partial-"
+STATE: dict[str, type] = {"step": int, "files": dict, "sha256": str}
+_PARTIAL, PENDING, _OLD = ".partial-", ".pending-model", ".old-model"
+INDEX_FILE = "model_index.json"
+MODEL_FILE = (
+    r"config\.json|\w+_config\.json|[\w.-]+\.safetensors(\.index\.json)?|tokenizer\.json|special_tokens_map\.json|"
+    r"added_tokens\.json|vocab\.json|merges\.txt|spiece\.model"
+)
+"""Names in the folder of a model's component."""
 
 
 class Checkpoints:
@@ -38,7 +47,7 @@ class Checkpoints:
         """
         final = self.root / f"checkpoint-{step}"
         partial = self.root / f"{_PARTIAL}{final.name}"
-        for leftover in self.root.glob(f"{_PARTIAL}*"):  # of a run that was killed
+        for leftover in self.root.glob(f"{_PARTIAL}*checkpoint-*"):  # of a run that was killed
             shutil.rmtree(leftover)
         with full_disk(self.root, final.name), _removed_on_failure(partial):
             partial.mkdir()
@@ -95,10 +104,10 @@ def read_state(path: Path) -> dict[str, Any]:
         UserError: if it can't be read.
     """
     try:
-        state = json.loads((path / STATE_FILE).read_text())
-    except (OSError, ValueError) as error:
+        state = read_mapping(path / STATE_FILE, STATE)
+    except UserError as error:
         raise _damaged(path, STATE_FILE) from error
-    if not isinstance(state, dict) or state.pop("sha256", None) != _state_digest(state):
+    if state.pop("sha256", None) != _state_digest(state):
         raise _damaged(path, STATE_FILE)
     return state
 
@@ -121,7 +130,10 @@ def _verify(path: Path, files: dict[str, str]) -> None:
 
 
 def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
-    """Save a model into a folder that may hold an earlier one, replacing whole files only.
+    """Save a model into a folder that may hold an earlier one, whose parts are exchanged as whole folders.
+
+    Once it is written and renamed, a kill loses nothing: `finish_saving` completes the exchange. While that is under
+    way, the folder has no model_index.json, so that nobody loads a mixture of two models.
 
     Args:
         save: writes it into the folder that it is given, which doesn't exist yet.
@@ -135,11 +147,35 @@ def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
     with full_disk(folder, "the model"), _removed_on_failure(partial):
         save(partial)
         _settle(partial)
-    for file in sorted(p for p in partial.rglob("*") if p.is_file()):
-        target = folder / file.relative_to(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
-    shutil.rmtree(partial)
+    finish_saving(folder)  # of a save that was killed
+    os.rename(partial, folder / PENDING)
+    finish_saving(folder)
+
+
+def finish_saving(folder: Path) -> None:
+    """Complete a save that was killed between writing a model and putting it in the place of the earlier one.
+
+    The caller is the only one who writes to the folder.
+    """
+    pending, old = folder / PENDING, folder / _OLD
+    if not pending.is_dir():
+        return
+    old.mkdir(exist_ok=True)
+    if (pending / INDEX_FILE).exists():
+        (folder / INDEX_FILE).unlink(missing_ok=True)
+    for entry in sorted(pending.iterdir(), key=lambda path: path.name == INDEX_FILE):
+        target = folder / entry.name
+        if target.is_dir():
+            shutil.rmtree(old / entry.name, ignore_errors=True)
+            os.rename(target, old / entry.name)
+        os.replace(entry, target)
+    for path in [p for p in old.rglob("*") if p.is_file() and not re.fullmatch(MODEL_FILE, p.name)]:
+        kept = folder / path.relative_to(old)  # the user's own
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, kept)
+    shutil.rmtree(old)
+    pending.rmdir()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from snowmelt.config import on_hub
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.latents import LatentCache, build_latents
 from snowmelt.errors import UserError, one_line
+from snowmelt.run_files import settle
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
 """diffusers' classes for images."""
@@ -161,6 +162,7 @@ def load_autoencoder(name: str, kinds: tuple[str, ...] = AUTOENCODERS, flag: str
     """
     if not Path(name).is_dir() and not on_hub(name):
         raise UserError(f"{flag} {name}: no such folder; give one, or a name of the Hub")
+    settle(Path(name))
     if (Path(name) / STATE_FILE).is_file():
         raise UserError(f"{flag} {name}: a checkpoint, whose latents nobody has measured; name the run's folder")
     there: list[str] = []

@@ -12,7 +12,7 @@ import sys
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -62,6 +62,8 @@ def option(
 @dataclass(kw_only=True)
 class Config:
     """Base of all configurations: groups of options are its mixins, named by the first line of their docstring."""
+
+    source: ClassVar[str | None] = None  # the YAML file or recipe that values came from
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -126,7 +128,9 @@ def parse(
     values = load_yaml(cls, source) if source else {}
     if defaults_with and (given | values).get(defaults_with[0]):
         values = load_yaml(cls, defaults_with[1]) | values
-    return cls(**{**values, **given})
+    config = cls(**{**values, **given})
+    config.source = source  # type: ignore[misc]
+    return config
 
 
 def load_yaml(cls: type[Config], source: str | Path) -> dict[str, Any]:
@@ -187,7 +191,7 @@ def _parser(cls: type[Config]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of a recipe; flags win over it")
     for mixin in reversed(cls.__mro__):
-        own = mixin.__dict__.get("__annotations__", {})
+        own = [name for name in mixin.__dict__.get("__annotations__", {}) if name in cls.fields()]
         if not own:
             continue
         group = parser.add_argument_group((mixin.__doc__ or mixin.__name__).splitlines()[0].rstrip("."))

@@ -1,7 +1,7 @@
 """Exponential moving averages of a network's weights, in two forms, updated on the weights' device in one pass."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -82,6 +82,15 @@ class Ema:
         """Take the average from a state dict with the network's names."""
         for (name, _), average in zip(self._trained(), self.average, strict=True):
             average.copy_(state[name])
+
+
+@contextmanager
+def applied(emas: Iterable[Ema]) -> Iterator[None]:
+    """Inside, each of these networks' parameters are its average; outside, they are back to the last bit."""
+    with ExitStack() as stack:
+        for ema in emas:
+            stack.enter_context(ema.applied())
+        yield
 
 
 def make_emas(parts: dict[str, nn.Module], options: EmaOptions) -> list[dict[str, Ema]]:

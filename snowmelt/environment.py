@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from accelerate.commands.config.config_args import default_config_file, load_con
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
+from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
 from snowmelt.options import TrainingConfig
 from snowmelt.tracking import check_logger
@@ -28,6 +30,8 @@ UNSUPPORTED = {
 }
 """Variables that `accelerate launch` sets, and what they ask for."""
 TRUE = ("1", "true", "yes")
+COPIES = 3
+"""Of an image in memory at once, at least: the data, the noise, and what is made of both."""
 
 
 def native_precision() -> str:
@@ -52,7 +56,7 @@ def find_launch() -> Launch:
     The launcher hands on its defaults in the same variables as what it was asked for, so these can't tell.
     """
     try:
-        words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
+        words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
         return Launch()
     if "launch" not in words or "ACCELERATE_MIXED_PRECISION" not in os.environ:
@@ -140,6 +144,28 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     for line in describe(accelerator, config, launch):
         accelerator.print(line)
     return accelerator
+
+
+def check_memory(data: Cache, config: TrainingConfig, device: torch.device) -> None:
+    """Refuse batches whose data alone don't fit into memory; a network's activations take many times as much.
+
+    Args:
+        data: what is trained on.
+        config: the run's options.
+        device: that computes.
+
+    Raises:
+        UserError: naming the option.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    image = 4 * COPIES * data.gather(np.arange(1), None).size  # bytes
+    for flag in ("train_batch_size", "eval_batch_size"):
+        count = getattr(config, flag)
+        if count * image > free:
+            raise UserError(
+                f"--{flag} {count}: the images alone take {count * image / 1e9:.0f} GB, and {free / 1e9:.0f} GB are "
+                f"free; take at most {free // image}, and far fewer for the network to fit beside them"
+            )
 
 
 def _check_parallelism() -> None:

@@ -3,14 +3,15 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import ModelMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from snowmelt.ema import Ema
+from snowmelt.ema import Ema, applied
+from snowmelt.text.lora import LORA_FILE, save_lora
 
 
 class Part(Protocol):
@@ -43,7 +44,7 @@ class ModelPart:
 
 
 class TrainedPart:
-    """What is trained of a network that is frozen but for some of its parameters, or an average of that."""
+    """The LoRA matrices of a network that is frozen but for them, or their EMA."""
 
     def __init__(self, net: nn.Module, ema: Ema | None = None) -> None:
         self.net = net
@@ -63,10 +64,29 @@ class TrainedPart:
             self.net.load_state_dict(state, strict=False)  # the others are as they were
 
 
+class LoraPart:
+    """LoRA matrices, or their EMA, once more: in the file that `load_lora_weights` of diffusers looks for.
+
+    Args:
+        nets: the networks that have them, by the names of a pipeline.
+        emas: their averages, which are those to be sampled.
+    """
+
+    def __init__(self, nets: dict[str, Any], emas: dict[str, Ema]) -> None:
+        self.nets = nets
+        self.emas = emas
+
+    def save(self, file: Path) -> None:
+        with applied(self.emas.values()):
+            save_lora(file.parent, self.nets)
+
+    def load(self, file: Path) -> None:
+        """Nothing: `TrainedPart`s hold the same and more."""
+
+
 def network_part(net: ModelMixin, ema: Ema | None = None) -> Part:
     """A network, or one of its averages, as far as it is trained."""
-    whole = all(p.requires_grad for p in net.parameters())
-    return (ModelPart if whole else TrainedPart)(net, ema)
+    return (TrainedPart if getattr(net, "peft_config", None) else ModelPart)(net, ema)
 
 
 class OptimizerPart:
@@ -117,4 +137,6 @@ def training_parts(
     parts: dict[str, Part] = {name: network_part(net) for name, net in nets.items()}
     parts |= {"optimizer": OptimizerPart(optimizer)}
     parts |= {name: network_part(ema.net, ema) for emas in averages for name, ema in emas.items()}
+    if adapted := {name: net for name, net in nets.items() if getattr(net, "peft_config", None)}:
+        parts |= {LORA_FILE: LoraPart(adapted, averages[0] if averages else {})}
     return parts | ({} if scaler is None else {"scaler": ScalerPart(scaler)})

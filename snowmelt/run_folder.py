@@ -1,60 +1,28 @@
 """The folder a run writes to: whether it may, what it holds at the start, what is said of it at the end."""
 
+import contextlib
 import json
-import shutil
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from pipelines import PIPELINES, PixelDiffusionPipeline
-from snowmelt.checkpoint import find
+from snowmelt.checkpoint import find, finish_saving
 from snowmelt.data.cache import ImageCache
 from snowmelt.environment import hardware
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, explained, printable
 from snowmelt.options import TrainingConfig
-from snowmelt.tracking import METRICS_FILE
-
-CONFIG_FILE = "config.yaml"
-RUN_FILE = "run.json"
-LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
-OWN = (
-    "checkpoint-*",
-    ".partial-*",
-    "unet*",
-    "text_encoder*",
-    "tokenizer",
-    "vae",
-    "vae_ema_*",
-    "scheduler",
-    "feature_extractor",
-    "safety_checker",
-    LORA_FILE,
-    "samples",
-    "best",
-    "model_index.json",
-    "pipeline.py",
-    "loss.png",
-    "evaluation.png",
-    "alignment*",
-    ".publication*",
-    "skipped.txt",
-    "logs",
-    METRICS_FILE,
-    CONFIG_FILE,
-    RUN_FILE,
-)
-"""What a run leaves, and so what --overwrite_output_dir removes: nothing else in the folder is touched."""
+from snowmelt.run_files import BEGINNING, CONFIG_FILE, RUN_FILE, check_nothing_needed, locked, occupied, remove_own
+from snowmelt.text.lora import LORA_FILE as LORA_FILE
 
 
-def check(config: TrainingConfig, needed: str | None = None) -> Path | None:
+def check(config: TrainingConfig) -> Path | None:
     """The checkpoint to resume, if one was asked for, without writing anything.
-
-    Args:
-        config: options of the run.
-        needed: a model that the run starts from, by its folder or otherwise.
 
     Raises:
         UserError: if the folder isn't empty and neither overwriting nor resuming was asked for, if overwriting would
@@ -66,36 +34,71 @@ def check(config: TrainingConfig, needed: str | None = None) -> Path | None:
     if config.resume_from_checkpoint:
         if config.overwrite_output_dir:
             raise UserError("--overwrite_output_dir would delete what --resume_from_checkpoint reads; drop one of them")
-        return find(folder, config.resume_from_checkpoint)
-    if config.overwrite_output_dir and needed and Path(needed).resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"--overwrite_output_dir would delete {needed}, which this run needs; give another --output_dir"
-        )
-    if folder.exists() and any(folder.iterdir()) and not config.overwrite_output_dir:
+        return _resumed(folder, config.resume_from_checkpoint)
+    if config.overwrite_output_dir:
+        check_nothing_needed(config)
+    elif occupied(folder):
         raise UserError(
             f"--output_dir {folder} is not empty; add --overwrite_output_dir, or --resume_from_checkpoint latest"
         )
     return None
 
 
-def prepare(config: TrainingConfig, data: ImageCache, accelerator: Accelerator, *, fresh: bool) -> None:
-    """Make the folder ready: clear what an earlier run left if a fresh one overwrites it, save the configuration."""
-    accelerator.wait_for_everyone()  # every process has checked the folder before one changes it
+def _resumed(folder: Path, name: str) -> Path | None:
+    """The checkpoint of that name; None for "latest" where no run has got that far, so that it can always be said."""
+    found = find(folder, name)
+    if found is None and folder.is_dir():
+        foreign = sorted(path.name for path in folder.iterdir() if not BEGINNING.fullmatch(path.name))
+        if foreign:
+            raise UserError(
+                f"--resume_from_checkpoint latest: {folder} holds {foreign[0]}, but no checkpoint of Snowmelt; name "
+                "another --output_dir, or an empty one"
+            )
+    return found
+
+
+@contextlib.contextmanager
+def opened(config: TrainingConfig, data: ImageCache, accelerator: Accelerator, *, fresh: bool) -> Iterator[None]:
+    """The folder, made ready for this run alone: what an earlier one left is cleared, the configuration saved.
+
+    Args:
+        config: the run's options.
+        data: what it is trained on.
+        accelerator: the processes, which all enter.
+        fresh: whether it starts anew, rather than from a checkpoint.
+
+    Raises:
+        UserError: if another run is writing there, or has since `check`.
+    """
     folder = Path(config.output_dir)
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fresh and config.overwrite_output_dir:
-            for path in (p for pattern in OWN for p in folder.glob(pattern)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        config.save(folder / CONFIG_FILE)
-        (folder / RUN_FILE).write_text(json.dumps(_facts(config, data, accelerator), indent=1) + "\n")
-        if data.skipped:
-            (folder / "skipped.txt").write_text("\n".join(data.skipped) + "\n")
-    accelerator.wait_for_everyone()
-    if config.logger:
-        accelerator.init_trackers(
-            "snowmelt", {k: v for k, v in config.to_dict().items() if isinstance(v, str | int | float)}
-        )
+    accelerator.wait_for_everyone()  # every process has checked the folder before one changes it
+    with contextlib.ExitStack() as stack:
+        refused: list[str | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(locked(folder))
+                _prepare(config, data, accelerator, fresh)
+            except (UserError, OSError) as error:
+                refused = [explained(error) if isinstance(error, OSError) else str(error)]
+        if reason := broadcast_object_list(refused)[0]:
+            raise UserError(reason)
+        if config.logger:
+            values = {k: v for k, v in config.to_dict().items() if isinstance(v, str | int | float)}
+            accelerator.init_trackers(config.tracker_project_name, values)
+        yield
+
+
+def _prepare(config: TrainingConfig, data: ImageCache, accelerator: Accelerator, fresh: bool) -> None:
+    folder = Path(config.output_dir)
+    if fresh and config.overwrite_output_dir:
+        remove_own(folder)
+    elif fresh and not config.resume_from_checkpoint:
+        check(config)  # again: another run may have come and gone
+    finish_saving(folder)
+    config.save(folder / CONFIG_FILE)
+    (folder / RUN_FILE).write_text(json.dumps(_facts(config, data, accelerator), indent=1) + "\n")
+    if data.skipped:
+        (folder / "skipped.txt").write_text("\n".join(map(printable, data.skipped)) + "\n")
 
 
 def _facts(config: TrainingConfig, data: ImageCache, accelerator: Accelerator) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def summary(config: TrainingConfig, data: ImageCache, told: str, base: str | Non
         base: the pipeline that LoRA matrices belong to, where they are all that was trained.
     """
     folder = Path(config.output_dir)
-    grids = sorted((folder / "samples").iterdir())
+    grids = sorted((folder / "samples").glob("step-*"))
     call = f"{told}num_inference_steps=50"
     picture = data.channels in PixelDiffusionPipeline.PICTURE_CHANNELS
     last = f'pipeline({call}).images[0].save("sample.png")' if picture else f'pipeline({call}, output_type="np").images'

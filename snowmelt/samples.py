@@ -5,10 +5,12 @@ from typing import TypeVar
 
 import numpy as np
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from pipelines import image_generators, image_grid, make_scheduler
 from pipelines.base import ReverseProcessPipeline
 from pipelines.unet import UNetPipeline
+from snowmelt.errors import UserError
 from snowmelt.options import DiffusionConfig
 
 P = TypeVar("P", bound=ReverseProcessPipeline)
@@ -38,6 +40,23 @@ def sample_grid(pipeline: UNetPipeline, path: Path, config: DiffusionConfig) -> 
     else:
         np.save(path.with_suffix(".npy"), output[0])
     return pixels
+
+
+def check_steps(scheduler: SchedulerMixin, config: DiffusionConfig) -> None:
+    """Refuse, before training, sample grids of more steps than the scheduler takes.
+
+    Args:
+        scheduler: that is saved with the model.
+        config: `ddpm_num_inference_steps`.
+
+    Raises:
+        UserError: saying how many it takes.
+    """
+    steps, known = config.ddpm_num_inference_steps, scheduler.config.get("num_train_timesteps")
+    if hasattr(scheduler, "alphas_cumprod") and steps > known:
+        raise UserError(
+            f"--ddpm_num_inference_steps {steps}: the model is trained on {known} timesteps; take {known} or fewer"
+        )
 
 
 def few_steps(pipeline: P) -> P:

@@ -128,3 +128,34 @@ def plot_loss(folder: Path) -> Path:
     path = folder / "loss.png"
     figure.savefig(path, dpi=110)
     return path
+
+
+def plot_evaluations(folder: Path, best: dict[str, Any]) -> None:
+    """Draw evaluation.png from metrics.jsonl: loss of training and validation, and each metric of samples, by step.
+
+    Args:
+        folder: the run's.
+        best: `Validation.best`, which is marked.
+    """
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(folder)
+    evaluated = [line for line in lines if any(name.startswith("eval_") for name in line)]
+    names = [name for name in evaluated[-1] if name.startswith("eval_")] if evaluated else []
+    curves = {name: [name] for name in names if not name.startswith("eval_loss")}
+    losses = [name for name in names if name.startswith("eval_loss")]
+    curves |= {"loss": losses} if losses else {}
+    figure = Figure(figsize=(7, 2.8 * len(curves)), layout="constrained")
+    for title, axes in zip(curves, figure.subplots(max(len(curves), 1), squeeze=False)[:, 0], strict=False):
+        for name in curves[title]:
+            values = [(line["step"], line[name]) for line in evaluated if name in line]
+            axes.plot(*zip(*values, strict=True), marker=".", label=name)
+        if title == "loss":
+            axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], "k", lw=0.6, alpha=0.5, label="training")
+            axes.set_yscale("log")
+            axes.legend(fontsize="small", ncols=2)
+        if best:
+            axes.axvline(best["step"], color="k", linestyle=":", linewidth=0.8)
+        axes.set(xlabel="optimizer step", ylabel=title.removeprefix("eval_"))
+        axes.grid(alpha=0.3)
+    figure.savefig(folder / "evaluation.png", dpi=110)

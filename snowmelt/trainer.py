@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,15 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snowmelt.checkpoint import Checkpoints, full_disk, read_state, save_atomically
+from snowmelt.checkpoint import STATE_FILE, Checkpoints, full_disk, read_state, save_atomically
 from snowmelt.codec import Codec
 from snowmelt.conditioning import Conditioning
 from snowmelt.config import differences
 from snowmelt.data.loader import NOISE, Cache, batches
-from snowmelt.ema import make_emas
+from snowmelt.ema import applied, make_emas
+from snowmelt.environment import check_memory
 from snowmelt.errors import UserError
+from snowmelt.files import checked
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
 from snowmelt.objectives import Criterion
@@ -32,6 +34,9 @@ from snowmelt.tracking import Metrics, log_samples, plot_loss
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
     from snowmelt.evaluation.validation import Validation
 
+STATE = {"config": dict, "total_steps": int, "data": str, "num_processes": int}  # of a checkpoint
+MORE = "give a larger --max_train_steps or --num_epochs"
+
 
 class Trainer:
     """Trains networks, and leaves what they make up in a folder with checkpoints, samples and metrics beside it.
@@ -42,7 +47,7 @@ class Trainer:
 
     Args:
         net: what the criterion calls: a network, or a module of several that are trained together.
-        parts: its networks, by the names of the folders that checkpoints hold them in.
+        parts: its networks, by their folders in checkpoints.
         criterion: its loss.
         codec: cached values to x0.
         conditioning: batch to the network's keyword arguments.
@@ -50,8 +55,7 @@ class Trainer:
         config: options; `output_dir` must be ready to be written to.
         accelerator: processes, device and precision.
         save: writes the model into a new folder; its networks then hold their first averages.
-        draw: draws pictures of the progress, such as samples, to the path given, and returns them, uint8 (N, H, W, C);
-            the networks then hold their first averages, in evaluation mode.
+        draw: draws images of the progress to the path given, and returns them, uint8 (N, H, W, C), likewise.
         on_saved: called, in the main process, after each saved model but the last.
         validation: judges the first averages, and ends a training that gets no better.
         averaged: names of the parts of which averages are kept; all by default.
@@ -87,6 +91,7 @@ class Trainer:
         self.on_saved = on_saved
         self.validation = validation
         self.folder = Path(config.output_dir)
+        check_memory(data, config, accelerator.device)
         self.generator = torch.Generator(accelerator.device)
         self.step = 0
 
@@ -108,10 +113,9 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        if self.config.max_train_steps is not None:
-            return self.config.max_train_steps
-        return math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
+        """Of the whole training."""
+        epochs = math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
+        return self.config.max_train_steps or epochs
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint, as if the run had never stopped.
@@ -119,7 +123,7 @@ class Trainer:
         Raises:
             UserError: if it is damaged or was made by a run that trains differently.
         """
-        state = read_state(checkpoint)
+        state = checked(checkpoint / STATE_FILE, read_state(checkpoint), STATE)
         changed = differences(state["config"], self.config)
         changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state[k] != v]
         if changed:
@@ -133,6 +137,8 @@ class Trainer:
             )
         self.checkpoints.load(checkpoint, state)
         self.step = state["step"]
+        if self.step >= self.total_steps:
+            self.accelerator.print(f"nothing left to train: {checkpoint.name} is at step {self.step}; {MORE}")
 
     def fit(self) -> None:
         """Train to the last step, or until a signal or the time limit asks to stop; then save."""
@@ -140,7 +146,7 @@ class Trainer:
             stop = self._train(interrupts)
             if stop:
                 self.accelerator.print(
-                    f"stopped at step {self.step} ({stop}); go on with --resume_from_checkpoint latest"
+                    f"stopped at step {self.step} ({stop}); resume with --resume_from_checkpoint latest"
                 )
             self.save_model()
             self.save_samples()
@@ -262,13 +268,9 @@ class Trainer:
             log_samples(self.accelerator, images, self.step)
         self.accelerator.wait_for_everyone()
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
+    def _averaged(self) -> AbstractContextManager[None]:
         """Inside, the networks hold the averages that are sampled and published, where there are any."""
-        with ExitStack() as stack:
-            for ema in (ema for emas in self.averages[:1] for ema in emas.values()):
-                stack.enter_context(ema.applied())
-            yield
+        return applied(self.averages[0].values() if self.averages else ())
 
     def _stream(self) -> Iterator[dict[str, Tensor]]:
         return batches(
@@ -293,8 +295,6 @@ class Trainer:
         """What is to be saved at this step because an epoch ended in it; the last step saves all by itself."""
         if self.step == self.total_steps:
             return []
-        after = self.step * self.images_per_step
-        before = after - self.images_per_step
+        seen, rows = self.step * self.images_per_step, len(self.data)
         savers = {self.save_model: self.config.save_model_epochs, self.save_samples: self.config.save_images_epochs}
-        epochs = {save: every * len(self.data) for save, every in savers.items() if every}
-        return [save for save, images in epochs.items() if after // images > before // images]
+        return [s for s, every in savers.items() if every and seen % (every * rows) < self.images_per_step]

@@ -123,7 +123,7 @@ def test_bad_flags(words, message):
         ("ema_widths: [.inf]", "--ema_widths: must be more than 0 and at most 0.288, got inf"),
         ("class_conditional: yes", "--class_conditional: must be true or false, got 'yes'"),
         ("output_dir: ''", "--output_dir: is empty; give text, or leave it out"),
-        ("output_dir: \"a\\0b\"", "--output_dir: must be text in UTF-8 without zeros"),
+        ('output_dir: "a\\0b"', "--output_dir: must be text in UTF-8 without zeros"),
         ("!!python/object/apply:os.system [ls]", "not valid YAML (could not determine a constructor"),
     ],
 )

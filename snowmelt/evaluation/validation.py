@@ -25,13 +25,14 @@ from snowmelt.evaluation.features import make_features
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.evaluation.sampling import draw, rounded
+from snowmelt.files import read_mapping
 from snowmelt.loading import SamplerOptions
 from snowmelt.objectives import Criterion, Objective
 from snowmelt.options import UnconditionalConfig
 from snowmelt.samples import few_steps
-from snowmelt.tracking import read_metrics
+from snowmelt.tracking import plot_evaluations, read_metrics
 
-BEST, NOTE, PLOT = "best", "validation.json", "evaluation.png"
+BEST, NOTE = "best", "validation.json"
 BATCH = 256
 """Real images whose features are computed together."""
 LEAST, MOST = 1024, 8192
@@ -220,11 +221,14 @@ class Validation:
         (folder / BEST / NOTE).write_text(json.dumps(self.best | values, indent=1) + "\n")
 
     def plot(self) -> None:
-        """Draw evaluation.png in the run's folder."""
-        plot_evaluations(self.folder, self.best)
+        """Draw evaluation.png in the run's folder, if there was an evaluation."""
+        if any(name.startswith("eval_") for line in read_metrics(self.folder) for name in line):
+            plot_evaluations(self.folder, self.best)
 
     def summary(self) -> str:
         """Which step was best, and where it is."""
+        if not self.best:
+            return f"best       none: no evaluation was made; --eval_steps is {self.config.eval_steps}"
         return "best       {folder} (step {step}: {metric} {value:.5g})".format(folder=self.folder / BEST, **self.best)
 
     def save(self, folder: Path) -> None:
@@ -232,10 +236,21 @@ class Validation:
         (folder / NOTE).write_text(json.dumps({"best": self.best, "since": self.since}))
 
     def load(self, folder: Path) -> None:
-        """Nothing is remembered where the checkpoint's run had no evaluations, or its best model isn't here."""
-        if (folder / NOTE).is_file() and (self.folder / BEST / NOTE).is_file():
-            state = json.loads((folder / NOTE).read_text())
+        """Nothing is remembered where the checkpoint's run had no evaluations, or its best model isn't here.
+
+        That in `best` may be of a step after this checkpoint, by a run that went further; the next evaluation then
+        replaces it.
+        """
+        if not (folder / NOTE).is_file() or not (self.folder / BEST / NOTE).is_file():
+            return
+        state = read_mapping(folder / NOTE, {"best": dict, "since": int})
+        kept = read_mapping(self.folder / BEST / NOTE, {"step": int})["step"]
+        if state["best"].get("step") == kept:
             self.best, self.since = state["best"], state["since"]
+        else:
+            print(
+                f"{self.folder / BEST} is of step {kept}, after {folder.parent.name}; the next evaluation replaces it"
+            )
 
 
 def make_validation(
@@ -267,34 +282,3 @@ def make_validation(
     loss = None if watched is None else ValidationLoss(criterion, codec, conditioning, watched, config, accelerator)
     metrics = SampleMetrics(config, make_pipeline, *splits, accelerator) if config.eval_metrics else None
     return Validation(config, loss, metrics)
-
-
-def plot_evaluations(folder: Path, best: dict[str, Any]) -> None:
-    """Draw evaluation.png from metrics.jsonl: loss of training and validation, and each metric of samples, by step.
-
-    Args:
-        folder: the run's.
-        best: `Validation.best`, which is marked.
-    """
-    from matplotlib.figure import Figure
-
-    lines = read_metrics(folder)
-    evaluated = [line for line in lines if any(name.startswith("eval_") for name in line)]
-    names = [name for name in evaluated[-1] if name.startswith("eval_")] if evaluated else []
-    curves = {name: [name] for name in names if not name.startswith("eval_loss")}
-    losses = [name for name in names if name.startswith("eval_loss")]
-    curves |= {"loss": losses} if losses else {}
-    figure = Figure(figsize=(7, 2.8 * len(curves)), layout="constrained")
-    for title, axes in zip(curves, figure.subplots(max(len(curves), 1), squeeze=False)[:, 0], strict=False):
-        for name in curves[title]:
-            values = [(line["step"], line[name]) for line in evaluated if name in line]
-            axes.plot(*zip(*values, strict=True), marker=".", label=name)
-        if title == "loss":
-            axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], "k", lw=0.6, alpha=0.5, label="training")
-            axes.set_yscale("log")
-            axes.legend(fontsize="small", ncols=2)
-        if best:
-            axes.axvline(best["step"], color="k", linestyle=":", linewidth=0.8)
-        axes.set(xlabel="optimizer step", ylabel=title.removeprefix("eval_"))
-        axes.grid(alpha=0.3)
-    figure.savefig(folder / PLOT, dpi=110)

@@ -10,6 +10,6 @@ names -> objectives, from the command line's options           recipes.py
 """
 
 from snowmelt.objectives.objective import Criterion, Losses, Objective
-from snowmelt.objectives.recipes import DEFAULT, RECIPES, make_objective
+from snowmelt.objectives.recipes import DEFAULT, RECIPES, describe, make_objective
 
-__all__ = ["DEFAULT", "RECIPES", "Criterion", "Losses", "Objective", "make_objective"]
+__all__ = ["DEFAULT", "RECIPES", "Criterion", "Losses", "Objective", "describe", "make_objective"]

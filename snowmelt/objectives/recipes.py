@@ -88,6 +88,14 @@ def adjusted(objective: Objective, name: str, options: ObjectiveOptions, *, late
     return objective
 
 
+def describe(options: ObjectiveOptions, objective: Objective) -> str:
+    """A line on what is trained, and on how to train what diffusers' script does where nothing was chosen."""
+    default = options.objective is None and objective.path == RECIPES[DEFAULT].path
+    hint = "; --prediction_type epsilon trains DDPM, as diffusers' script does" if default else ""
+    name = type(objective.path).__name__.removesuffix("Path").lower()
+    return f"objective: {options.objective or objective.target} on the {name} path, weight {objective.weight}{hint}"
+
+
 def _check(name: str, objective: Objective) -> None:
     if objective.weight not in WEIGHTS:
         raise UserError(f"--loss_weight {objective.weight}: unknown; known: {', '.join(WEIGHTS)}")

@@ -48,6 +48,12 @@ def load_source(config: TextToImageConfig) -> Any:
         pipeline = PIPELINES[kind].from_pretrained(
             name, revision=config.revision, variant=config.variant, torch_dtype=torch.float32, use_safetensors=True
         )
+    if config.non_ema_revision:
+        with _readable(f"--non_ema_revision {config.non_ema_revision} of {flag}"):
+            unet = type(pipeline.unet).from_pretrained(
+                name, subfolder="unet", revision=config.non_ema_revision, variant=config.variant, use_safetensors=True
+            )
+        pipeline.register_modules(unet=unet.float())
     _check(pipeline, config, flag)
     return pipeline
 

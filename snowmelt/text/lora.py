@@ -9,6 +9,9 @@ from diffusers.utils import convert_state_dict_to_diffusers
 
 from snowmelt.errors import UserError
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""diffusers' name."""
+
 TARGETS = {
     "unet": ["to_k", "to_q", "to_v", "to_out.0"],
     "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],

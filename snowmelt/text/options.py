@@ -108,6 +108,10 @@ class TextToImageConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_validation_images > 1 and not self.validation_prompts:
+            raise UserError(
+                "--num_validation_images: needs --validation_prompts, of which it draws so many images each"
+            )
         source = self.pretrained_model_name_or_path
         for name in OF_SCRATCH if source else OF_PRETRAINED:
             if getattr(self, name) != self.fields()[name].default:

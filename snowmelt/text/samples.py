@@ -22,10 +22,10 @@ FONT_SIZE, LINE_HEIGHT, GAP = 11, 14, 8
 
 
 def grid_prompts(config: TextToImageConfig, captions: Captions) -> list[str]:
-    """The prompts of the sample grids: those given, or the first captions, as many as a grid has images."""
-    return config.validation_prompts or [
-        captions.of(i % len(captions))[0] for i in range(min(config.eval_batch_size, len(captions)))
-    ]
+    """The prompts of the images of a sample grid: those given, or the first captions."""
+    if config.validation_prompts:
+        return [prompt for prompt in config.validation_prompts for _ in range(config.num_validation_images)]
+    return [captions.of(i % len(captions))[0] for i in range(min(config.eval_batch_size, len(captions)))]
 
 
 def prompt_grid(pipeline: TextToImagePipeline, path: Path, config: TextToImageConfig, prompts: list[str]) -> np.ndarray:
