@@ -192,6 +192,9 @@ class ReverseProcessPipeline(
     def _set_timesteps(self, num_inference_steps: int, timesteps: list[float] | None) -> None:
         scheduler, device = self.scheduler, self._execution_device
         accepted = inspect.signature(scheduler.set_timesteps).parameters
+        if self._expected not in self.ROWS:
+            allowed = ", ".join(self.ROWS)
+            raise ValueError(f"scheduler: its prediction_type {self._expected!r} is not one of {allowed}")
         continuous = self._expected in ("flow_prediction", "edm")
         trained = scheduler.config.num_train_timesteps
         if timesteps is None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from snowmelt.errors import UserError, one_line
 from snowmelt.files import checked, read_mapping, read_text, shown
+from snowmelt.text.lora import LORA_FILE
 
 INDEX_FILE = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
@@ -49,6 +50,11 @@ def read_index(folder: Path, flag: str = "--model") -> Index:
         UserError: if there is no model_index.json, or it names what no pipeline can hold.
     """
     path = folder / INDEX_FILE
+    if not path.exists() and (folder / LORA_FILE).is_file():
+        raise UserError(
+            f"{flag}: {folder} holds LoRA matrices, and no pipeline; in Python, `load_lora_weights` puts them into the "
+            "one that they were trained for"
+        )
     if not path.exists():
         raise UserError(f"{flag}: {folder} holds no {INDEX_FILE}, so it is not the folder of a pipeline")
     values = read_mapping(own_file(folder, path), {"_class_name": (str, list)})
