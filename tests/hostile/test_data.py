@@ -13,11 +13,13 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub.utils import _http
 from PIL import Image
 from pyarrow import parquet
 
 from tests.hostile.conftest import Refuse
+from tests.pipelines.models import tiny_pipeline
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
@@ -52,6 +54,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files(root)
     saved(root)
     columns(root)
+    ids = {i: str(i) for i in range(10)}
+    tiny_pipeline(FlowMatchEulerDiscreteScheduler(), num_class_embeds=11, id2label=ids).save_pretrained(root / "model")
     return root
 
 
@@ -502,6 +506,33 @@ for words, line in {
         (f"train_{script}.py --output_dir out --cache_dir {words} --dataset_name digits --resolution 8", line)
         for script in ("unconditional", "autoencoder")
     ]
+
+
+E = "evaluate.py --model model --cache_dir {cache} --metrics fd --num_images 10 --output report "
+CASES += [
+    (E + words, line)
+    for words, line in {
+        "--train_data_dir rows-absolute": r"rows-absolute: row 1 names the file /etc/passwd, outside",
+        "--train_data_dir rows-link": r"row 1 names the file out\.dat, outside",
+        "--train_data_dir csv-climbs": r"row 2: file_name names \.\./secret\.png, outside",
+        "--train_data_dir saved-names": r"row 0 names the file \S+/secret\.png, outside",
+        "--train_data_dir fifo": r"fifo/b\.png: can't be decoded \(not a regular file\)",
+        "--train_data_dir nothing": r"--train_data_dir nothing: no image",
+        "--train_data_dir jsonl-empty": r"metadata\.jsonl: has no rows",
+        "--train_data_dir saved-cut": r"saved-cut: .*can't be read",
+        "--train_data_dir long": r"one side more than 50 times the other",
+        "--dataset_name digits --split 'train[:0]'": r"--split train\[:0\]: no rows in it; train has 1797",
+        "--dataset_name digits --split 'train[abc]'": r"--split train\[abc\]: can't be read",
+        "--dataset_name digits --split test": r"--split test: digits has train",
+        "--dataset_name digits --held_out_split test": r"--(held_out_)?split test: digits has train",
+        "--dataset_name digits --held_out_split 'train[9'": r"--(held_out_)?split train\[9: can't be read",
+        "--dataset_name digits --dataset_config_name x": r"--dataset_config_name x: digits has no configurations",
+        "--dataset_name digits --label_column nope": r"--label_column nope: no such column",
+        "--dataset_name digits --channels 2": r"--channels 2: pictures can be given 1, 3 or 4",
+        "--dataset_name nowhere": r"nowhere: can't be opened: \S+ can't be reached",
+        "--dataset_name ../x": r"--dataset_name \.\./x: no such folder",
+    }.items()
+]
 
 
 @pytest.fixture(autouse=True)
