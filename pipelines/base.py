@@ -53,6 +53,7 @@ class ReverseProcessPipeline(
     """Base of pipelines: `denoise` runs the scheduler, `to_images` ends the way."""
 
     PICTURE_CHANNELS = (1, 3, 4)
+    LIBRARIES = ("diffusers", "transformers")
     OUTPUT_TYPES: tuple[str, ...] = ("pil", "np", "pt")
 
     # Methods name nothing else of this module: diffusers runs the code of all published pipelines in one namespace.
@@ -160,6 +161,11 @@ class ReverseProcessPipeline(
         config = super()._dict_from_json_file(json_file)
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
+        for name, value in config.items():
+            # diffusers would import whatever module is named there, one of the current folder for instance.
+            named = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and name[0] != "_"
+            if named and value[0] not in cls.LIBRARIES:
+                raise ValueError(f"{name}: must be a class of {', '.join(cls.LIBRARIES)}, is {value}")
         return config
 
     def _check_output_type(self, output_type: str, channels: int) -> None:
