@@ -209,7 +209,8 @@ def _report(
         return None
     path = own_file(named or source, folder / REPORT_FILE)
     report = _on_one_line(read_mapping(path, REPORT))
-    checked(f"{path}: features", report["features"], FEATURES)
+    accuracy: dict[str, Kind] = {"accuracy": NUMBER} if "accuracy" in report["features"] else {}
+    checked(f"{path}: features", report["features"], FEATURES | accuracy)
     checked(f"{path}: sampler", report["sampler"], SAMPLER)
     dataset = checked(f"{path}: dataset", report["dataset"], DATASET)
     for result in [*report["results"], *report["floor"]]:

@@ -223,7 +223,11 @@ def files(root: Path) -> None:
     (root / "zip-text").mkdir()
     with zipfile.ZipFile(root / "zip-text" / "a.zip", "w") as archive:
         archive.writestr("a.png", "no image")
-        archive.writestr("../../escaped.png", "no image either")
+    (root / "zip-climbs").mkdir()
+    with zipfile.ZipFile(root / "zip-climbs" / "a.zip", "w") as archive:
+        archive.writestr("../../escaped.png", "no image")
+    with zipfile.ZipFile(root / "zip-climbs" / "a.zip", "a") as archive:
+        archive.writestr("/etc/passwd.png", "no image")
     for name in ("train", "test"):
         save(root / "splits" / name / "a.png", 3)
         save(root / "captioned" / name / "a.png", 3)
@@ -412,6 +416,7 @@ CASES += [
         "npy-mixed": r"differ in their channels: .*arrays aren't converted",
         "npy-float": r"differ in their values: 1 float32, 1 uint8; float images can't be mixed",
         "zip-bad": r"b\.zip: a zip that can't be read \(File is not a zip file\)",
+        "zip-climbs": r"a\.zip: holds a file called \S+, which leads out of it; remove it",
         "zip-empty": r"b\.zip: a zip that can't be read",
         "zip-text": r"zip://\S+png::\S+a\.zip: can't be decoded \(cannot identify",
         "parquet": r"parquet: can't be read: .*; check its files",

@@ -80,6 +80,7 @@ FILES: list[tuple[Damage, str]] = [
     (change(TOLD, results=[REPORT["results"][0] | {"value": "low"}]), r"'value' must be a whole number or a number"),
     (change(TOLD, sampler={}), r"report.json: sampler: has no 'scheduler'"),
     (change(TOLD, features=[]), r"'features' must be a mapping"),
+    (change(TOLD, features={"name": "f", "accuracy": "all"}), r"'accuracy' must be a whole number or a number"),
     (change(TOLD, dataset={}), r"report.json: dataset: has no 'name'"),
     (change(TOLD, dataset=REPORT["dataset"] | {"name": "a b\nc"}), r"'dataset' must be a name on the Hub"),
     (change(TOLD, num_images=None), r"'num_images' must be a whole number"),
