@@ -9,7 +9,6 @@ digits get; and how many samples that classifier recognises as the label they we
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
