@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from pipelines.arguments import ArgumentsMixin
 from pipelines.levels import NoiseLevelsMixin
 from pipelines.self_contained import SelfContainedMixin
 from pipelines.verified import VerifiedDownloadMixin
@@ -46,7 +47,9 @@ class SamplingOutput(BaseOutput):
     trajectory: Trajectory | None = None
 
 
-class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownloadMixin, DiffusionPipeline):
+class ReverseProcessPipeline(
+    ArgumentsMixin, NoiseLevelsMixin, SelfContainedMixin, VerifiedDownloadMixin, DiffusionPipeline
+):
     """Base of pipelines: `denoise` runs the scheduler, `to_images` ends the way."""
 
     PICTURE_CHANNELS = (1, 3, 4)
@@ -96,32 +99,36 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
             Data of that shape, float32, and the trajectory if asked for.
 
         Raises:
+            TypeError: for an argument of another type.
             ValueError: for arguments that don't fit the scheduler or each other, or if the samples overflow.
         """
         scheduler = self.scheduler
-        step_arguments = self._step_arguments(eta, generator)
+        scale = self._real("guidance_scale", guidance_scale)
+        rescale = self._real("guidance_rescale", guidance_rescale, 0, 1)
+        lowest, highest = self._interval("guidance_interval", guidance_interval)
+        generator = self._generators(generator, shape[0])
+        step_arguments = self._step_arguments(self._real("eta", eta, 0, 1), generator)
         names = self._callback_names(callback_on_step_end_tensor_inputs)
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(f"generator: {len(generator)} given for {shape[0]} images; give one, or one per image")
+        self._callback(callback_on_step_end)
+        strength = self._real("strength", strength, 0, 1)
         self._set_timesteps(num_inference_steps, timesteps)
         noise = self._noise(shape, generator, latents)
         first, x = self._start(noise, image, strength)
-        lowest, highest = guidance_interval or (0.0, float("inf"))
         seen: list[tuple[Tensor, ...]] = []
         for i, t in enumerate(self.progress_bar(scheduler.timesteps[first:]), first):
             x_t, alpha, sigma = self._noise_level(x, i, t)
-            guided = guidance_scale != 1 and lowest < sigma / alpha <= highest
+            guided = scale != 1 and lowest < sigma / alpha <= highest
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             time = self._network_time(i, t)
             null = null_condition if guided else None
-            output = self._predict(network, scaled, time, condition, null, guidance_scale, guidance_rescale)
+            output = self._predict(network, scaled, time, condition, null, scale, rescale)
             x0, output = self._convert(output, x_t, alpha, sigma)
             x = scheduler.step(output, t, x, **step_arguments, return_dict=False)[0]
             if return_trajectory:
                 seen.append((time.float().cpu(), (x_t / torch.hypot(alpha, sigma)).cpu(), x0.cpu()))
             if callback_on_step_end is not None:
                 tensors = {"latents": x, "pred_original_sample": x0}
-                x = callback_on_step_end(self, i - first, t, {k: tensors[k] for k in names}).get("latents", x)
+                x = self._callback_latents(callback_on_step_end(self, i - first, t, {k: tensors[k] for k in names}), x)
         self.maybe_free_model_hooks()
         if not x.isfinite().all():
             raise ValueError(
@@ -136,13 +143,14 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
         Raises:
             ValueError: for another `output_type`, or for "pil" where PIL has no mode of that many channels.
         """
+        self._real_tensor("x0", x0, "B, C, H, W")
+        self._check_output_type(output_type, x0.shape[1])
         x0 = (x0 / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return x0
         array = x0.cpu().permute(0, 2, 3, 1).float().numpy()
         if output_type == "np":
             return array
-        self._check_output_type(output_type, array.shape[-1])
         pixels = (array * 255).round().astype(np.uint8)
         return [PIL.Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
 
@@ -155,13 +163,13 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
         return config
 
     def _check_output_type(self, output_type: str, channels: int) -> None:
-        if output_type not in self.OUTPUT_TYPES:
+        if self._text("output_type", output_type) not in self.OUTPUT_TYPES:
             raise ValueError(f"output_type: {output_type!r} is not one of {', '.join(self.OUTPUT_TYPES)}")
         if output_type == "pil" and channels not in self.PICTURE_CHANNELS:
             raise ValueError(f"output_type: no PIL image has {channels} channels; use output_type='np' or 'pt'")
 
     def _check_prediction_type(self, prediction_type: str | None) -> None:
-        if prediction_type is not None and prediction_type not in self.ROWS:
+        if prediction_type is not None and self._text("prediction_type", prediction_type) not in self.ROWS:
             raise ValueError(f"prediction_type: {prediction_type!r} is not one of {', '.join(self.ROWS)}")
 
     def _step_arguments(self, eta: float, generator: Any) -> dict[str, Any]:
@@ -174,18 +182,21 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
         return {name: value for name, value in arguments.items() if name in accepted}
 
     def _callback_names(self, names: list[str] | None) -> list[str]:
-        names = ["latents"] if names is None else names
+        names = self._sequence("callback_on_step_end_tensor_inputs", ["latents"] if names is None else names, "names")
         unknown = [name for name in names if name not in self._callback_tensor_inputs]
         if unknown:
             allowed = ", ".join(self._callback_tensor_inputs)
-            raise ValueError(f"callback_on_step_end_tensor_inputs: {', '.join(unknown)} not among {allowed}")
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not among {allowed}")
         return names
 
     def _set_timesteps(self, num_inference_steps: int, timesteps: list[float] | None) -> None:
         scheduler, device = self.scheduler, self._execution_device
         accepted = inspect.signature(scheduler.set_timesteps).parameters
+        continuous = self._expected in ("flow_prediction", "edm")
+        trained = scheduler.config.num_train_timesteps
         if timesteps is None:
-            scheduler.set_timesteps(num_inference_steps, device=device)
+            most = self.MOST_STEPS if continuous else trained
+            scheduler.set_timesteps(self._whole("num_inference_steps", num_inference_steps, 1, most), device=device)
         elif "timesteps" not in accepted:
             raise ValueError(
                 f"timesteps: {type(scheduler).__name__} takes no list; DDPM, EulerDiscrete, HeunDiscrete, "
@@ -193,10 +204,10 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
             )
         elif self._expected == "flow_prediction" and "sigmas" in accepted:
             # Given as times, the sigmas alone would go through the scheduler's shift, and the two disagree.
-            sigmas = [t / scheduler.config.num_train_timesteps for t in timesteps]
+            sigmas = [t / trained for t in self._times(timesteps, trained, continuous)]
             scheduler.set_timesteps(sigmas=sigmas, device=device)
         else:
-            scheduler.set_timesteps(timesteps=timesteps, device=device)
+            scheduler.set_timesteps(timesteps=self._times(timesteps, trained, continuous), device=device)
         if hasattr(scheduler, "set_begin_index"):
             # Else the first step searches its index by value, and may find a later step of the same timestep.
             scheduler.set_begin_index(0)
@@ -204,7 +215,7 @@ class ReverseProcessPipeline(NoiseLevelsMixin, SelfContainedMixin, VerifiedDownl
     def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        elif tuple(latents.shape) != tuple(shape):
+        elif tuple(self._real_tensor("latents", latents, "B, C, H, W").shape) != tuple(shape):
             raise ValueError(f"latents: of shape {tuple(latents.shape)}, but {tuple(shape)} is to be generated")
         return latents.to(self._execution_device, torch.float32)
 

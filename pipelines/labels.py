@@ -1,16 +1,18 @@
 """Class labels: numbers or names in, the network's keyword arguments out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipelines.arguments import ArgumentsMixin
+
 ClassLabels = int | str | Sequence[int] | Sequence[str] | Tensor
 """One label for all images or one for each, as numbers or as names."""
 
 
-class ClassLabelsMixin:
+class ClassLabelsMixin(ArgumentsMixin):
     """What a pipeline knows of its classes: `config.id2label` and the rows of the network's label table.
 
     A network trained with dropped labels has a last row for the null class, the condition of no label.
@@ -18,10 +20,20 @@ class ClassLabelsMixin:
 
     config: Any
 
-    @staticmethod
-    def _int_keys(id2label: dict[Any, str] | None) -> dict[int, str] | None:
+    @classmethod
+    def _int_keys(cls, id2label: dict[Any, str] | None) -> dict[int, str] | None:
         """`id2label` as it was before JSON made its keys strings."""
-        return None if id2label is None else {int(k): v for k, v in id2label.items()}
+        if id2label is None:
+            return None
+        if not isinstance(id2label, Mapping):
+            raise TypeError(f"id2label: must map numbers to names, got {id2label!r}")
+        names = {}
+        for key, name in id2label.items():
+            number = int(key) if isinstance(key, str) and key.isdecimal() else key
+            names[cls._whole("id2label", number, 0)] = cls._text("id2label", name)
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"id2label: must name the classes from 0 to {len(names) - 1}, names {sorted(names)}")
+        return names
 
     @property
     def id2label(self) -> dict[int, str] | None:
@@ -40,6 +52,7 @@ class ClassLabelsMixin:
         """Keyword arguments of the network for the labels (B,) and for the null class, None if there is none.
 
         Raises:
+            TypeError: for labels that are neither whole numbers nor names.
             ValueError: for labels that the network doesn't know, that don't match the batch, or are missing.
         """
         if num_embeds is None:
@@ -59,13 +72,16 @@ class ClassLabelsMixin:
         return {"class_labels": torch.tensor(ids, device=device).expand(batch_size)}, null
 
     def _label_ids(self, class_labels: ClassLabels, known: int) -> list[int]:
-        given = class_labels.flatten().tolist() if isinstance(class_labels, Tensor) else class_labels
+        given: Any = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
         by_name = {name: i for i, name in (self.id2label or {}).items()}
-        labels = [given] if isinstance(given, int | str) else list(given)
-        ids = [by_name.get(label, -1) if isinstance(label, str) else int(label) for label in labels]
-        for label, i in zip(labels, ids, strict=True):
-            if not 0 <= i < known:
+        one = isinstance(given, int | float | str)
+        labels = [given] if one else self._sequence("class_labels", given, "numbers or names")
+        ids = []
+        for label in labels:
+            number = by_name.get(label, -1) if isinstance(label, str) else self._whole("class_labels", label, -(2**63))
+            if not 0 <= number < known:
                 raise ValueError(f"class_labels: {label!r} is not among {self._allowed(known)}")
+            ids.append(number)
         return ids
 
     def _allowed(self, known: int) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
 
 from pipelines.unet import UNetPipeline
@@ -32,4 +33,6 @@ class LatentDiffusionPipeline(UNetPipeline):
         value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(unet, scheduler, prediction_type, id2label, value_range)
+        if not isinstance(vae, torch.nn.Module):
+            raise TypeError(f"vae: must be an autoencoder of diffusers, got {type(vae).__name__}")
         self.register_modules(vae=vae)

@@ -94,11 +94,22 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
 
 
 def family(scheduler: SchedulerMixin) -> str:
-    """What a model of this scheduler was trained for: "discrete", "flow" or "edm"."""
+    """What a model of this scheduler was trained for: "discrete", "flow" or "edm".
+
+    Raises:
+        TypeError: for what is no scheduler.
+        ValueError: for one of another kind.
+    """
+    if not isinstance(scheduler, SchedulerMixin):
+        raise TypeError(f"scheduler: must be a scheduler of diffusers, got {type(scheduler).__name__}")
     flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
     if flow or scheduler.config.get("use_flow_sigmas"):
         return "flow"
-    return "edm" if hasattr(scheduler, "precondition_outputs") else "discrete"
+    if hasattr(scheduler, "precondition_outputs"):
+        return "edm"
+    if not hasattr(scheduler, "alphas_cumprod") or "prediction_type" not in scheduler.config:
+        raise ValueError(f"scheduler: {type(scheduler).__name__} is of no kind that is known here")
+    return "discrete"
 
 
 def fitting_schedulers(scheduler: SchedulerMixin) -> list[str]:
@@ -110,8 +121,11 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     """The named sampler, set up for the model that `scheduler` was saved with.
 
     Raises:
+        TypeError: for what is no name, or no scheduler.
         ValueError: if there is no such sampler, or it doesn't fit the model.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"scheduler: must be named by a text, got {name!r}")
     kind = family(scheduler)
     fitting = fitting_schedulers(scheduler)
     if name not in fitting:

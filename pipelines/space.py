@@ -50,7 +50,13 @@ class DataSpacePipeline(ReverseProcessPipeline):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """The network's data (B, c, h, w) of images (B, C, H, W) in [-1, 1]: the mean, where encoding is random."""
+        """The network's data (B, c, h, w) of images (B, C, H, W) in [-1, 1]: the mean, where encoding is random.
+
+        Raises:
+            TypeError: for what is no tensor of real numbers.
+            ValueError: for another shape, or if latents overflow in float32 too.
+        """
+        self._check_data("images", images, self.channels, self.pixels_per_cell)
         if self.vae is None:
             return images
 
@@ -67,14 +73,23 @@ class DataSpacePipeline(ReverseProcessPipeline):
         """Images (B, C, H, W), float32 in about [-1, 1], of the network's data (B, c, h, w).
 
         Raises:
-            ValueError: if the images overflow in float32 too.
+            TypeError: for what is no tensor of real numbers.
+            ValueError: for another shape, or if the images overflow in float32 too.
         """
+        self._check_data("latents", latents, self.unet.config.in_channels, 1)
         if self.vae is None:
             return latents
         shift, scale = (t.to(latents.device) for t in self.shift_and_scale(self.vae))
         z = latents.float() / scale + shift
         pixels = z.shape[2] * z.shape[3] * self.pixels_per_cell**2
         return self._in_passes(lambda part: self.vae.decode(part, return_dict=False)[0], z, pixels)
+
+    def _check_data(self, name: str, values: Any, channels: int, factor: int) -> None:
+        """Of images and latents: that many channels, and sides of which the autoencoder makes whole cells."""
+        shape = self._real_tensor(name, values, "B, C, H, W").shape
+        if shape[1] != channels or shape[2] % factor or shape[3] % factor:
+            sides = f" and sides that are multiples of {factor}" if factor > 1 else ""
+            raise ValueError(f"{name}: of shape {tuple(shape)}; must have {channels} channels{sides}")
 
     def _in_passes(self, run: Callable[[Tensor], Tensor], values: Tensor, pixels: int) -> Tensor:
         """What the autoencoder makes of values (B, ...), float32, few enough of them at a time for its activations.
@@ -116,11 +131,15 @@ class DataSpacePipeline(ReverseProcessPipeline):
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width of the network's data for those of images."""
         cell = self.pixels_per_cell
-        trained = self.unet.config.sample_size or 0
-        default = (trained, trained) if isinstance(trained, int) else trained
-        size: tuple[int, int] = (height or default[0] * cell, width or default[1] * cell)
+        trained = self.unet.config.sample_size
+        default = (trained, trained) if isinstance(trained, int | None) else trained
         factor = cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        for name, side in zip(("height", "width"), size, strict=True):
-            if side < 1 or side % factor:
+        size = []
+        for name, given, cells in zip(("height", "width"), (height, width), default, strict=True):
+            if given is None and cells is None:
+                raise ValueError(f"{name}: needed, since the network doesn't say which size it was trained for")
+            side = cells * cell if given is None else self._whole(name, given)
+            if side % factor:
                 raise ValueError(f"{name}: {side} is not a multiple of {factor}, by which the network divides it")
-        return size[0] // cell, size[1] // cell
+            size.append(side // cell)
+        return size[0], size[1]

@@ -47,6 +47,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         prediction_type: str | None = None,
     ) -> None:
         super().__init__()
+        self._check_parts(unet, scheduler)
         self._check_prediction_type(prediction_type)
         if text_encoder is not None and tokenizer is not None:
             self.check_text(unet, text_encoder, tokenizer)
@@ -97,19 +98,23 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         return {"encoder_hidden_states": states, "encoder_attention_mask": attention_mask, "class_labels": pooled}
 
     @torch.no_grad()
-    def encode_prompt(self, prompt: str | list[str]) -> tuple[Tensor, Tensor]:
+    def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> tuple[Tensor, Tensor]:
         """Text embeddings (B, L, D) of prompts and their mask (B, L), 1 for a token and 0 for padding.
 
         Prompts that are too long are cut, with a warning that shows what was lost.
 
+        Args:
+            prompt: one, or a list.
+            name: of the argument that they were given as.
+
         Raises:
-            ValueError: if a prompt isn't a string, or there is no text encoder.
+            TypeError: if a prompt isn't a string.
+            ValueError: if there is none, or no text encoder.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"prompt: must be a string or a list of strings, got {prompt!r}")
+        given = [prompt] if isinstance(prompt, str) else self._sequence(name, prompt, "texts")
+        prompts = [self._text(name, text) for text in given]
         if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("prompt: this pipeline has no text encoder; give prompt_embeds")
+            raise ValueError(f"{name}: this pipeline has no text encoder; give {name}_embeds")
         length = self.max_tokens(self.text_encoder, self.tokenizer)
         for text, ids in zip(prompts, self.tokenizer(prompts, verbose=False)["input_ids"], strict=True):
             if len(ids) > length:
@@ -183,8 +188,12 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             return_trajectory: also return x_t and the predicted x0 of every evaluation, decoded as the images are.
 
         Raises:
+            TypeError: for an argument of another type.
             ValueError: for arguments that fit neither the model nor the scheduler, or each other.
         """
+        self._real("guidance_scale", guidance_scale)
+        self._flag("return_dict", return_dict)
+        self._flag("return_trajectory", return_trajectory)
         self._check_output_type(output_type, self.channels)
         prompts = self._embeddings("prompt", prompt, prompt_embeds, prompt_attention_mask)
         condition = self._repeated(*prompts, num_images_per_prompt)
@@ -228,14 +237,14 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         if (prompt is None) == (embeds is None):
             raise ValueError(f"{name}: give it or {name}_embeds, one of the two")
         if embeds is None:
-            return self.encode_prompt(prompt)  # type: ignore[arg-type]
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
-        if mask.shape != embeds.shape[:2] or not mask.any(1).all():
-            raise ValueError(
-                f"{name}_attention_mask: of shape {tuple(mask.shape)}; must be {tuple(embeds.shape[:2])}, as "
-                f"{name}_embeds are, with a token in each row"
-            )
-        return embeds, mask
+            if mask is not None:
+                raise ValueError(f"{name}_attention_mask: belongs to {name}_embeds, which weren't given")
+            return self.encode_prompt(prompt, name)  # type: ignore[arg-type]
+        self._real_tensor(f"{name}_embeds", embeds, "prompts, L, D")
+        width = self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
+        if isinstance(width, int) and embeds.shape[2] != width:
+            raise ValueError(f"{name}_embeds: has {embeds.shape[2]} channels, the network attends to {width}")
+        return embeds, self._attention_mask(f"{name}_attention_mask", mask, embeds)
 
     @staticmethod
     def _matching(embeds: Tensor, mask: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,8 +261,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
 
     def _repeated(self, embeds: Tensor, mask: Tensor, copies: int) -> dict[str, Tensor]:
         """Keyword arguments of the network for so many images of each prompt."""
-        if copies < 1:
-            raise ValueError(f"num_images_per_prompt: must be at least 1, got {copies}")
+        self._whole("num_images_per_prompt", copies)
         place = self._execution_device
         conditions = self.text_conditions(self.unet, embeds.to(place, self.unet.dtype), mask.to(place))
         return {name: value.repeat_interleave(copies, 0) for name, value in conditions.items()}
@@ -262,6 +270,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         self, image: PipelineImageInput, height: int | None, width: int | None, batch: int, copies: int
     ) -> Tensor:
         """The network's data (batch, c, h, w) of images to start from."""
+        self._check_image(image)
         cell, channels = self.pixels_per_cell, self.channels
         factor = cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
         processor = VaeImageProcessor(
@@ -270,6 +279,8 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             do_convert_rgb=channels == 3,
             do_convert_grayscale=channels == 1,
         )
+        if height is not None or width is not None:
+            self._size(height, width)
         pixels = processor.preprocess(image, height, width).to(self._execution_device, torch.float32)
         if pixels.shape[1] != channels:
             raise ValueError(f"image: has {pixels.shape[1]} channels, the model's images have {channels}")

@@ -7,6 +7,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from pipelines.arguments import ArgumentsMixin
 from pipelines.base import Trajectory
 
 
@@ -19,12 +20,18 @@ def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> 
         gap: width of the lines in pixels.
 
     Raises:
-        ValueError: for another number of channels.
+        TypeError: for an argument of another type.
+        ValueError: for another shape or number of channels.
     """
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+        raise TypeError(f"pixels: must be an array of uint8, got {getattr(pixels, 'dtype', type(pixels).__name__)}")
+    if pixels.ndim != 4 or not pixels.size:
+        raise ValueError(f"pixels: must be (N, H, W, C), is of shape {pixels.shape}")
     n, height, width, channels = pixels.shape
     if channels not in (1, 3, 4):
         raise ValueError(f"pixels: no picture has {channels} channels; 1, 3 and 4 can be shown")
-    columns = columns or int(np.ceil(n**0.5))
+    columns = int(np.ceil(n**0.5)) if columns is None else ArgumentsMixin._whole("columns", columns)
+    gap = ArgumentsMixin._whole("gap", gap, 0)
     rows = -(-n // columns)
     cells = np.full((rows * columns, height + gap, width + gap, channels), 0 if channels == 4 else 128, np.uint8)
     cells[:n, :height, :width] = pixels
@@ -35,18 +42,43 @@ def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> 
 
 
 def save_strip(trajectory: Trajectory, path: str | Path, columns: int = 10) -> None:
-    """Save a picture of evenly spread steps: two rows per image, x_t above and the predicted x0 below it."""
+    """Save a picture of evenly spread steps: two rows per image, x_t above and the predicted x0 below it.
+
+    Raises:
+        TypeError: for what is no trajectory.
+        ValueError: for a path whose suffix PIL doesn't know.
+    """
+    _check_trajectory(trajectory, path)
+    ArgumentsMixin._whole("columns", columns)
     steps = np.linspace(0, len(trajectory.timesteps) - 1, columns).round().astype(int)
     pairs = torch.stack([trajectory.noisy[steps], trajectory.denoised[steps]])  # (2, columns, B, C, H, W)
     image_grid(_pixels(pairs.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)), columns, gap=0).save(path)
 
 
 def save_gif(trajectory: Trajectory, path: str | Path, milliseconds: int = 80) -> None:
-    """Save a film of the predicted x0 of all images, which rests on the last step."""
+    """Save a film of the predicted x0 of all images, which rests on the last step.
+
+    Raises:
+        TypeError: for what is no trajectory.
+        ValueError: for a path whose suffix PIL doesn't know.
+    """
+    _check_trajectory(trajectory, path)
+    ArgumentsMixin._whole("milliseconds", milliseconds)
     frames = [image_grid(_pixels(x0), gap=0) for x0 in trajectory.denoised]
     rest = 1500
     durations = [milliseconds] * (len(frames) - 1) + [rest]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, disposal=2)
+
+
+def _check_trajectory(trajectory: Trajectory, path: str | Path) -> None:
+    # By its fields: one that a published pipeline made is of a class of its own.
+    if not all(isinstance(getattr(trajectory, name, None), Tensor) for name in ("timesteps", "noisy", "denoised")):
+        kind = type(trajectory).__name__
+        raise TypeError(f"trajectory: must be that of an output, which return_trajectory=True asks for, got {kind}")
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path: must be a text or a Path, got {path!r}")
+    if Path(path).suffix.lower() not in PIL.Image.registered_extensions():
+        raise ValueError(f"path: PIL writes no files like {Path(path).name!r}; name a .png or .gif")
 
 
 def _pixels(x: Tensor) -> np.ndarray:

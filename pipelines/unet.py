@@ -24,7 +24,8 @@ class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
         id2label: names of the classes by number. A row of the network's label table beyond them is the null class.
 
     Raises:
-        ValueError: for an unknown `prediction_type`.
+        TypeError: for parts or settings of another type.
+        ValueError: for an unknown `prediction_type`, or settings that don't fit the network.
     """
 
     model_cpu_offload_seq = "unet"
@@ -38,12 +39,19 @@ class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
         value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
+        self._check_parts(unet, scheduler)
         self._check_prediction_type(prediction_type)
+        names = self._int_keys(id2label)
+        embeds = unet.config.num_class_embeds
+        if names and not len(names) <= (embeds or 0) <= len(names) + 1:
+            raise ValueError(
+                f"id2label: names {len(names)} classes, and the network has {embeds or 'no'} rows for them"
+            )
         self.register_modules(unet=unet, scheduler=scheduler)
         optional = {
             "prediction_type": prediction_type,
-            "id2label": self._int_keys(id2label),
-            "value_range": value_range,
+            "id2label": names,
+            "value_range": None if value_range is None else self._value_range(value_range),
         }
         # Only what is set: diffusers' own pipelines then load a plain model without a word.
         self.register_to_config(**{k: v for k, v in optional.items() if v is not None})
@@ -98,9 +106,14 @@ class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
             return_trajectory: also return x_t and the predicted x0 of every evaluation, decoded as the images are.
 
         Raises:
+            TypeError: for an argument of another type.
             ValueError: for arguments that fit neither the model nor the scheduler.
         """
         config = self.unet.config
+        self._whole("batch_size", batch_size)
+        self._real("guidance_scale", guidance_scale)
+        self._flag("return_dict", return_dict)
+        self._flag("return_trajectory", return_trajectory)
         self._check_output_type(output_type, self.channels)
         shape = (batch_size, config.in_channels, *self._size(height, width))
         condition, null = self._label_conditions(

@@ -1,5 +1,6 @@
 """Downloads that are checked: a byte that changed on its way is an error, not a model that is a little wrong."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,22 @@ class VerifiedDownloadMixin:
     The Hub's client compares lengths. The checksums of a revision are one request more, and a look at each file, paid
     when something new came.
     """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As diffusers does it.
+
+        Raises:
+            TypeError: for what is neither a folder nor a name.
+            ValueError: for an empty name, or settings that the pipeline refuses.
+            OSError: if there is no such pipeline, or a part of it can't be read.
+        """
+        source = pretrained_model_name_or_path
+        if not isinstance(source, str | os.PathLike):
+            raise TypeError(f"pretrained_model_name_or_path: must be a folder or a name on the Hub, got {source!r}")
+        if not str(source):
+            raise ValueError("pretrained_model_name_or_path: is empty; give a folder or a name on the Hub")
+        return super().from_pretrained(source, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:

@@ -3,7 +3,7 @@
 import os
 import stat
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -51,17 +51,25 @@ def find(root: Path) -> list[Found]:
     Raises:
         UserError: for a folder or zip that can't be read, or a name that isn't UTF-8.
     """
+    return listed((PurePosixPath(path.relative_to(root).as_posix()), path) for path in _walk(root))
+
+
+def listed(files: Iterable[tuple[PurePosixPath, Path]]) -> list[Found]:
+    """Images and metadata files among these, also in zips, of which is given where they are and where they lie.
+
+    Raises:
+        UserError: for a zip that can't be read, or a name that isn't UTF-8.
+    """
     found: list[Found] = []
-    for path in _walk(root):
-        where = PurePosixPath(path.relative_to(root).as_posix())
-        if path.suffix.lower() == ".zip":
+    for where, path in files:
+        if where.suffix.lower() == ".zip":
             found += _members(path, where)
-        elif path.suffix.lower() in IMAGE_SUFFIXES or path.name in METADATA_FILES:
+        elif where.suffix.lower() in IMAGE_SUFFIXES or where.name in METADATA_FILES:
             # A link to nothing is an image that can't be read, like any other.
             status = path.stat() if path.exists() else path.lstat()
             found.append(Found(where, str(path), (status.st_size, status.st_mtime_ns)))
     for file in found:
-        if not file.name.isprintable() and any("\ud800" <= c <= "\udfff" for c in file.name):
+        if any("\ud800" <= c <= "\udfff" for c in file.name):
             raise UserError(f"{file.name}: the name isn't UTF-8, and can't be kept in a table; rename it")
     return found
 
@@ -72,32 +80,55 @@ def splits(files: Iterable[Found]) -> list[str]:
     return [name for name in SPLITS if name in found] if found and None not in found else ["train"]
 
 
-def open_files(root: Path, files: list[Found], split: str | None) -> datasets.Dataset:
-    """The images of a split, or of the whole folder, with the columns of their metadata or their folders as classes.
+def class_by_path(file: Found) -> str:
+    """The folder of an image."""
+    return "/".join(file.where.parent.parts)
 
-    Without metadata: `image` and, when every image is in a sub-folder, `label`, which is that folder's path.
-    (`datasets`' imagefolder drops the labels of folders at unequal depths and files whose path contains a word such as
-    "test", counts the captions NA, null and None as missing, and would walk the tree a second time.)
+
+def class_in_split(file: Found) -> str:
+    """The folder of an image, below that of its split."""
+    return "/".join(file.where.parent.parts[1:])
+
+
+def class_by_parent(file: Found) -> str:
+    """The name of an image's folder, unless that is a split's: the rule of `datasets`."""
+    return "" if file.where.parent.name in _SPLIT_OF else file.where.parent.name
+
+
+def open_files(
+    root: Path, files: Sequence[Found], chosen: Sequence[Found], class_of: Callable[[Found], str]
+) -> datasets.Dataset:
+    """Some images of a folder, with the columns of their metadata or, without any, the classes of their folders.
+
+    `datasets`' own imagefolder drops the labels of folders at unequal depths and files whose path contains a word such
+    as "test", takes captions such as NA and null for missing ones, and mistakes the labels in zips.
+
+    Args:
+        root: the folder.
+        files: all in it.
+        chosen: those of a split, with the metadata for it.
+        class_of: the class of an image, or "".
+
+    Returns:
+        Columns `image` and either those of the metadata or, when each chosen image has a class, `label`.
 
     Raises:
         UserError: for metadata that can't be read, or that name files elsewhere.
     """
-    metadata = [f for f in files if f.is_metadata and (split is None or f.split() in (split, None))]
-    images = {f.where: f for f in files if f.is_image}
+    metadata = [f for f in chosen if f.is_metadata]
+    images = [f for f in chosen if f.is_image]
     if metadata:
-        chosen = {w for w, f in images.items() if split is None or f.split() == split}
-        return read_metadata(root, metadata, images, chosen)
-    ours = [f for f in images.values() if split is None or f.split() == split]
-    columns: dict = {"image": [f.name for f in ours]}
+        return read_metadata(root, metadata, {f.where: f for f in files if f.is_image}, {f.where for f in images})
+    columns: dict = {"image": [f.name for f in images]}
     features: dict = {"image": datasets.Image()}
-    tops = 0 if split is None else 1
-    classes = ["/".join(f.where.parent.parts[tops:]) for f in ours]
-    if "" not in classes:
+    classes = [class_of(f) for f in images]
+    if all(classes):
         columns["label"] = classes
-        features["label"] = datasets.ClassLabel(names=sorted(set(classes)))
+        names = {class_of(f) for f in files if f.is_image} - {""}  # the same for all splits
+        features["label"] = datasets.ClassLabel(names=sorted(names))
     dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     # from_dict hashes the paths alone; a file that is replaced must give another fingerprint.
-    dataset._fingerprint = Hasher.hash([dataset._fingerprint, [f.stamp for f in ours]])
+    dataset._fingerprint = Hasher.hash([dataset._fingerprint, [f.stamp for f in images]])
     return dataset
 
 

@@ -81,7 +81,7 @@ def read_metadata(
             features = datasets.Features(datasets.Features.from_arrow_schema(table.schema) | {new: datasets.Image()})
             table = table.replace_schema_metadata(features.arrow_schema.metadata)
         tables.append(table.filter(pyarrow.array(keep)))
-        contents.append(content)
+        contents.append([content, keep])
     try:
         joined = pyarrow.concat_tables(tables, promote_options="default")
     except pyarrow.ArrowException as error:

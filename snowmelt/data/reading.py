@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import httpx2
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from snowmelt.errors import UserError, explained, one_line
 
@@ -50,12 +50,18 @@ def reason(error: Exception) -> str:
             return STATUSES.get(status, f"the Hub answered {status}; try again later")
         if isinstance(link, httpx2.TooManyRedirects):
             return f"{constants.ENDPOINT} answers with redirects in a circle; check HF_ENDPOINT and the proxy"
-        if isinstance(link, httpx2.TransportError | OfflineModeIsEnabled):
+        if isinstance(link, OfflineModeIsEnabled) or "OfflineModeIsEnabled" in str(link):  # as `datasets` says it
+            return "HF_HUB_OFFLINE is set, and it isn't in the cache; unset it once"
+        if isinstance(link, httpx2.TransportError):
             return f"{constants.ENDPOINT} can't be reached ({type(link).__name__}); check the network and HF_ENDPOINT"
         if isinstance(link, json.JSONDecodeError):
             return f"not JSON where JSON was expected ({one_line(link)}); check its files, HF_ENDPOINT and the proxy"
     # `datasets` wraps what its builders find in an error that says only that there was one.
     first = error.__cause__ or error
+    if isinstance(first, datasets.exceptions.DatasetNotFoundError):
+        return STATUSES[404]
+    if isinstance(first, HFValidationError):
+        return "not a name that the Hub allows: user/name, of letters, digits and single '-', '_' and '.', 96 in all"
     if isinstance(first, OSError) and first.errno is not None:
         return explained(first)
     said = one_line(first)

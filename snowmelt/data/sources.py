@@ -3,17 +3,18 @@
 import os
 import re
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import datasets
 import numpy as np
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from snowmelt.data.cache import ImageCache, Like, build_cache
 from snowmelt.data.columns import image_column, read_labels
 from snowmelt.data.embedded import EMBEDDED
-from snowmelt.data.folders import find, open_files, splits
+from snowmelt.data.folders import class_by_parent, class_by_path, class_in_split, find, listed, open_files, splits
 from snowmelt.data.images import background_color
 from snowmelt.data.places import Place, Source
 from snowmelt.data.reading import readable_source, reason
@@ -113,8 +114,14 @@ def _open_folder(root: Path, name: str, options: DataOptions, wanted: Split) -> 
         raise UserError(f"--train_data_dir {name}: no image, .npy, .zip or .parquet file in it or below")
     _check_unconfigured(options, name)
     known = splits(files)
-    divided = known != ["train"] or all(file.split() for file in files if file.is_image)
-    dataset, pieces = select(wanted, known, lambda split: open_files(root, files, split if divided else None), name)
+    divided = all(file.split() for file in files if file.is_image)
+
+    def open_split(split: str) -> datasets.Dataset:
+        # Metadata at the top are for all splits.
+        chosen = [f for f in files if not divided or f.split() == split or (f.is_metadata and f.split() is None)]
+        return open_files(root, files, chosen, class_in_split if divided else class_by_path)
+
+    dataset, pieces = select(wanted, known, open_split, name)
     return Source(dataset, pieces, Place((root,), links=True), name)
 
 
@@ -158,13 +165,17 @@ def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | Non
             raise UserError(f"{name}: {said}; use a copy of it in parquet") from error
         what = "no such data set" if isinstance(error, FileNotFoundError) else "can't be opened"
         raise UserError(
-            f"{name}: {what}: {reason(error)}; give user/name, a local path, 'digits' or 'scenes'"
+            f"{name}: {what}: {reason(error)}; or give user/name, a local path, 'digits' or 'scenes'"
         ) from error
     _check_data_files(builder, root)
     # Before the download: the splits are known from the files' names, or the card.
     known = [str(split) for split in builder.info.splits or builder.config.data_files or []]
     if known:
         wanted.check(known, name)
+    # Downloads of a repository lie in a folder of its own.
+    own = root or Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
+    if isinstance(builder, ImageFolder):
+        return _open_image_files(builder, name, wanted, own)
     with readable_source(name):
         builder.download_and_prepare()
         known = [str(split) for split in builder.info.splits]
@@ -176,8 +187,24 @@ def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | Non
             return builder.as_dataset(split)
 
     dataset, pieces = select(wanted, known, open_split, name)
-    # Downloads of a repository lie in a folder of its own.
-    own = root or Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
+    return Source(dataset, pieces, Place((own,)), name)
+
+
+def _open_image_files(builder: datasets.DatasetBuilder, name: str, wanted: Split, own: Path) -> Source:
+    """A data set of image files, on the Hub or with a card: downloaded, and read as a folder of them is."""
+    config = datasets.DownloadConfig(cache_dir=builder._cache_downloaded_dir, token=builder.token)
+    found = {}
+    for split, addresses in builder.config.data_files.items():
+        with readable_source(name):
+            local = datasets.DownloadManager(download_config=config).download(list(addresses))
+        # hf://datasets/user/name@revision/a/b.png, or an absolute path
+        where = [PurePosixPath(re.sub(r"^hf://datasets/[^@]+@[^/]+/", "", a)) for a in addresses]
+        inside = [w.relative_to(own) if w.is_absolute() else w for w in where]
+        found[str(split)] = listed(zip(inside, map(Path, local), strict=True))
+    everything = [file for files in found.values() for file in files]
+    dataset, pieces = select(
+        wanted, list(found), lambda split: open_files(own, everything, found[split], class_by_parent), name
+    )
     return Source(dataset, pieces, Place((own,)), name)
 
 

@@ -93,7 +93,9 @@ def _raw(pipeline: UNetPipeline, held_out: RealImages | None, rows: np.ndarray) 
 
 
 EXTRAS: dict[str, Extra] = {
-    "likelihood": Extra(_likelihood, lambda *model: bits_per_dim(**_raw(*model, np.arange(0)))),
-    "memorization": Extra(_memorization, lambda *model: None, keeps=True),
-    "bound": Extra(_bound, lambda *model: variational_bound(**_raw(*model, np.arange(1)), num_timesteps=2)),
+    "likelihood": Extra(_likelihood, lambda model, held_out: bits_per_dim(**_raw(model, held_out, np.arange(0)))),
+    "memorization": Extra(_memorization, lambda model, held_out: None, keeps=True),
+    "bound": Extra(
+        _bound, lambda model, held_out: variational_bound(**_raw(model, held_out, np.arange(1)), num_timesteps=2)
+    ),
 }

@@ -122,7 +122,7 @@ def test_no_label_is_the_null_class() -> None:
         ({"class_labels": [0, 1, 2]}, "class_labels: 3 given for 2 images"),
         ({"generator": image_generators(0, range(3))}, "generator: 3 given for 2 images"),
         ({"eta": 0.5}, "eta: DDPMScheduler takes none"),
-        ({"callback_on_step_end_tensor_inputs": ["x"]}, "x not among latents, pred_original_sample"),
+        ({"callback_on_step_end_tensor_inputs": ["x"]}, "'x' is not among latents, pred_original_sample"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
