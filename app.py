@@ -4,6 +4,7 @@ It needs gradio, and of Snowmelt nothing: the model brings its code.
 """
 
 import argparse
+import inspect
 from pathlib import Path
 
 import gradio
@@ -17,32 +18,35 @@ def make_page(model: str) -> gradio.Blocks:
     pipeline.to(torch.accelerator.current_accelerator() or "cpu")
     classes = list((pipeline.config.get("id2label") or {}).values())
     by_text = "tokenizer" in pipeline.components
+    # What was measured best for such models stands in the pipeline's own signature.
+    guidance = inspect.signature(pipeline.__call__).parameters.get("guidance_scale")
 
-    def sample(wish: str | None, scale: float, steps: float, count: float, seed: float) -> list:
+    def sample(condition: str | None, scale: float, steps: float, count: float, seed: float) -> list:
         options = {"num_inference_steps": int(steps), "generator": torch.Generator().manual_seed(int(seed))}
         if by_text:
-            options |= {"prompt": wish, "num_images_per_prompt": int(count), "guidance_scale": scale}
+            options |= {"prompt": condition, "num_images_per_prompt": int(count), "guidance_scale": scale}
         else:
             options["batch_size"] = int(count)
-            if classes and wish is not None:
-                options |= {"class_labels": wish, "guidance_scale": scale}
+            if classes and condition is not None:
+                options |= {"class_labels": condition, "guidance_scale": scale}
         return pipeline(**options).images
 
     with gradio.Blocks(title=model) as page:
         gradio.Markdown(f"# {model}")
         with gradio.Row():
-            wish = (
+            condition = (
                 gradio.Textbox(label="Prompt")
                 if by_text
                 else gradio.Dropdown(classes, label="Class", visible=bool(classes))
             )
-            scale = gradio.Slider(1, 8, 3 if by_text else 1, label="Guidance", visible=by_text or bool(classes))
+            start = guidance.default if guidance else 1
+            scale = gradio.Slider(1, 8, start, label="Guidance", visible=by_text or bool(classes))
             steps = gradio.Slider(1, 250, 50, step=1, label="Steps")
-            count = gradio.Slider(1, 16, 4, step=1, label="Pictures")
+            count = gradio.Slider(1, 16, 4, step=1, label="Images")
             seed = gradio.Number(0, label="Seed", precision=0)
         button = gradio.Button("Sample")
-        gallery = gradio.Gallery(label="Pictures", columns=4)
-        button.click(sample, [wish, scale, steps, count, seed], gallery, api_name="sample")
+        gallery = gradio.Gallery(label="Images", columns=4)
+        button.click(sample, [condition, scale, steps, count, seed], gallery, api_name="sample")
     return page
 
 

@@ -34,7 +34,8 @@ class PublishConfig(Config):
                 raise UserError(f"--{name}: needed; {self.fields()[name].metadata['help']}")
         if self.output_dir and (self.create_pr or self.space or self.revision):
             raise UserError("--output_dir uploads nothing: drop it, or --create_pr, --revision and --space")
-        names = {"hub_model_id": r"[\w.-]+(/[\w.-]+)?", "license": r"[\w.+-]+", "dataset_name": r"[\w.-]+(/[\w.-]+)?"}
+        name_on_hub = r"\w[\w.-]*(/\w[\w.-]*)?"
+        names = {"hub_model_id": name_on_hub, "license": r"[\w.+-]+", "dataset_name": name_on_hub}
         for name, allowed in names.items():
             value = getattr(self, name)
             if value is not None and not re.fullmatch(allowed, value, re.ASCII):

@@ -53,6 +53,7 @@ class ReverseProcessPipeline(
     """Base of pipelines: `denoise` runs the scheduler, `to_images` ends the way."""
 
     PICTURE_CHANNELS = (1, 3, 4)
+    LIBRARIES = ("diffusers", "transformers")
     OUTPUT_TYPES: tuple[str, ...] = ("pil", "np", "pt")
 
     # Methods name nothing else of this module: diffusers runs the code of all published pipelines in one namespace.
@@ -160,6 +161,11 @@ class ReverseProcessPipeline(
         config = super()._dict_from_json_file(json_file)
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
+        for name, value in config.items():
+            # diffusers would import whatever module is named there, one of the current folder for instance.
+            named = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and name[0] != "_"
+            if named and value[0] not in cls.LIBRARIES:
+                raise ValueError(f"{name}: must be a class of {', '.join(cls.LIBRARIES)}, is {value}")
         return config
 
     def _check_output_type(self, output_type: str, channels: int) -> None:
@@ -192,6 +198,9 @@ class ReverseProcessPipeline(
     def _set_timesteps(self, num_inference_steps: int, timesteps: list[float] | None) -> None:
         scheduler, device = self.scheduler, self._execution_device
         accepted = inspect.signature(scheduler.set_timesteps).parameters
+        if self._expected not in self.ROWS:
+            allowed = ", ".join(self.ROWS)
+            raise ValueError(f"scheduler: its prediction_type {self._expected!r} is not one of {allowed}")
         continuous = self._expected in ("flow_prediction", "edm")
         trained = scheduler.config.num_train_timesteps
         if timesteps is None:

@@ -64,7 +64,7 @@ class SelfContainedMixin:
                 the x0 before clipping.
         """
         index = cls._read(Path(folder) / "model_index.json")
-        scheduler = index["scheduler"][1]
+        scheduler = index.get("scheduler", ("", ""))[1]
         settings = {name for name in index if name[0] != "_"} - {"unet", "scheduler"}
         network = cls._read(Path(folder) / "unet/config.json")
         if settings or network.get("num_class_embeds") or network.get("class_embed_type"):

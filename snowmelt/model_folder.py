@@ -1,6 +1,7 @@
 """The folder of a pipeline, which anybody may have written: what it says that it holds, and which files are its own."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -11,7 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from snowmelt.errors import UserError, one_line
-from snowmelt.files import read_mapping, shown
+from snowmelt.files import checked, read_mapping, read_text, shown
+from snowmelt.text.lora import LORA_FILE
 
 INDEX_FILE = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
@@ -48,6 +50,11 @@ def read_index(folder: Path, flag: str = "--model") -> Index:
         UserError: if there is no model_index.json, or it names what no pipeline can hold.
     """
     path = folder / INDEX_FILE
+    if not path.exists() and (folder / LORA_FILE).is_file():
+        raise UserError(
+            f"{flag}: {folder} holds LoRA matrices, and no pipeline; in Python, `load_lora_weights` puts them into the "
+            "one that they were trained for"
+        )
     if not path.exists():
         raise UserError(f"{flag}: {folder} holds no {INDEX_FILE}, so it is not the folder of a pipeline")
     values = read_mapping(own_file(folder, path), {"_class_name": (str, list)})
@@ -62,7 +69,7 @@ def read_index(folder: Path, flag: str = "--model") -> Index:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", key):
             raise UserError(f"{path}: a component is called {shown(key)}; a name is letters, digits and _")
         library, kind = value
-        if library not in LIBRARIES or not str(kind).isidentifier():
+        if library not in LIBRARIES or not (isinstance(kind, str) and kind.isidentifier()):
             allowed = ", ".join(LIBRARIES)
             raise UserError(f"{path}: {key!r} must be a class of {allowed}, is {shown(value)}")
         components[key] = (library, kind)
@@ -109,7 +116,23 @@ def component_files(root: Path, name: str) -> tuple[dict[str, Path], list[str]]:
         raise UserError(missing_weights(folder))
     for path in weights:
         tensors(path)
+    for file in {"config.json", "scheduler_config.json"} & known.keys():
+        check_config(known[file])
     return known, sorted(paths.keys() - known.keys())
+
+
+def check_config(path: Path) -> dict[str, Any]:
+    """The configuration of a component, which unlike other files of JSON may hold infinities, as diffusers writes them.
+
+    Raises:
+        UserError: if it isn't one.
+    """
+    try:
+        return checked(path, json.loads(read_text(path)))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not valid JSON ({one_line(error)}); restore it") from error
 
 
 def missing_weights(folder: Path) -> str:

@@ -97,6 +97,8 @@ def find_source(
     for name in index.components:
         component_files(folder, name)
     parent = folder if checkpoint is None else _checkpoint(folder, checkpoint)
+    if checkpoint is not None:
+        verify(parent, ())
     weights = _weights(parent, index, checkpoint, ema)
     if checkpoint is not None:
         verify(parent, weights.values())

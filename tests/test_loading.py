@@ -122,7 +122,7 @@ def test_a_checkpoint_of_a_text_model_brings_its_text_encoder(text_run: Path) ->
 
 
 def test_a_checkpoint_of_lora_is_told_from_one_of_a_network(text_run: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint-7: text_encoder holds what was trained beside a frozen text_encoder \(LoRA\)"):
+    with pytest.raises(UserError, match=r"checkpoint-7: text_encoder holds what was trained beside .*\(LoRA\)"):
         choose_pipeline(PipelineOptions(model=str(text_run), checkpoint="7"))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import httpx2
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from snowmelt.errors import UserError, explained, one_line
 
@@ -42,18 +42,19 @@ def reason(error: Exception) -> str:
     while cause and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    for link in chain:
+    for link in chain:  # first, since the client makes others of it
         if isinstance(link, datasets.exceptions.DatasetNotFoundError) and "gated" in str(link):
             return one_line(link)
         if isinstance(link, HfHubHTTPError) and link.response is not None:
             status = link.response.status_code
             return STATUSES.get(status, f"the Hub answered {status}; try again later")
+    for link in chain:
         if isinstance(link, httpx2.TooManyRedirects):
             return f"{constants.ENDPOINT} answers with redirects in a circle; check HF_ENDPOINT and the proxy"
         if isinstance(link, OfflineModeIsEnabled) or "OfflineModeIsEnabled" in str(link):  # as `datasets` says it
             return "HF_HUB_OFFLINE is set, and it isn't in the cache; unset it once"
-        if isinstance(link, httpx2.TransportError):
-            return f"{constants.ENDPOINT} can't be reached ({type(link).__name__}); check the network and HF_ENDPOINT"
+        if isinstance(link, httpx2.TransportError | LocalEntryNotFoundError) or "LocalEntryNotFoundError" in str(link):
+            return f"{constants.ENDPOINT} can't be reached, or is no Hub; check the network, the proxy and HF_ENDPOINT"
         if isinstance(link, json.JSONDecodeError):
             return f"not JSON where JSON was expected ({one_line(link)}); check its files, HF_ENDPOINT and the proxy"
     # `datasets` wraps what its builders find in an error that says only that there was one.

@@ -89,8 +89,8 @@ def open_dataset(options: DataOptions, split: Split | None = None) -> Source:
         _check_unconfigured(options, name)
         return Source(*select(wanted, ["train"], lambda _: EMBEDDED[name](), name), Place(), name)
     root = _folder(name)
-    if root is None and os.path.exists(name):
-        raise UserError(f"--dataset_name {name}: is a file; give the folder that it is in, or user/name for the Hub")
+    if root is None and (os.path.exists(name) or name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise UserError(f"--dataset_name {name}: no such folder; give one, or user/name for the Hub")
     return _open_folder(root, name, options, wanted) if root else _open_named(name, options, wanted, None)
 
 
@@ -163,10 +163,7 @@ def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | Non
             raise UserError(f"--dataset_config_name {options.dataset_config_name}: {said}") from error
         if isinstance(error, RuntimeError) and "script" in said:  # which datasets no longer runs
             raise UserError(f"{name}: {said}; use a copy of it in parquet") from error
-        what = "no such data set" if isinstance(error, FileNotFoundError) else "can't be opened"
-        raise UserError(
-            f"{name}: {what}: {reason(error)}; or give user/name, a local path, 'digits' or 'scenes'"
-        ) from error
+        raise UserError(f"{name}: can't be opened: {reason(error)}; or give another --dataset_name") from error
     _check_data_files(builder, root)
     # Before the download: the splits are known from the files' names, or the card.
     known = [str(split) for split in builder.info.splits or builder.config.data_files or []]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -80,10 +80,13 @@ class ClassifierFeatures:
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 self._train(train, path)
-        load_model(self.net, path)
+            try:
+                self.accuracy = self._read(path)
+            except (SafetensorError, RuntimeError, KeyError):  # of a file that isn't what was written
+                print(f"{path} is damaged: the classifier is trained anew", flush=True)
+                self._train(train, path)
+                self.accuracy = self._read(path)
         self.net.to(device).eval()
-        with safe_open(path, "pt") as file:
-            self.accuracy = float(file.metadata()["accuracy"])
         if held_out is not None and held_out.labels is not None:
             self.accuracy = self._recognised(held_out, np.arange(len(held_out)))
 
@@ -95,6 +98,12 @@ class ClassifierFeatures:
     def head(self, features: Tensor) -> Tensor:
         """Features (B, 64) to logits (B, K) of the data set's classes."""
         return self.net.head(features.to(self._device)).cpu()
+
+    def _read(self, path: Path) -> float:
+        """Take the weights of a file; returns the accuracy that is noted there."""
+        load_model(self.net, path)
+        with safe_open(path, "pt") as file:
+            return float(file.metadata()["accuracy"])
 
     def _train(self, train: RealImages, path: Path) -> None:
         rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 from snowmelt.evaluation.features import HubFeatures
 from snowmelt.evaluation.metrics import Estimate
 
@@ -27,7 +27,10 @@ class ClipScore:
         self.features = HubFeatures(name, channels, device)
         if not hasattr(self.features.net, "get_text_features"):
             raise UserError(f"CLIP score: {name} knows no text; take a CLIP model, as openai/clip-vit-base-patch32")
-        self._tokenizer = AutoTokenizer.from_pretrained(name)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # as for its image side
+            raise UserError(f"CLIP score: can't load the tokenizer of {name} ({one_line(error)[:200]})") from error
         self._device = device
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 from snowmelt.evaluation.classifier import ClassifierFeatures
 from snowmelt.evaluation.real import RealImages
 
@@ -61,8 +61,12 @@ class HubFeatures:
         try:
             settings = BaseImageProcessor.get_image_processor_dict(name)[0]
             self.net, report = AutoModel.from_pretrained(name, output_loading_info=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            self._mean, self._std = (
+                torch.tensor(settings[key]).view(3, 1, 1).to(device) for key in ("image_mean", "image_std")
+            )
+            self._size = _side(settings)
+        except Exception as error:  # whatever transformers raises at files that anybody may have written
+            reason = one_line(error)[:200]
             raise UserError(f"--features {name}: transformers can't load such a model ({reason}); {OTHERS}") from error
         missing = set(report["missing_keys"])
         # Classifiers are often saved without the pooling layer, which would be made anew at random.
@@ -70,10 +74,6 @@ class HubFeatures:
         if any("pooler" not in key for key in missing):
             raise UserError(f"--features {name}: {len(missing)} weights are missing from it, such as {min(missing)}")
         self._device = device
-        self._size = _side(settings)
-        self._mean, self._std = (
-            torch.tensor(settings[key]).view(3, 1, 1).to(device) for key in ("image_mean", "image_std")
-        )
         self.net.to(device).eval()
         self.fingerprint = digest(self.net, missing)
         short = Path(name).name if Path(name).is_dir() else name  # reports are published, and paths are not

@@ -3,10 +3,12 @@
 import hashlib
 import os
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -42,10 +44,26 @@ def features_of(images: RealImages, extractor: FeatureExtractor, batch_size: int
     key = hashlib.sha256(f"{images.fingerprint} {extractor.fingerprint}".encode()).hexdigest()[:32]
     path = images.cache.path.parent / f"features-{key}.safetensors"
     with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
+        features = _cached(path, len(images))
+        if features is None:
             rows = np.array_split(np.arange(len(images)), max(1, len(images) // batch_size))
             parts = [extractor(images.batch(part)) for part in tqdm(rows, f"features of {images.split}", leave=False)]
+            features = torch.cat(parts)
             partial = path.with_suffix(".partial")
-            save_file({"features": torch.cat(parts)}, partial)
+            save_file({"features": features}, partial)
             os.replace(partial, path)
-    return load_file(path)["features"]
+    return features
+
+
+def _cached(path: Path, count: int) -> Tensor | None:
+    """Features of so many images that were computed before; None where there are none, or the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        features = load_file(path)["features"]
+    except (SafetensorError, KeyError):
+        features = torch.empty(0)
+    if len(features) == count:
+        return features
+    print(f"{path} is damaged: its features are computed anew", flush=True)
+    return None

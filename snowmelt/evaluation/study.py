@@ -53,7 +53,8 @@ class Study:
         self.source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
         pipeline = self.pipeline(config)
         table.check_features(config.metrics, config.features, pipeline.num_classes)
-        kept = math.prod(self._shape(pipeline)) if self._keeps() else 0
+        shape = self._shape(pipeline)
+        kept = math.prod(shape) if self._keeps() else 0
         check_memory(config.num_images, kept + FEATURES)
         self.nfe = [evaluations(self.pipeline(setting.config), setting.config) for setting in self.settings]
         self.real = self._load(pipeline, config.split)

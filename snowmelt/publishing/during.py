@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 from snowmelt.options import DiffusionConfig
 from snowmelt.publishing.export import export
 from snowmelt.publishing.upload import Repository, check_rights, open_repository, upload
@@ -59,8 +59,13 @@ class HubPush:
             return
         folder = self.run / FOLDER
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        export(self.run, folder, self.repository.id, license=self.config.license, strip=False)
+        try:
+            folder.mkdir()
+            export(self.run, folder, self.repository.id, license=self.config.license, strip=False)
+        except (UserError, OSError) as error:
+            print(f"nothing uploaded now: {one_line(error)}; training goes on", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         self._running = self._pool.submit(self._upload_quietly, folder, self.repository)
 
     def _upload_quietly(self, folder: Path, repository: Repository) -> None:
@@ -81,12 +86,12 @@ class HubPush:
             return
         self._pool.shutdown()
         with tempfile.TemporaryDirectory(dir=self.run, prefix=FOLDER) as folder:
-            export(self.run, Path(folder), self.repository.id, license=self.config.license)
             try:
+                export(self.run, Path(folder), self.repository.id, license=self.config.license)
                 info = upload(Path(folder), self.repository, "Trained model")
-            except UserError as error:
+            except (UserError, OSError) as error:
                 raise UserError(
-                    f"the model is complete in {self.run}, but {error}; publish it with "
+                    f"the model is complete in {self.run}, but {one_line(error)}; publish it with "
                     f"`python publish.py --model {self.run} --hub_model_id {self.repository.id}`"
                 ) from error
         self.accelerator.print(f"published: {info.repo_url}, {info.commit_url}")

@@ -62,6 +62,8 @@ def export(
         UserError: if there is no pipeline, none of diffusers' own that samples it, or a file that isn't the model's.
     """
     facts = read_facts(source, report, dataset_name)
+    readme = source / "README.md"  # the author's own
+    own_card = own_file(source, readme) if os.path.lexists(readme) else None
     if facts.index is None:
         if stock_pipeline:
             raise UserError("--stock_pipeline: these are LoRA matrices, which any pipeline loads; publish without it")
@@ -75,8 +77,8 @@ def export(
     _copy_images(source, folder, report, facts)
     if strip and not facts.by_text:
         _draw_strip(folder)
-    if os.path.lexists(source / "README.md"):  # the author's own
-        shutil.copyfile(own_file(source, source / "README.md"), folder / "README.md")
+    if own_card:
+        shutil.copyfile(own_card, folder / "README.md")
     else:
         write_card(folder, repo_id, license, facts)
 

@@ -9,7 +9,16 @@ from typing import Any
 from snowmelt.errors import UserError, printable
 from snowmelt.evaluation.alignment import ALIGNMENT_FILE, read_alignment
 from snowmelt.files import Kind, checked, read_mapping, read_text, shown
-from snowmelt.model_folder import INDEX_FILE, Index, main_weights, own_file, read_index, tensors, weights_digest
+from snowmelt.model_folder import (
+    INDEX_FILE,
+    Index,
+    component_files,
+    main_weights,
+    own_file,
+    read_index,
+    tensors,
+    weights_digest,
+)
 from snowmelt.run_folder import LORA_FILE, RUN_FILE
 from snowmelt.tracking import METRICS_FILE, read_metrics
 
@@ -109,6 +118,8 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         if "unet" not in index.components:
             raise UserError(f"--model: {source} is a {index.class_name} without a 'unet'; none such is published here")
         _check_index(source, index)
+        for name in index.components:
+            component_files(source, name)
         network = read_mapping(own_file(source, source / "unet/config.json"), {"sample_size": (int, list)})
         weights = [own_file(source, path) for path in main_weights(source / "unet")]
         folders = {name: source / name for name in index.components}
@@ -198,7 +209,8 @@ def _report(
         return None
     path = own_file(named or source, folder / REPORT_FILE)
     report = _on_one_line(read_mapping(path, REPORT))
-    checked(f"{path}: features", report["features"], FEATURES)
+    accuracy: dict[str, Kind] = {"accuracy": NUMBER} if "accuracy" in report["features"] else {}
+    checked(f"{path}: features", report["features"], FEATURES | accuracy)
     checked(f"{path}: sampler", report["sampler"], SAMPLER)
     dataset = checked(f"{path}: dataset", report["dataset"], DATASET)
     for result in [*report["results"], *report["floor"]]:

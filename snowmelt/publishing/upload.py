@@ -18,8 +18,12 @@ WAITS = (1, 2, 4, 8, 15)
 """Seconds between two attempts: half a minute, in all, unless the Hub asks for more."""
 LONGEST_WAIT = 60
 MOMENTARY = (408, 429, 500, 502, 503, 504)
-REPLACED = ["*.safetensors", "*.safetensors.index.json", "pipeline.py", "report-*.png"]
-"""What an earlier publication may have left in a repository that a later one doesn't have: other shards, say."""
+REPLACED = [
+    *("*.safetensors", "*.safetensors.index.json", "pipeline.py"),
+    *("report-*.png", "alignment*.png", "evaluation.png", "denoising.png", "loss.png", "samples.png"),
+]
+"""What an earlier publication may have left in a repository that a later one doesn't have: other shards, say, or
+images of other weights."""
 
 T = TypeVar("T")
 

@@ -218,7 +218,7 @@ def test_no_data(load, folder):
         load()
     with pytest.raises(UserError, match="--train_data_dir .*nowhere: no such folder"):
         load(train_data_dir=str(folder / "nowhere"))
-    with pytest.raises(UserError, match="nowhere: no such data set"):
+    with pytest.raises(UserError, match="--dataset_name .*nowhere: no such folder"):
         load(dataset_name=str(folder / "nowhere"))
     (folder / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=r"no image, \.npy, \.zip or \.parquet file"):

@@ -164,6 +164,17 @@ def test_classifier(digits, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_classifier")
+def test_a_damaged_classifier_is_trained_anew(digits, capsys: pytest.CaptureFixture) -> None:
+    train = digits()
+    extractor = ClassifierFeatures(train, None, CPU)
+    path = train.cache.path.parent / f"classifier-{extractor.fingerprint}.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    again = ClassifierFeatures(train, None, CPU)
+    assert "is damaged: the classifier is trained anew" in capsys.readouterr().out
+    assert torch.equal(again(train.batch(np.arange(9))), extractor(train.batch(np.arange(9))))
+
+
+@pytest.mark.usefixtures("quick_classifier")
 def test_classifier_of_any_size(digits) -> None:
     """From 8 pixels to more than it looks at, with several channels."""
     for channels, side in ((5, 9), (3, 200)):

@@ -72,6 +72,22 @@ def test_features_are_computed_once(tmp_path: Path) -> None:
         assert seeing.seen == (25 * (number + 2) if seeing is extractor else 25)
 
 
+@pytest.mark.parametrize("damage", [b"", b"<html>", None])
+def test_damaged_features_are_computed_anew(
+    tmp_path: Path, damage: bytes | None, capsys: pytest.CaptureFixture
+) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (25, 3, 4, 4), np.uint8)
+    data, extractor = real(tmp_path, values, (0, 255)), Means()
+    features = features_of(data, extractor, 10)
+    (path,) = tmp_path.glob("features-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-8] if damage is None else damage)
+    assert torch.equal(features_of(data, extractor, 10), features)
+    assert extractor.seen == 50
+    assert "is damaged: its features are computed anew" in capsys.readouterr().out
+    features_of(data, extractor, 10)
+    assert extractor.seen == 50
+
+
 def test_floor_compares_images_with_others() -> None:
     """As many as there are samples and no more than half, all different, against the rest."""
     features = torch.arange(100.0)[:, None] * torch.tensor([[1.0, -2.0]])

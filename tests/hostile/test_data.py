@@ -13,11 +13,13 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub.utils import _http
 from PIL import Image
 from pyarrow import parquet
 
 from tests.hostile.conftest import Refuse
+from tests.pipelines.models import tiny_pipeline
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
@@ -52,6 +54,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files(root)
     saved(root)
     columns(root)
+    ids = {i: str(i) for i in range(10)}
+    tiny_pipeline(FlowMatchEulerDiscreteScheduler(), num_class_embeds=11, id2label=ids).save_pretrained(root / "model")
     return root
 
 
@@ -219,7 +223,11 @@ def files(root: Path) -> None:
     (root / "zip-text").mkdir()
     with zipfile.ZipFile(root / "zip-text" / "a.zip", "w") as archive:
         archive.writestr("a.png", "no image")
-        archive.writestr("../../escaped.png", "no image either")
+    (root / "zip-climbs").mkdir()
+    with zipfile.ZipFile(root / "zip-climbs" / "a.zip", "w") as archive:
+        archive.writestr("../../escaped.png", "no image")
+    with zipfile.ZipFile(root / "zip-climbs" / "a.zip", "a") as archive:
+        archive.writestr("/etc/passwd.png", "no image")
     for name in ("train", "test"):
         save(root / "splits" / name / "a.png", 3)
         save(root / "captioned" / name / "a.png", 3)
@@ -408,6 +416,7 @@ CASES += [
         "npy-mixed": r"differ in their channels: .*arrays aren't converted",
         "npy-float": r"differ in their values: 1 float32, 1 uint8; float images can't be mixed",
         "zip-bad": r"b\.zip: a zip that can't be read \(File is not a zip file\)",
+        "zip-climbs": r"a\.zip: holds a file called \S+, which leads out of it; remove it",
         "zip-empty": r"b\.zip: a zip that can't be read",
         "zip-text": r"zip://\S+png::\S+a\.zip: can't be decoded \(cannot identify",
         "parquet": r"parquet: can't be read: .*; check its files",
@@ -476,13 +485,16 @@ CASES += [
     (A + "--dataset_name digits --validation_split 'train[:0]'", r"--validation_split train\[:0\]: no rows in it"),
     (V + "--train_data_dir gray --validation_share 0.01", r"--validation_share 0\.01: of 2 images that is 0"),
     (U + "--dataset_name digits --dataset_config_name x", r"--dataset_config_name x: digits has no configurations"),
-    (U + "--dataset_name nowhere", r"nowhere: (no such data set|can't be opened)"),
-    (U + "--dataset_name user/name", r"user/name: (no such data set|can't be opened): .*(network|Hub)"),
-    (U + "--dataset_name a/b/c", r"a/b/c: (no such data set|can't be opened)"),
-    (U + "--dataset_name 'a b'", r"a b: (no such data set|can't be opened)"),
-    (U + "--dataset_name ../nowhere", r"\.\./nowhere: (no such data set|can't be opened)"),
-    (U + "--dataset_name https://huggingface.co/datasets/ylecun/mnist", r"(no such data set|can't be opened)"),
-    (U + "--dataset_name secret.png", r"--dataset_name secret\.png: is a file; give the folder"),
+    (
+        U + "--dataset_name nowhere",
+        r"nowhere: can't be opened: http\S+ can't be reached, or is no Hub; check the network",
+    ),
+    (U + "--dataset_name user/name", r"user/name: can't be opened: http\S+ can't be reached"),
+    (U + "--dataset_name a/b/c", r"--dataset_name a/b/c: no such folder; give one, or user/name"),
+    (U + "--dataset_name 'a b'", r"a b: can't be opened: not a name that the Hub allows"),
+    (U + "--dataset_name ../nowhere", r"\.\./nowhere: no such folder"),
+    (U + "--dataset_name https://huggingface.co/datasets/ylecun/mnist", r"ylecun/mnist: no such folder"),
+    (U + "--dataset_name secret.png", r"--dataset_name secret\.png: no such folder"),
     (U + "--dataset_name " + "n" * 300, r"File name too long"),
     (U + "--dataset_name digits --resolution 10000000", r"--resolution 10000000: to resize one image takes 800 TB"),
     (U + "--dataset_name digits --resolution 30000", r"--resolution 30000.* (memory|need \d.* TB)"),
@@ -499,6 +511,33 @@ for words, line in {
         (f"train_{script}.py --output_dir out --cache_dir {words} --dataset_name digits --resolution 8", line)
         for script in ("unconditional", "autoencoder")
     ]
+
+
+E = "evaluate.py --model model --cache_dir {cache} --metrics fd --num_images 10 --output report "
+CASES += [
+    (E + words, line)
+    for words, line in {
+        "--train_data_dir rows-absolute": r"rows-absolute: row 1 names the file /etc/passwd, outside",
+        "--train_data_dir rows-link": r"row 1 names the file out\.dat, outside",
+        "--train_data_dir csv-climbs": r"row 2: file_name names \.\./secret\.png, outside",
+        "--train_data_dir saved-names": r"row 0 names the file \S+/secret\.png, outside",
+        "--train_data_dir fifo": r"fifo/b\.png: can't be decoded \(not a regular file\)",
+        "--train_data_dir nothing": r"--train_data_dir nothing: no image",
+        "--train_data_dir jsonl-empty": r"metadata\.jsonl: has no rows",
+        "--train_data_dir saved-cut": r"saved-cut: .*can't be read",
+        "--train_data_dir long": r"one side more than 50 times the other",
+        "--dataset_name digits --split 'train[:0]'": r"--split train\[:0\]: no rows in it; train has 1797",
+        "--dataset_name digits --split 'train[abc]'": r"--split train\[abc\]: can't be read",
+        "--dataset_name digits --split test": r"--split test: digits has train",
+        "--dataset_name digits --held_out_split test": r"--(held_out_)?split test: digits has train",
+        "--dataset_name digits --held_out_split 'train[9'": r"--(held_out_)?split train\[9: can't be read",
+        "--dataset_name digits --dataset_config_name x": r"--dataset_config_name x: digits has no configurations",
+        "--dataset_name digits --label_column nope": r"--label_column nope: no such column",
+        "--dataset_name digits --channels 2": r"--channels 2: pictures can be given 1, 3 or 4",
+        "--dataset_name nowhere": r"nowhere: can't be opened: \S+ can't be reached",
+        "--dataset_name ../x": r"--dataset_name \.\./x: no such folder",
+    }.items()
+]
 
 
 @pytest.fixture(autouse=True)

@@ -365,6 +365,7 @@ def change(name: str, **values: Any) -> Callable[[Path], Any]:
         (change("model_index.json", id2label={"x": "a"}), "id2label: must be a whole number, got 'x'"),
         (change("model_index.json", id2label=5), "id2label: must map numbers to names"),
         (change("model_index.json", value_range=[1, 0]), "value_range: the lowest must be less"),
+        (change("model_index.json", unet=["evil", "Network"]), "unet: must be a class of diffusers, transformers, is"),
         (change("model_index.json", prediction_type="noise"), "prediction_type: 'noise' is not one of"),
         (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),
         (lambda f: (f / "unet/config.json").write_text("{"), "config.json"),

@@ -196,6 +196,20 @@ def test_stock_pipeline_where_nothing_is_lost(train, tmp_path):
         assert type(PixelDiffusionPipeline.from_pretrained(folder)) is PixelDiffusionPipeline
 
 
+def test_a_runs_folder_loads_with_diffusers_alone(run):
+    """As the published one does: it has its code."""
+    loaded = DiffusionPipeline.from_pretrained(run, trust_remote_code=True)
+    assert type(loaded).__module__.startswith("diffusers_modules.")
+    options = {"class_labels": "dogs", "num_inference_steps": 2, "output_type": "np"}
+    images = [
+        pipeline(generator=torch.Generator().manual_seed(0), **options).images
+        for pipeline in (loaded, PixelDiffusionPipeline.from_pretrained(run))
+    ]
+    assert np.array_equal(*images)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(run)
+
+
 def test_model_of_float_data(tmp_path):
     """Its value_range is a list in model_index.json, as the components are."""
     tiny_pipeline(value_range=(-3.0, 5.0)).save_pretrained(tmp_path / "model")

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from diffusers import DDPMPipeline, DiffusionPipeline
 from huggingface_hub import HfApi
 
 from pipelines import PixelDiffusionPipeline
@@ -121,6 +122,17 @@ def test_pipeline_pushes_itself_as_publish_does(connected, train, tmp_path):
     assert len(connected.commits("alice/itself")) == 2
 
 
+def test_a_plain_run_is_pushed_as_diffusers_own(connected, train, tmp_path):
+    """By the script and by the pipeline itself: it loads without trust, and as our class."""
+    options = {"class_conditional": False, "objective": "epsilon"}
+    run = train(tmp_path / "run", push_to_hub=True, hub_model_id="alice/plain", **options)
+    PixelDiffusionPipeline.from_pretrained(run).push_to_hub("alice/itself")
+    for name in ("alice/plain", "alice/itself"):
+        assert "pipeline.py" not in connected.files(name)
+        assert type(DiffusionPipeline.from_pretrained(name)) is DDPMPipeline
+        assert type(PixelDiffusionPipeline.from_pretrained(name)) is PixelDiffusionPipeline
+
+
 def test_uploads_during_training(connected, train, tmp_path):
     """Each saved model is uploaded while training goes on, to what it would be without; half of one is never seen."""
     options = {"max_train_steps": 6, "save_model_epochs": 1, "train_batch_size": 1797}
@@ -179,7 +191,10 @@ def test_hub_that_fails_never_stops_training(connected, train, tmp_path, monkeyp
         ("write", "a b", "not a name"),
     ],
 )
-def test_what_cannot_be_pushed_to_is_told_before_training(role, name, said, connected, train, tmp_path):
+def test_what_cannot_be_pushed_to_is_told_before_anything_is_read(
+    role, name, said, connected, train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("snowmelt.data.held_out.load_splits", None)
     with pytest.raises(UserError, match=f"can't publish to {name}: .*{said}"):
         train(tmp_path / "run", push_to_hub=True, hub_token=connected.token("alice", role), hub_model_id=name)
     assert not (tmp_path / "run").exists()

@@ -197,6 +197,7 @@ def test_script(connected, train, tmp_path, monkeypatch, capsys):
     """publish.py: a branch, a variant, a Space, and the message at the end."""
     run = train(tmp_path / "run", class_conditional=False, objective="epsilon")
     words = ["--model", str(run), "--hub_model_id", "alice/script", "--private", "--license", "mit"]
+    words += ["--no-stock_pipeline"]  # which is what it would be published as
 
     def call(*more: str) -> str:
         monkeypatch.setattr(sys, "argv", ["publish.py", *words, *more])
