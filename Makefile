@@ -10,11 +10,11 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no \
 		train_unconditional.py --overwrite_output_dir
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

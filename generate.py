@@ -4,6 +4,7 @@ The image of an index depends on --seed and that index alone, so more processes,
 change none of them. Under `accelerate launch` the processes share the work.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from snowmelt.config import option, parse
 from snowmelt.errors import UserError, run
+from snowmelt.files import read_mapping
 from snowmelt.loading import PipelineOptions, SamplerOptions, choose_pipeline, sample, set_scheduler
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 GRID_IMAGES = 64
 TRAJECTORY_IMAGES = 8
+SETTINGS_FILE = "settings.json"
+OWN_FILES = re.compile(r"\d{6,}\.(png|npy)|grid\.png|strip\.png|trajectory\.gif")
+ELSEWHERE = ("model", "revision", "num_images", "batch_size", "output_dir", "overwrite_output_dir", "trajectory")
+"""Options that an image doesn't depend on, or not by their names."""
 
 
 @dataclass(kw_only=True)
@@ -30,9 +36,9 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
     class_label: str | None = option(None, "number or name of the class of all images; all in turn by default")
     prompt: list[str] = option([], "prompts, which images take in turn, for a model that makes them from texts")
     output_dir: str = option("samples", "folder of the images")
-    overwrite_output_dir: bool = option(False, "remove the images that an earlier, other run left there")
+    overwrite_output_dir: bool = option(False, "remove the images of another model, or other settings, in output_dir")
     bit_depth: int = option(8, "8, or 16 for gray images", minimum=8, maximum=16)
-    trajectory: bool = option(False, f"also draw how the first {TRAJECTORY_IMAGES} came about")
+    trajectory: bool = option(False, f"also draw the denoising trajectories of the first {TRAJECTORY_IMAGES}")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,15 +53,22 @@ def main() -> None:
     import torch
     from accelerate import PartialState
 
-    from snowmelt.environment import find_launch, use_all_cores
+    from snowmelt.environment import check_fits, find_launch, use_all_cores
 
     use_all_cores(find_launch())
     state = PartialState(cpu=not torch.accelerator.is_available())
     pipeline = load(config).to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)
+    unet = pipeline.unet.config
+    side = unet.sample_size if isinstance(unet.sample_size, int) else max(unet.sample_size or (1,))
+    check_fits("batch_size", min(config.batch_size, config.num_images), unet.in_channels * side**2, state.device)
     folder = Path(config.output_dir)
-    stale = stale_files(folder, expected_files(config, pipeline), config.overwrite_output_dir)
+    kept = settings(config)
+    stale = check_folder(folder, kept, expected_files(config, pipeline), config.overwrite_output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    state.wait_for_everyone()  # every process has looked at the folder before one changes it
+    if state.is_main_process:
+        (folder / SETTINGS_FILE).write_text(json.dumps(kept, indent=1) + "\n")
 
     value_range = pipeline.config.get("value_range") or (0.0, 1.0)
     with state.split_between_processes(list(range(config.num_images))) as indices:
@@ -123,20 +136,44 @@ def expected_files(config: GenerateConfig, pipeline: "PixelDiffusionPipeline") -
     return names | ({"strip.png", "trajectory.gif"} if config.trajectory else set())
 
 
-def stale_files(folder: Path, expected: set[str], overwrite: bool) -> list[Path]:
-    """Files of an earlier run that this one won't replace, and that would pass for its own.
+def settings(config: GenerateConfig) -> dict[str, Any]:
+    """All that an image of a given index depends on: the options, and the weights by their digest."""
+    from snowmelt.model_source import find_source
+
+    source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
+    options = {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE}
+    return json.loads(json.dumps({"weights": source.digest(), **options}))
+
+
+def check_folder(folder: Path, wanted: dict[str, Any], expected: set[str], overwrite: bool) -> list[Path]:
+    """Images in the folder that are of another model or other settings, and are to be removed.
+
+    Args:
+        folder: where images are to be written, which may not exist.
+        wanted: the settings, which an earlier run left in SETTINGS_FILE.
+        expected: names of the files of this run, which will be replaced.
+        overwrite: whether images of another run may be replaced and removed.
 
     Raises:
         UserError: if there are any, unless `overwrite`.
     """
-    ours = re.compile(r"\d{6,}\.(png|npy)|grid\.png|strip\.png|trajectory\.gif")
-    stale = sorted(p for p in folder.glob("*") if ours.fullmatch(p.name) and p.name not in expected)
-    if stale and not overwrite:
-        raise UserError(
-            f"--output_dir: {folder} holds {len(stale)} files of another run ({stale[0].name}, ...); "
-            "give another folder, or --overwrite_output_dir to remove them"
-        )
-    return stale
+    own = sorted(path for path in folder.glob("*") if OWN_FILES.fullmatch(path.name))
+    if not own:
+        return []
+    there = folder / SETTINGS_FILE
+    if not overwrite:
+        what = f"--output_dir: {folder} holds {len(own)} images ({own[0].name}, ...)"
+        advice = "give another folder, or --overwrite_output_dir to replace them"
+        if not there.is_file():
+            raise UserError(f"{what}, and no {SETTINGS_FILE} that says what made them; {advice}")
+        saved = read_mapping(there)
+        differing = [name for name in wanted if saved.get(name) != wanted[name]]
+        if differing:
+            name = differing[0]
+            was = "other weights" if name == "weights" else f"--{name} {saved.get(name)!r} (now {wanted[name]!r})"
+            raise UserError(f"{what} made with {was}; {advice}")
+        return []
+    return [path for path in own if path.name not in expected]
 
 
 def save_image(image: "np.ndarray", path: Path, bit_depth: int, value_range: tuple[float, float]) -> None:
@@ -166,7 +203,7 @@ def save_grid(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder
 
 
 def save_trajectory(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder: Path) -> None:
-    """Draw how the first images came about; they are sampled again, alike by their generators."""
+    """Draw the denoising trajectories of the first images, which are sampled again, alike by their generators."""
     from pipelines import save_gif, save_strip
 
     indices = list(range(min(config.num_images, TRAJECTORY_IMAGES)))

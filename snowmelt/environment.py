@@ -147,25 +147,31 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def check_memory(data: Cache, config: TrainingConfig, device: torch.device) -> None:
-    """Refuse batches whose data alone don't fit into memory; a network's activations take many times as much.
+    """Refuse batches of training or sampling whose data alone don't fit into memory; see `check_fits`."""
+    numbers = data.gather(np.arange(1), None).size
+    for flag in ("train_batch_size", "eval_batch_size"):
+        check_fits(flag, getattr(config, flag), numbers, device)
+
+
+def check_fits(flag: str, count: int, numbers: int, device: torch.device) -> None:
+    """Refuse a batch whose data alone don't fit into memory; a network's activations take many times as much.
 
     Args:
-        data: what is trained on.
-        config: the run's options.
+        flag: what its size was given by.
+        count: images in it.
+        numbers: of an image.
         device: that computes.
 
     Raises:
-        UserError: naming the option.
+        UserError: saying what fits.
     """
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    image = 4 * COPIES * data.gather(np.arange(1), None).size  # bytes
-    for flag in ("train_batch_size", "eval_batch_size"):
-        count = getattr(config, flag)
-        if count * image > free:
-            raise UserError(
-                f"--{flag} {count}: the images alone take {count * image / 1e9:.0f} GB, and {free / 1e9:.0f} GB are "
-                f"free; take at most {free // image}, and far fewer for the network to fit beside them"
-            )
+    needed = 4 * COPIES * numbers  # bytes of an image
+    if count * needed > free:
+        raise UserError(
+            f"--{flag} {count}: the images alone take {count * needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            f"take at most {free // needed}, and far fewer for the network to fit beside them"
+        )
 
 
 def _check_parallelism() -> None:

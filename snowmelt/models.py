@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 
 ATTENTION_HEAD_DIM = 64
 """diffusers' default of 8 makes attention the bottleneck; see benchmarks/train_throughput.py."""
@@ -145,9 +145,11 @@ def _build(
     torch.manual_seed(seed)
     try:
         return network.from_config(config)
-    except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--model_config_name_or_path {source}: no such network: {reason}") from error
+    except Exception as error:  # whatever diffusers raises at a configuration that anybody may have written
+        raise UserError(
+            f"--model_config_name_or_path {source}: no such network can be built ({type(error).__name__}: "
+            f"{one_line(error)}); correct it, or take --model_size"
+        ) from error
 
 
 def _stored_config(network: Any, name_or_path: str | None) -> dict[str, Any] | None:

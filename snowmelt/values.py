@@ -97,7 +97,7 @@ def _to_float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:  # of a whole number beyond all floats
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def number_reader(kind: type) -> Callable[[str], Any]:

@@ -35,6 +35,7 @@ from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 
 torch.set_num_threads(1)
 
+LONGEST = ("tests/test_readme", "tests/test_finetune", "tests/test_train", "tests/test_evaluate", "tests/hostile")
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "train_unconditional.py"
 TINY_UNET = {
@@ -47,6 +48,18 @@ TINY_UNET = {
     "attention_head_dim": 8,
     "dropout": 0.1,  # so that runs agree only if the network's own randomness does
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are shared out whole between processes, for their fixtures' sake, but for groups that are marked.
+
+    The longest come first, so that no process waits for another in the end.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -48,7 +48,11 @@ def pixels(folder: Path) -> list[np.ndarray]:
 def test_images_are_those_of_their_indices(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes in turn, generators by index: the same from any batch size."""
     folder = run(monkeypatch, models / "classes", tmp_path / "a", "--num_images", "5", "--batch_size", "2")
-    assert sorted(p.name for p in folder.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "grid.png"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *(f"{i:06d}.png" for i in range(5)),
+        "grid.png",
+        "settings.json",
+    ]
     pipeline = tiny_pipeline(channels=3, num_class_embeds=4)
     expected = pipeline(
         5, class_labels=[0, 1, 2, 0, 1], num_inference_steps=2, generator=image_generators(0, range(5))
@@ -102,7 +106,7 @@ def test_16_bits(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_other_channels(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run(monkeypatch, models / "two", tmp_path / "a", "--num_images", "2")
-    assert sorted(p.name for p in folder.iterdir()) == ["000000.npy", "000001.npy"]
+    assert sorted(p.name for p in folder.iterdir()) == ["000000.npy", "000001.npy", "settings.json"]
     image = np.load(folder / "000001.npy")
     assert image.shape == (16, 16, 2)
     assert image.dtype == np.float32
@@ -124,14 +128,37 @@ def test_trajectory(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert PIL.Image.open(folder / "trajectory.gif").n_frames == 2
 
 
-def test_files_of_another_run(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, models / "gray", tmp_path, "--num_images", "3")
-    (tmp_path / "notes.txt").touch()
-    run(monkeypatch, models / "gray", tmp_path, "--num_images", "3", "--seed", "1")
-    with pytest.raises(UserError, match=r"holds 1 files of another run \(000002.png, ...\)"):
-        run(monkeypatch, models / "gray", tmp_path, "--num_images", "2")
-    run(monkeypatch, models / "gray", tmp_path, "--num_images", "2", "--overwrite_output_dir")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000.png", "000001.png", "grid.png", "notes.txt"]
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_images_of_other_settings_are_not_replaced(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run(monkeypatch, models / "gray", tmp_path / "out", "--num_images", "3")
+    (out / "notes.txt").touch()
+    before = contents(out)
+    advice = "give another folder, or --overwrite_output_dir to replace them"
+    for model, flags, made in (
+        ("gray", ("--seed", "1"), r"--seed 0 \(now 1\)"),
+        ("gray", ("--num_inference_steps", "3"), r"--num_inference_steps 2 \(now 3\)"),
+        ("two", (), "other weights"),
+    ):
+        with pytest.raises(UserError, match=rf"holds 4 images \(000000.png, ...\) made with {made}; {advice}"):
+            run(monkeypatch, models / model, out, *flags)
+        assert contents(out) == before
+    (out / "settings.json").rename(tmp_path / "settings.json")
+    with pytest.raises(UserError, match=f"and no settings.json that says what made them; {advice}"):
+        run(monkeypatch, models / "gray", out)
+    (tmp_path / "settings.json").rename(out / "settings.json")
+    run(monkeypatch, models / "gray", out, "--num_images", "4", "--batch_size", "1")  # more of the same
+    after = contents(out)
+    assert {name: after[name] for name in before if name != "grid.png"} == {
+        k: before[k] for k in before if k != "grid.png"
+    }
+    run(monkeypatch, models / "gray", out, "--num_images", "2", "--seed", "1", "--overwrite_output_dir")
+    assert sorted(contents(out)) == ["000000.png", "000001.png", "grid.png", "notes.txt", "settings.json"]
+    assert contents(out)["000000.png"] != before["000000.png"]
 
 
 def test_bfloat16(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
