@@ -40,9 +40,9 @@ class Found(NamedTuple):
     def is_metadata(self) -> bool:
         return self.where.name in METADATA_FILES
 
-    def split(self) -> str | None:
-        """That whose folder it lies in."""
-        return _SPLIT_OF.get(self.where.parts[0]) if len(self.where.parts) > 1 else None
+    def split(self, depth: int) -> str | None:
+        """That whose folder it lies in, where such folders are the `depth`-th on the way to a file."""
+        return _SPLIT_OF.get(self.where.parts[depth - 1]) if len(self.where.parts) > depth > 0 else None
 
 
 def find(root: Path) -> list[Found]:
@@ -74,20 +74,25 @@ def listed(files: Iterable[tuple[PurePosixPath, Path]]) -> list[Found]:
     return found
 
 
-def splits(files: Iterable[Found]) -> list[str]:
-    """The splits of a folder whose images all lie in sub-folders named as splits; else `train` alone."""
-    found = {file.split() for file in files if file.is_image}
-    return [name for name in SPLITS if name in found] if found and None not in found else ["train"]
+def splits(files: Iterable[Found]) -> tuple[list[str], int]:
+    """The splits of a folder: those whose folders hold all images, at the top or in one folder there; else `train`.
+
+    Returns:
+        Their names, and at which depth their folders are: 0 where there are none.
+    """
+    images = [file for file in files if file.is_image]
+    for depth in range(1, min((len(f.where.parts) for f in images), default=1)):
+        found = {file.split(depth) for file in images}
+        if None not in found:
+            return [name for name in SPLITS if name in found], depth
+        if len({file.where.parts[:depth] for file in images}) > 1:
+            break
+    return ["train"], 0
 
 
-def class_by_path(file: Found) -> str:
-    """The folder of an image."""
-    return "/".join(file.where.parent.parts)
-
-
-def class_in_split(file: Found) -> str:
-    """The folder of an image, below that of its split."""
-    return "/".join(file.where.parent.parts[1:])
+def class_by_path(file: Found, depth: int = 0) -> str:
+    """The folder of an image, below that at a depth."""
+    return "/".join(file.where.parent.parts[depth:])
 
 
 def class_by_parent(file: Found) -> str:
@@ -184,8 +189,10 @@ def _members(path: Path, where: PurePosixPath) -> list[Found]:
     found = []
     for member in sorted(members, key=lambda m: m.filename):
         inside = PurePosixPath(os.path.normpath(member.filename))
-        if inside.is_absolute() or any(part.startswith((".", "__MACOSX")) for part in inside.parts):
-            continue  # hidden; and nothing is unpacked, so a name that climbs leads nowhere
+        if inside.is_absolute() or inside.parts[0] == "..":
+            raise UserError(f"{path}: holds a file called {member.filename}, which leads out of it; remove it")
+        if any(part.startswith((".", "__MACOSX")) for part in inside.parts):
+            continue  # hidden
         if len(top.parts) == 1 and inside.parts[0] == where.stem:
             inside = inside.relative_to(where.stem)  # train.zip holds train/
         file = Found(top / inside, f"zip://{member.filename}::{path}", (member.file_size, member.CRC))

@@ -6,9 +6,9 @@ meaning isn't known: they are resized one channel at a time in float32 and never
 """
 
 import io
-import struct
 import warnings
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,16 +22,8 @@ from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
 
 PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-BAD_IMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow and numpy raise for a file that is broken, truncated or not an image at all."""
+BAD_IMAGE = (OSError, ValueError)
+"""What the functions here raise for a file that is broken, truncated or not an image at all."""
 
 Opened = Image.Image | np.ndarray
 
@@ -50,6 +42,18 @@ class Header:
     width: int
 
 
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Pillow's and numpy's decoders raise anything for broken files: AssertionError, struct.error, TokenError, ..."""
+    try:
+        yield
+    except BAD_IMAGE:
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__} {error}".strip()) from error
+
+
+@_decoding()
 def open_item(item: Any, file: tuple[Path, str | None] | None) -> Opened:
     """Open, without decoding, what a row holds.
 
@@ -77,6 +81,7 @@ def open_item(item: Any, file: tuple[Path, str | None] | None) -> Opened:
         return Image.open(opened, formats=_formats())
 
 
+@_decoding()
 def header(image: Opened) -> Header:
     """What is known of an image before its pixels are decoded.
 
@@ -112,6 +117,7 @@ class Preprocess:
     center_crop: bool
     background: tuple[int, int, int]
 
+    @_decoding()
     def __call__(self, image: Opened) -> np.ndarray:
         """Pixels (C, H, W) of dtype `self.dtype`, min(H, W) == resolution, H == W after a centre crop.
 

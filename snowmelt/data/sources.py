@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import datasets
@@ -14,7 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 from snowmelt.data.cache import ImageCache, Like, build_cache
 from snowmelt.data.columns import image_column, read_labels
 from snowmelt.data.embedded import EMBEDDED
-from snowmelt.data.folders import class_by_parent, class_by_path, class_in_split, find, listed, open_files, splits
+from snowmelt.data.folders import class_by_parent, class_by_path, find, listed, open_files, splits
 from snowmelt.data.images import background_color
 from snowmelt.data.places import Place, Source
 from snowmelt.data.reading import readable_source, reason
@@ -113,13 +114,12 @@ def _open_folder(root: Path, name: str, options: DataOptions, wanted: Split) -> 
             return _open_named(str(root), options, wanted, root)
         raise UserError(f"--train_data_dir {name}: no image, .npy, .zip or .parquet file in it or below")
     _check_unconfigured(options, name)
-    known = splits(files)
-    divided = all(file.split() for file in files if file.is_image)
+    known, depth = splits(files)
 
     def open_split(split: str) -> datasets.Dataset:
-        # Metadata at the top are for all splits.
-        chosen = [f for f in files if not divided or f.split() == split or (f.is_metadata and f.split() is None)]
-        return open_files(root, files, chosen, class_in_split if divided else class_by_path)
+        # Metadata above the splits are for all of them.
+        chosen = [f for f in files if f.split(depth) == split or (depth == 0 or f.is_metadata) and not f.split(depth)]
+        return open_files(root, files, chosen, partial(class_by_path, depth=depth))
 
     dataset, pieces = select(wanted, known, open_split, name)
     return Source(dataset, pieces, Place((root,), links=True), name)

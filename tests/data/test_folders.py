@@ -159,6 +159,13 @@ def test_the_folders_of_splits_have_the_names_that_datasets_knows(load, folder):
     assert train.class_names == validation.class_names == ["cats", "dogs"], "a label means the same in both"
 
 
+def test_splits_in_the_only_folder_at_the_top(load, folder):
+    save(folder / "data" / "train" / "cats" / "a.png", 1)
+    save(folder / "data" / "test" / "cats" / "b.png", 2)
+    cache = load(train_data_dir=str(folder), resolution=4)
+    assert (shades(cache), cache.class_names) == ([1], ["cats"])
+
+
 WORDS = ["NA", "null", "None", "nan", "N/A", "true", "-1", " spaced "]
 
 

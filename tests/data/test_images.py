@@ -280,3 +280,17 @@ def test_integers_beyond_16_bits(load, folder):
 def test_background_that_is_no_colour(load, folder, colour):
     with pytest.raises(UserError, match=f"--background '{colour}' is not a colour"):
         load(train_data_dir=str(folder), background=colour)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|u1', (((("),  # tokenize.TokenError
+        ("b.png", b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00avifmif1miaf"),  # RuntimeError
+        ("a.dds", b"DDS \x7c\x00\x00\x00" + bytes(72) + b"\x20\x00\x00\x00\xff\x20" + bytes(60)),  # NotImplementedError
+    ],
+)
+def test_whatever_decoders_raise_is_a_bad_image(load, folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: can't be decoded"):
+        load(train_data_dir=str(folder), resolution=8)

@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from torch.testing import assert_close
 
@@ -20,6 +21,7 @@ from snowmelt.data.latents import LatentCache, build_latents
 from snowmelt.data.loader import batches
 from snowmelt.errors import UserError
 from tests.autoencoders import KINDS, STOCHASTIC, tiny_vae
+from tests.pipelines.models import tiny_unet
 
 SIDE, COUNT = 16, 10
 
@@ -107,7 +109,7 @@ def test_x0_is_a_fresh_draw_as_diffusers_scales_it(images, kind):
     assert x0.shape[1:] == (coding.latent_channels, SIDE // coding.downsampling, SIDE // coding.downsampling)
     again = coding.from_cache(raw, torch.Generator().manual_seed(2))
     assert torch.equal(x0, again) == (kind not in STOCHASTIC)
-    pipeline = LatentDiffusionPipeline(vae, None, None)
+    pipeline = LatentDiffusionPipeline(vae, tiny_unet(coding.latent_channels), DDPMScheduler())
     assert_close(pipeline.decode(x0), vae.decode(z, return_dict=False)[0], atol=1e-4, rtol=1e-4)
 
 
