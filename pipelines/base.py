@@ -211,7 +211,11 @@ class ReverseProcessPipeline(
                 f"timesteps: {type(scheduler).__name__} takes no list; DDPM, EulerDiscrete, HeunDiscrete, "
                 "DPMSolverMultistep, DPMSolverSinglestep and FlowMatchEulerDiscrete do"
             )
-        elif self._expected == "flow_prediction" and "sigmas" in accepted:
+        elif self._expected == "flow_prediction" and "sigmas" not in accepted:
+            raise ValueError(
+                f"timesteps: {type(scheduler).__name__} takes no list of a flow; FlowMatchEulerDiscrete does"
+            )
+        elif self._expected == "flow_prediction":
             # Given as times, the sigmas alone would go through the scheduler's shift, and the two disagree.
             sigmas = [t / trained for t in self._times(timesteps, trained, continuous)]
             scheduler.set_timesteps(sigmas=sigmas, device=device)

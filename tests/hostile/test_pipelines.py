@@ -48,6 +48,7 @@ def targets() -> dict[str, Any]:
         "plain": tiny_pipeline(),
         "ddim": tiny_pipeline(DDIMScheduler()),
         "flow": tiny_pipeline(FlowMatchEulerDiscreteScheduler()),
+        "dpm": tiny_pipeline(make_scheduler("dpmsolver++", FlowMatchEulerDiscreteScheduler())),
         "text": quiet(text),
         "bare": quiet(bare),
         "latent": latent,
@@ -85,6 +86,7 @@ CALL = [
     *rows("pixel", "timesteps", ([NAN], "finite"), (["9"], "number"), ([None], "number"), ([[9, 5]], "number")),
     *rows("flow", "timesteps", ([1001], "above 0 and at most 1000"), ([500, 0], "above 0"), ({9: 5}, "list")),
     *rows("ddim", "timesteps", ([9, 5], "DDIMScheduler takes no list")),
+    *rows("dpm", "timesteps", ([900, 500], "DPMSolverMultistepScheduler takes no list of a flow; FlowMatchEuler")),
     *rows(
         "pixel", "class_labels", ([1.7], "whole number, got 1.7"), (True, "whole"), ([[0, 1]], "whole"), (1.0, "whole")
     ),
@@ -336,7 +338,7 @@ PARTS = [
 
 @pytest.mark.parametrize(("target", "arguments", "said"), [*CALL, *TEXT, *PARTS])
 def test_refused(targets: dict[str, Any], target: str, arguments: dict[str, Any], said: str) -> None:
-    if target in ("pixel", "plain", "ddim", "flow", "text", "bare", "latent"):
+    if target in ("pixel", "plain", "ddim", "flow", "dpm", "text", "bare", "latent"):
         arguments = {"num_inference_steps": 2} | arguments
     with pytest.raises((TypeError, ValueError), match=f"^{said}") as raised:
         targets[target](**arguments)
