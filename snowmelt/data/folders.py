@@ -65,8 +65,10 @@ def listed(files: Iterable[tuple[PurePosixPath, Path]]) -> list[Found]:
         if where.suffix.lower() == ".zip":
             found += _members(path, where)
         elif where.suffix.lower() in IMAGE_SUFFIXES or where.name in METADATA_FILES:
-            # A link to nothing is an image that can't be read, like any other.
-            status = path.stat() if path.exists() else path.lstat()
+            try:
+                status = path.stat()
+            except OSError:  # a link to nothing is an image that can't be read, like any other
+                status = path.lstat()
             found.append(Found(where, str(path), (status.st_size, status.st_mtime_ns)))
     for file in found:
         if any("\ud800" <= c <= "\udfff" for c in file.name):
@@ -156,8 +158,10 @@ def _walk(root: Path) -> list[Path]:
                 if entry.name.startswith("."):
                     continue
                 path = Path(entry.path)
-                if os.path.isdir(path):
-                    (links if entry.is_symlink() else folders).append(path)
+                if entry.is_symlink() and os.path.isdir(path):
+                    links.append(path)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
                 else:
                     files.append(path)
         except OSError as error:

@@ -5,7 +5,7 @@ import os
 import stat
 import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,12 +40,20 @@ class Place:
             member, _, file = name.removeprefix("zip://").rpartition("::")
         path = Path(os.path.normpath(self.folders[0] / file if self.folders else file))
         if "://" not in file and "\0" not in file:
-            real = Path if self.links else os.path.realpath
             for folder in self.folders:
-                if Path(real(path)).is_relative_to(real(folder)):
+                if (
+                    path.is_relative_to(folder)
+                    if self.links
+                    else Path(os.path.realpath(path)).is_relative_to(_real(folder))
+                ):
                     return path, member
         where = f"outside {self.folders[0]}" if self.folders else "outside the data set"
         raise UserError(f"names the file {name}, {where}; only files of the data set itself are read")
+
+
+@cache
+def _real(folder: Path) -> str:
+    return os.path.realpath(folder)
 
 
 def open_file(path: Path, member: str | None) -> Path | BinaryIO:

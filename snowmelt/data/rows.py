@@ -9,7 +9,7 @@ from tqdm import tqdm
 from snowmelt.data.images import BAD_IMAGE, Opened, open_item
 from snowmelt.data.places import Source
 from snowmelt.data.reading import readable_source
-from snowmelt.errors import UserError, one_line
+from snowmelt.errors import UserError, one_line, printable
 from snowmelt.options import DataOptions
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def readable(
         try:
             result = read(open_item(item, file))
         except BAD_IMAGE as error:
-            name = _name(row, item)
+            name = printable(_name(row, item))
             if not options.skip_bad_images:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
                 raise UserError(

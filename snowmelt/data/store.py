@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
-from snowmelt.errors import UserError, explained
+from snowmelt.errors import UserError, explained, printable
 from snowmelt.files import read_mapping
 from snowmelt.options import ImageOptions
 
@@ -81,7 +81,7 @@ def open_store(
             return found
         with _named(folder.parent):
             if os.path.lexists(folder):
-                print(f"{folder}: {found}; building it again", flush=True)
+                print(printable(f"{folder}: {found}; building it again"), flush=True)
                 _remove(folder)
             partial = folder.with_suffix(".partial")
             if not (resumable and partial.is_dir() and not partial.is_symlink()):

@@ -250,6 +250,14 @@ def test_a_broken_file_is_named_or_left_out(load, folder, capsys):
         load(train_data_dir=str(folder), resolution=4)
 
 
+def test_names_of_files_that_are_left_out_forge_no_lines(load, folder, capsys):
+    save(folder / "a.png", 1)
+    (folder / "b\nepoch 1\x1b[2J.png").write_text("no image")
+    cache = load(train_data_dir=str(folder), resolution=4, skip_bad_images=True)
+    assert cache.skipped == [f"{folder}/b\\nepoch 1\\x1b[2J.png"]
+    assert "\nepoch" not in capsys.readouterr().out
+
+
 def test_a_broken_row_of_a_table_is_numbered(load, folder):
     good = labelled().cast_column("image", datasets.Image(decode=False))["image"][:]
     cut = {"bytes": good[0]["bytes"][:-20], "path": "x.png"}
