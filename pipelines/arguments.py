@@ -148,21 +148,29 @@ class ArgumentsMixin:
         return mask
 
     @staticmethod
-    def _check_image(value: Any) -> None:
-        """Images to start from: of PIL, or arrays or tensors in [0, 1], or a list of either."""
+    def _check_image(value: Any, smallest: int) -> None:
+        """Images to start from: PIL's, arrays or tensors in [0, 1], or a list of one kind; no side below `smallest`."""
         given = value if isinstance(value, list) else [value]
         kinds = {next((k for k in (PIL.Image.Image, np.ndarray, Tensor) if isinstance(v, k)), None) for v in given}
         if len(kinds) != 1 or None in kinds:
             raise TypeError("image: must be a PIL image, an array, a tensor, or a list of one of these")
+        if kinds == {PIL.Image.Image}:
+            sides = [side for image in given for side in image.size]
+        else:
+            shapes = {tuple(image.shape) for image in given}
+            if len(shapes) > 1:
+                raise ValueError(f"image: of different shapes, {' and '.join(map(str, sorted(shapes)))}; make them one")
+            (shape,) = shapes
+            if not (2 if kinds == {np.ndarray} else 3) <= len(shape) <= 4:
+                raise ValueError(f"image: of shape {shape}, which is no image")
+            sides = list(shape[-2:] if kinds == {Tensor} or len(shape) == 2 else shape[-3:-1])
+        if min(sides) < smallest:
+            raise ValueError(f"image: has a side of {min(sides)} pixels; the network divides by {smallest}")
         for image in given if kinds != {PIL.Image.Image} else []:
             numbers = torch.as_tensor(image)
             if not numbers.is_floating_point():
-                raise TypeError(
-                    f"image: must be in [0, 1] in floating point, holds {numbers.dtype}; divide by its largest"
-                )
-            if not 2 <= numbers.dim() <= 4 or not numbers.numel():
-                raise ValueError(f"image: of shape {tuple(numbers.shape)}, which is no image")
-            if not numbers.isfinite().all() or numbers.min() < 0 or numbers.max() > 1:
+                raise TypeError(f"image: must be in [0, 1] in floating point, holds {numbers.dtype}; divide it")
+            if not numbers.isfinite().all() or not 0 <= numbers.min() <= numbers.max() <= 1:
                 raise ValueError("image: holds values outside [0, 1]")
 
     @staticmethod

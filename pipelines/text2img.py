@@ -270,9 +270,9 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         self, image: PipelineImageInput, height: int | None, width: int | None, batch: int, copies: int
     ) -> Tensor:
         """The network's data (batch, c, h, w) of images to start from."""
-        self._check_image(image)
         cell, channels = self.pixels_per_cell, self.channels
         factor = cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        self._check_image(image, factor)
         processor = VaeImageProcessor(
             vae_scale_factor=factor,
             vae_latent_channels=0,  # else it takes images of as many channels for latents, and leaves them as they are

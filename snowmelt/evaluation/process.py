@@ -102,6 +102,8 @@ def make_condition(pipeline: PixelDiffusionPipeline, labels: ClassLabels | None,
         UserError: for labels that the model doesn't know, or that it needs.
     """
     embeds = pipeline.unet.config.num_class_embeds
+    if n == 0 and labels is not None:  # asked only whether it has a likelihood
+        return {}
     try:
         return pipeline._label_conditions(labels, embeds, n, pipeline._execution_device)[0]
     except ValueError as error:

@@ -237,6 +237,10 @@ def files(root: Path) -> None:
     (root / "parquet").mkdir()
     (root / "parquet" / "a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
     table(root / "no-rows" / "a.parquet", [])
+    table(root / "parquet-fifo" / "a.parquet", [encoded()])
+    os.mkfifo(root / "parquet-fifo" / "b.parquet")
+    table(root / "parquet-null" / "a.parquet", [encoded()])
+    (root / "parquet-null" / "b.parquet").symlink_to("/dev/null")
     (root / "a-file.png").write_text("")
 
 
@@ -254,6 +258,10 @@ def saved(root: Path) -> None:
     (root / "saved-info" / "dataset_info.json").write_text('{"features": {"image": {"_type": "Nonsense"}}}')
     next((root / "saved-gone").glob("*.arrow")).unlink()
     (root / "saved-html" / "state.json").write_text("<!doctype html>")
+    for name, file in {"saved-fifo": "data-00000-of-00001.arrow", "saved-info-fifo": "dataset_info.json"}.items():
+        good.save_to_disk(root / name)
+        (root / name / file).unlink()
+        os.mkfifo(root / name / file)
     both = datasets.DatasetDict({"train": good, "test": good})
     for name in ("dict", "dict-climbs", "dict-type", "dict-gone"):
         both.save_to_disk(root / name)
@@ -424,7 +432,11 @@ CASES += [
         "saved-climbs": r"saved-climbs/state\.json: .* is not a file beside it",
         "saved-cut": r"saved-cut: (split train|row|column).*can't be read",
         "saved-info": r"saved-info: split train: can't be read",
-        "saved-gone": r"saved-gone: split train: can't be read|No such file",
+        "saved-gone": r"saved-gone/\S+\.arrow: no such file; restore it",
+        "saved-fifo": r"saved-fifo/\S+\.arrow: not a regular file; restore it",
+        "saved-info-fifo": r"saved-info-fifo/dataset_info\.json: not a regular file; restore it",
+        "parquet-fifo": r"parquet-fifo/b\.parquet: not a regular file; remove it",
+        "parquet-null": r"parquet-null/b\.parquet: not a regular file; remove it",
         "saved-html": r"saved-html/state\.json: not valid JSON",
         "dict-climbs": r"dict-climbs/dataset_dict\.json: '\.\./saved' is not the name of a split",
         "dict-type": r"dataset_dict\.json: 'splits' must be a list, is 'train'",

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, IPNDMScheduler
@@ -214,6 +215,12 @@ TEXT = [
         (16.0, "whole"),
         prompt="a",
         image=torch.zeros(1, 3, 16, 16),
+    ),
+    *rows("text", "image", (torch.zeros(16, 16), "no image"), (torch.zeros(3, 1, 1), "side of 1 pixels"), prompt="a"),
+    *rows("text", "image", ([np.zeros((16, 16, 3)), np.zeros((8, 8, 3))], "different shapes"), prompt="a"),
+    *rows("text", "image", ([torch.zeros(3, 16, 16), torch.zeros(1, 3, 16, 16)], "different shapes"), prompt="a"),
+    *rows(
+        "text", "image", (PIL.Image.new("RGB", (1, 16)), "side of 1"), (np.zeros((0, 16, 3)), "side of 0"), prompt="a"
     ),
     *rows("bare", "prompt", ("a", "has no text encoder; give prompt_embeds")),
 ]
