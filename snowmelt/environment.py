@@ -59,9 +59,10 @@ def find_launch() -> Launch:
         words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
         return Launch()
-    if "launch" not in words or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+    starts = [i for i, word in enumerate(words, 1) if word in ("launch", "accelerate.commands.launch")]
+    if not starts or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return Launch()
-    given = launch_command_parser().parse_known_args(words[words.index("launch") + 1 :])[0]
+    given = launch_command_parser().parse_known_args(words[starts[0] :])[0]
     file = given.config_file or (default_config_file if Path(default_config_file).is_file() else None)
     saved = None if file is None else load_config_from_file(file)
     precision = given.mixed_precision or getattr(saved, "mixed_precision", None)
@@ -86,7 +87,7 @@ def describe(accelerator: Accelerator, config: TrainingConfig, launch: Launch) -
     images = config.train_batch_size * config.gradient_accumulation_steps * processes
     place = accelerator.device.type if accelerator.device.type != "cpu" else f"{threads} CPU threads each"
     lines = [
-        f"{processes} process{'es' * (processes > 1)}, {place}, {accelerator.mixed_precision} precision; "
+        f"{processes} process{'es' * (processes > 1)}, {place}, mixed precision {accelerator.mixed_precision}; "
         f"{images} images per optimizer step"
     ]
     if launch.num_processes is not None and launch.num_processes > processes and accelerator.device.type == "cpu":

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, checked before they are loaded, and never lost to a full disk."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -12,9 +13,10 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from snowmelt.checkpoint import Checkpoints, complete, find, read_state
+from snowmelt.checkpoint import Checkpoints, complete, find, read_state, save_atomically
 from snowmelt.errors import UserError
 from snowmelt.parts import OptimizerPart
+from snowmelt.run_files import settle
 from tests.conftest import trained
 
 
@@ -257,3 +259,80 @@ def test_an_optimizer_that_counts_in_whole_numbers(tmp_path):
     assert state["step"] == 7
     assert isinstance(state["step"], int)
     assert state["state1"].tolist() == [0, 1, 2]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """`model(number)` saves a model of that number, of three parts, into a folder with a file of the user's."""
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet/notes.txt").write_text("mine")
+
+    def model(number: int) -> Path:
+        def save(partial: Path) -> None:
+            for name in ("unet", "scheduler"):
+                (partial / name).mkdir(parents=True)
+                (partial / name / "config.json").write_text(str(number))
+            (partial / "model_index.json").write_text(str(number))
+
+        save_atomically(save, folder)
+        return folder
+
+    return model
+
+
+def ages(folder: Path) -> set[str]:
+    return {p.read_text() for p in folder.rglob("*.json") if not p.relative_to(folder).parts[0].startswith(".")}
+
+
+def test_a_model_is_replaced_as_a_whole(model):
+    assert ages(model(1)) == {"1"}
+    folder = model(2)
+    assert ages(folder) == {"2"}
+    assert (folder / "unet/notes.txt").read_text() == "mine"
+    assert {path.name for path in folder.iterdir()} == {"unet", "scheduler", "model_index.json"}
+
+
+@pytest.mark.parametrize("moves", range(1, 12))
+def test_a_kill_never_leaves_a_pipeline_of_two_ages(model, moves, monkeypatch):
+    """Killed at any move of a file: what has a model_index.json is of one age, and the next who looks completes it."""
+    folder = model(1)
+    left = moves
+
+    def counted(move):
+        def counting(*paths):
+            nonlocal left
+            left -= 1
+            if not left:
+                os._exit(9)
+            return move(*paths)
+
+        return counting
+
+    child = os.fork()
+    if not child:
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(os, name, counted(getattr(os, name)))
+        model(2)
+        os._exit(0)
+    killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    if (folder / "model_index.json").exists():
+        assert len(ages(folder)) == 1
+    settle(folder)
+    assert len(ages(folder)) == 1
+    assert (folder / "model_index.json").exists()
+    assert (folder / "unet/notes.txt").read_text() == "mine"
+    assert killed or ages(folder) == {"2"}
+
+
+def test_a_network_with_a_frozen_parameter_is_saved_whole(train, tmp_path, tiny_unet):
+    """That of random Fourier features is no LoRA."""
+    config = json.loads(tiny_unet.read_text()) | {"time_embedding_type": "fourier"}
+    (tmp_path / "fourier.json").write_text(json.dumps(config))
+    options = {"model_config_name_or_path": tmp_path / "fourier.json", "max_train_steps": 3, "checkpointing_steps": 1}
+    options |= {"lr_scheduler": "constant"}
+    straight = train(tmp_path / "straight", **options)
+    assert "time_proj.weight" in UNet2DModel.from_pretrained(straight / "checkpoint-3/unet").state_dict()
+    train(tmp_path / "run", **options | {"max_train_steps": 2})
+    resumed = trained(train(tmp_path / "run", **options, resume_from_checkpoint="latest"))
+    assert {name: resumed[name] for name in trained(straight)} == trained(straight)

@@ -394,6 +394,30 @@ def test_empty_captions(column: list, tune: Callable[..., Path], tmp_path: Path)
         tune(tmp_path / "run", dataset_name=tmp_path / "data")
 
 
+def test_a_checkpoint_of_lora_loads_as_diffusers_own(tune: Callable[..., Path], sd: Path, tmp_path: Path) -> None:
+    run = tune(tmp_path / "run", rank=2, learning_rate=1e-2, max_train_steps=2, checkpointing_steps=2)
+    pipeline = quiet(StableDiffusionPipeline.from_pretrained(sd, safety_checker=None))
+
+    def drawn() -> np.ndarray:
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(PROMPTS[0], num_inference_steps=2, generator=generator, output_type="np").images
+
+    plain = drawn()
+    pipeline.load_lora_weights(run / "checkpoint-2")
+    changed = drawn()
+    assert not np.allclose(changed, plain, atol=1e-3)
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(run)
+    assert np.allclose(drawn(), changed)
+
+
+def test_images_of_each_validation_prompt(tune: Callable[..., Path], tmp_path: Path) -> None:
+    options = {"validation_prompts": ["a red cat", "a blue cat"], "num_validation_images": 2, "max_train_steps": 1}
+    run = tune(tmp_path / "run", **options)
+    prompts = (run / "samples/prompts.txt").read_text().splitlines()
+    assert prompts == ["a red cat", "a red cat", "a blue cat", "a blue cat"]
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_published(rank: int | None, tune: Callable[..., Path], sd: Path, tmp_path: Path) -> None:
     """Without the place that it came from, and with the name of that on the Hub."""

@@ -40,3 +40,10 @@ def test_scaled_learning_rate(parameters):
     assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(24e-3)
     optimizer, _ = make_optimizer(parameters, OptimizationOptions(learning_rate=1e-3), 1, images_per_step=24)
     assert optimizer.param_groups[0]["initial_lr"] == 1e-3
+
+
+def test_piecewise_constant(parameters):
+    """diffusers' schedule, whose rules are an option here."""
+    options = OptimizationOptions(lr_scheduler="piecewise_constant", lr_step_rules="1:3,0.1:5,0.01")
+    _, factor = make_optimizer(parameters, options, total_steps=8)
+    assert [factor(step) for step in range(7)] == [1, 1, 1, 0.1, 0.1, 0.01, 0.01]

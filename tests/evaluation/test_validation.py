@@ -283,6 +283,28 @@ def test_resume_with_and_without(train, short, tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3]
 
 
+def test_a_stop_before_the_first_evaluation(train, tmp_path, capsys):
+    """It ends as any other: with a model, and a line that says that nothing was evaluated."""
+    options = WATCH | {"eval_steps": 500, "max_train_steps": 1000, "max_train_minutes": 1e-6, "train_batch_size": 8}
+    run = train(tmp_path / "run", **options)
+    assert (run / "model_index.json").is_file()
+    assert not (run / "evaluation.png").exists()
+    assert "best       none: no evaluation was made; --eval_steps is 500" in capsys.readouterr().out
+
+
+def test_best_of_a_later_step_is_not_taken_for_an_earlier_checkpoints(train, tmp_path, capsys):
+    options = WATCH | {"max_train_steps": 4, "checkpointing_steps": 2, "learning_rate": 1e-3}
+    run = train(tmp_path / "run", **options)
+    note = run / "best/validation.json"
+    kept = json.loads(note.read_text())
+    note.write_text(json.dumps(kept | {"step": 4}))
+    train(run, **options | {"max_train_steps": 3}, resume_from_checkpoint="checkpoint-2")
+    assert (
+        f"{run / 'best'} is of step 4, after checkpoint-2; the next evaluation replaces it" in capsys.readouterr().out
+    )
+    assert json.loads(note.read_text())["step"] == 3
+
+
 def test_two_processes(train, launch, quick_classifier, tmp_path):
     """They share the work, find what one process finds to the last digit, and stop together."""
     options = FROZEN | {"patience": 1, "eval_metrics": ["fd"], "eval_num_images": 50, "checkpointing_steps": 100}
