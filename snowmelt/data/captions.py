@@ -92,7 +92,7 @@ def caption_column(features: datasets.Features, name: str | None) -> str:
 def _is_text(feature: Any) -> bool:
     if isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
 def _read(dataset: datasets.Dataset, column: str) -> list[list[str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from snowmelt.data.places import open_file
 from snowmelt.errors import UserError
@@ -47,6 +47,8 @@ def _decoding() -> Iterator[None]:
     """Pillow's and numpy's decoders raise anything for broken files: AssertionError, struct.error, TokenError, ..."""
     try:
         yield
+    except UnidentifiedImageError as error:  # which shows an object in memory
+        raise ValueError("cannot identify it as an image") from error
     except BAD_IMAGE:
         raise
     except Exception as error:
@@ -185,6 +187,7 @@ def background_color(options: DataOptions) -> tuple[int, int, int]:
     """
     try:
         red, green, blue = ImageColor.getrgb(options.background)[:3]
+        bytes((red, green, blue))  # or rgb(300, 0, 0) would pass
     except ValueError as error:
         raise UserError(
             f"--background {options.background!r} is not a colour; give a name such as 'white', or '#rrggbb'"

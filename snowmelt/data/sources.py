@@ -163,7 +163,8 @@ def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | Non
     except Exception as error:  # as in readable_source, but with more to say
         said = one_line(error)
         if isinstance(error, ValueError) and ("BuilderConfig" in said or "Config name is missing" in said):
-            raise UserError(f"--dataset_config_name {options.dataset_config_name}: {said}") from error
+            given = options.dataset_config_name
+            raise UserError(f"--dataset_config_name{f' {given}' if given else ''}: {said}") from error
         if isinstance(error, RuntimeError) and "script" in said:  # which datasets no longer runs
             raise UserError(f"{name}: {said}; use a copy of it in parquet") from error
         raise UserError(f"{name}: can't be opened: {reason(error)}; or give another --dataset_name") from error

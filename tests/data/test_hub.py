@@ -109,7 +109,7 @@ CASES: list[tuple[dict, object]] = [
     ({"dataset_name": "alice/rows"}, "alice/rows: row 0 names the file /etc/passwd, outside "),
     ({"dataset_name": "alice/card"}, "alice/card: can't be opened: "),
     ({"dataset_name": "alice/others"}, "alice/others: can't be opened: "),
-    ({"dataset_name": "alice/two"}, "--dataset_config_name None: Config name is missing"),
+    ({"dataset_name": "alice/two"}, "--dataset_config_name: Config name is missing"),
     ({"dataset_name": "alice/two", "dataset_config_name": "c"}, "--dataset_config_name c: BuilderConfig 'c' not found"),
     ({"dataset_name": "alice/corrupt"}, "alice/corrupt: can't be read: "),
     ({"dataset_name": "alice/nothing"}, "alice/nothing: can't be opened: "),

@@ -282,6 +282,12 @@ def test_background_that_is_no_colour(load, folder, colour):
         load(train_data_dir=str(folder), background=colour)
 
 
+@pytest.mark.parametrize("colour", ["rgb(300,0,0)", "hsl(0,900%,900%)"])
+def test_background_that_is_out_of_range(load, folder, colour):
+    with pytest.raises(UserError, match=r"is not a colour"):
+        load(train_data_dir=str(folder), background=colour)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
