@@ -220,7 +220,7 @@ def _report(
         why = f"{path} is of " + (other if "weights" in report else "weights that it doesn't name")
         if named:
             raise UserError(f"--report: {why}; evaluate this model with evaluate.py, or leave it out")
-        print(f"left out: {why}; evaluate.py measures this model anew", flush=True)
+        print(printable(f"left out: {why}; evaluate.py measures this model anew"), flush=True)
         return None
     if not dataset.get("on_hub"):
         dataset["name"] = dataset_name
@@ -235,6 +235,7 @@ def _alignment(source: Path, folders: dict[str, Path]) -> str | None:
     path = own_file(source, source / ALIGNMENT_FILE)
     weights, text = read_alignment(read_text(path))
     if weights != weights_digest(folders):
-        print(f"left out: {path} is of other weights; benchmarks/scenes_aligned.py measures this model", flush=True)
+        line = f"left out: {path} is of other weights; benchmarks/scenes_aligned.py measures this model"
+        print(printable(line), flush=True)
         return None
     return text

@@ -183,6 +183,22 @@ def test_hub_that_fails_never_stops_training(connected, train, tmp_path, monkeyp
     assert connected.files("alice/failing")["pipeline.py"]
 
 
+def test_what_cannot_be_exported_now_never_stops_training(tmp_path, monkeypatch, capsys):
+    """A full disk, say: the next time is another try. After training it is an error, which says that all is there."""
+    from snowmelt.publishing import during
+    from snowmelt.publishing.upload import Repository
+
+    config, accelerator = Mock(push_to_hub=False, output_dir=str(tmp_path)), Mock(is_main_process=True)
+    push = during.HubPush(config, accelerator)
+    push.repository = Repository("alice/full", None)
+    monkeypatch.setattr(during, "export", Mock(side_effect=OSError(28, "No space left on device")))
+    push.during()
+    assert "No space left on device; training goes on" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the model is complete in .*, but .*No space left on device; publish it with"):
+        push.finish()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("role", "name", "said"),
     [
