@@ -85,6 +85,12 @@ class ArgumentsMixin:
         return value
 
     @classmethod
+    def _numbers(cls, name: str, value: Any) -> Tensor:
+        """A finite number, or several, float32 (1,) or (N,)."""
+        given = value if isinstance(value, list | tuple) else [value]
+        return torch.tensor([cls._real(name, number) for number in given], dtype=torch.float32)
+
+    @classmethod
     def _interval(cls, name: str, value: Any) -> tuple[float, float]:
         """Lowest and highest sigma / alpha, the highest of which may be infinite."""
         if value is None:

@@ -35,4 +35,5 @@ class LatentDiffusionPipeline(UNetPipeline):
         super().__init__(unet, scheduler, prediction_type, id2label, value_range)
         if not isinstance(vae, torch.nn.Module):
             raise TypeError(f"vae: must be an autoencoder of diffusers, got {type(vae).__name__}")
+        self.shift_and_scale(vae)
         self.register_modules(vae=vae)

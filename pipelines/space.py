@@ -16,19 +16,26 @@ class DataSpacePipeline(ReverseProcessPipeline):
     vae: Any = None
     PIXELS_PER_PASS = 2**20  # of the autoencoder: 16 images of 256 x 256
 
-    @staticmethod
-    def shift_and_scale(vae: Any) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def shift_and_scale(cls, vae: Any) -> tuple[Tensor, Tensor]:
         """(shift, scale), float32 (1, c or 1, 1, 1): an autoencoder's z is (z - shift) * scale to the network.
 
         They are what diffusers reads in the autoencoder's configuration: `scaling_factor` with `shift_factor`, or with
         `latents_mean` and `latents_std` for each channel.
+
+        Raises:
+            TypeError: for what are no numbers there.
+            ValueError: for numbers that aren't finite, or a scale of 0.
         """
         config = vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
             mean, std = config.get("shift_factor") or 0.0, 1.0
-        shift, std = (torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1) for values in (mean, std))
-        return shift, config.get("scaling_factor", 1.0) / std
+        shift, std = (cls._numbers("vae", v).reshape(1, -1, 1, 1) for v in (mean, std))
+        scale = cls._numbers("vae: scaling_factor", config.get("scaling_factor", 1.0)) / std
+        if not scale.isfinite().all() or not scale.all():
+            raise ValueError(f"vae: its latents are scaled by {scale.flatten().tolist()}, which can't be undone")
+        return shift, scale
 
     @staticmethod
     def downsampling(vae: Any) -> int:

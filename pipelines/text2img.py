@@ -48,6 +48,8 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
     ) -> None:
         super().__init__()
         self._check_parts(unet, scheduler)
+        if vae is not None:
+            self.shift_and_scale(vae)
         self._check_prediction_type(prediction_type)
         if text_encoder is not None and tokenizer is not None:
             self.check_text(unet, text_encoder, tokenizer)
@@ -55,13 +57,14 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         if prediction_type is not None:
             self.register_to_config(prediction_type=prediction_type)
 
-    @staticmethod
-    def check_text(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
+    @classmethod
+    def check_text(cls, unet: Any, text_encoder: Any, tokenizer: Any) -> None:
         """Whether these parts belong together, as far as their sizes tell.
 
         Raises:
             ValueError: if they don't.
         """
+        cls.max_tokens(text_encoder, tokenizer)
         known, width = text_encoder.config.vocab_size, text_encoder.config.hidden_size
         if len(tokenizer) > known:
             raise ValueError(f"tokenizer: has {len(tokenizer)} tokens, and the text encoder knows {known}: not its own")
@@ -69,10 +72,16 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         if width != expected:
             raise ValueError(f"text_encoder: its states have {width} channels, the network attends to {expected}")
 
-    @staticmethod
-    def max_tokens(text_encoder: Any, tokenizer: Any) -> int:
-        """Tokens that a prompt is cut or padded to, its marks included."""
-        return min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", 512))
+    @classmethod
+    def max_tokens(cls, text_encoder: Any, tokenizer: Any) -> int:
+        """Tokens that a prompt is cut or padded to, its marks included.
+
+        Raises:
+            TypeError: if the tokenizer says no number.
+            ValueError: if it says one below 1.
+        """
+        said = cls._real("tokenizer: model_max_length", tokenizer.model_max_length, 1)
+        return int(min(said, getattr(text_encoder.config, "max_position_embeddings", 512)))
 
     @staticmethod
     def hidden_states(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

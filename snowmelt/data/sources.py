@@ -146,6 +146,9 @@ def _open_saved(root: Path, name: str, wanted: Split) -> Source:
         for file in state["_data_files"]:
             if not isinstance(file, dict) or Path(str(file.get("filename", "/"))).name != file.get("filename"):
                 raise UserError(f"{folder}/state.json: {file!r} is not a file beside it; restore it")
+        for path in (folder / "dataset_info.json", *(folder / file["filename"] for file in state["_data_files"])):
+            if not path.is_file():  # a FIFO would block
+                raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; restore it")
         with readable_source(f"{name}: split {split}"):
             return datasets.Dataset.load_from_disk(str(folder))
 

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipelines.unet import UNetPipeline
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, one_line
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.loading import SamplerOptions, sample
 
@@ -67,8 +67,13 @@ def evaluations(pipeline: UNetPipeline, options: SamplerOptions) -> int:
     def stop(*_: Any) -> NoReturn:
         raise _Begun
 
-    with contextlib.suppress(_Begun):
-        sample(pipeline, options, [0], callback_on_step_end=stop)
+    try:
+        with contextlib.suppress(_Begun):
+            sample(pipeline, options, [0], callback_on_step_end=stop)
+    except UserError:
+        raise
+    except Exception as error:  # of a configuration that anybody may have written, to whom it would be a traceback
+        raise UserError(f"--model: it can't be sampled: {type(error).__name__}: {one_line(error)}") from error
     return len(pipeline.scheduler.timesteps)
 
 

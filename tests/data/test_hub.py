@@ -93,8 +93,10 @@ SETS = {
     "alice/others": {"README.md": CARD % b"hf://datasets/alice/table/data/train.parquet", "a.parquet": GOOD},
     "alice/two": {"README.md": CARD % b"a.parquet\n- config_name: b\n  data_files: a.parquet", "a.parquet": GOOD},
     "alice/corrupt": {"train.parquet": b"PAR1" + bytes(50) + b"PAR1"},
+    **{f"alice/{name}": {"data/train.parquet": GOOD} for name in ("down", "dropped", "busy")},
     "alice/nothing": {"README.md": b"hello"},
 }
+FAULTS = {"down": "unavailable", "dropped": "drop", "busy": "rate limit"}
 CASES: list[tuple[dict, object]] = [
     ({"dataset_name": "alice/table"}, [[7], None]),
     ({"dataset_name": "alice/images"}, [[1, 2], ["cats", "dogs"]]),
@@ -112,6 +114,9 @@ CASES: list[tuple[dict, object]] = [
     ({"dataset_name": "alice/corrupt"}, "alice/corrupt: can't be read: "),
     ({"dataset_name": "alice/nothing"}, "alice/nothing: can't be opened: "),
     ({"dataset_name": "alice/never"}, "alice/never: can't be opened: there is no such data set or revision on the Hub"),
+    ({"dataset_name": "alice/down"}, "alice/down: can't be opened: the Hub answered 503; try again later"),
+    ({"dataset_name": "alice/dropped"}, "can't be reached, or is no Hub; check the network"),
+    ({"dataset_name": "alice/busy"}, "the Hub has had too many requests; wait some minutes"),
     ({"dataset_name": "alice/table", "split": "dev"}, "--split dev: alice/table has train"),
     ({"dataset_name": "alice/table", "split": "train[1:]"}, "--split train[1:]: no rows in it; train has 1"),
 ]
@@ -131,6 +136,8 @@ def test_data_sets(hub, api, tmp_path):
         api.create_repo(name, repo_type="dataset")
         for path, content in files.items():
             upload(api, name, content, path, repo_type="dataset")
+    for name, fault in FAULTS.items():
+        hub.fault("GET", f"/api/datasets/alice/{name}", fault, times=None)
     environment = hub.environment(hub.token("alice", "read"), tmp_path / "home")
     found = outcomes([words for words, _ in CASES], environment, tmp_path)
     for outcome, (_, expected) in zip(found, CASES, strict=True):

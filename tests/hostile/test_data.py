@@ -237,10 +237,6 @@ def files(root: Path) -> None:
     (root / "parquet").mkdir()
     (root / "parquet" / "a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
     table(root / "no-rows" / "a.parquet", [])
-    table(root / "parquet-fifo" / "a.parquet", [encoded()])
-    os.mkfifo(root / "parquet-fifo" / "b.parquet")
-    table(root / "parquet-null" / "a.parquet", [encoded()])
-    (root / "parquet-null" / "b.parquet").symlink_to("/dev/null")
     (root / "a-file.png").write_text("")
 
 
@@ -435,8 +431,6 @@ CASES += [
         "saved-gone": r"saved-gone/\S+\.arrow: no such file; restore it",
         "saved-fifo": r"saved-fifo/\S+\.arrow: not a regular file; restore it",
         "saved-info-fifo": r"saved-info-fifo/dataset_info\.json: not a regular file; restore it",
-        "parquet-fifo": r"parquet-fifo/b\.parquet: not a regular file; remove it",
-        "parquet-null": r"parquet-null/b\.parquet: not a regular file; remove it",
         "saved-html": r"saved-html/state\.json: not valid JSON",
         "dict-climbs": r"dict-climbs/dataset_dict\.json: '\.\./saved' is not the name of a split",
         "dict-type": r"dataset_dict\.json: 'splits' must be a list, is 'train'",

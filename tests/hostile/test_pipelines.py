@@ -386,3 +386,22 @@ def test_folders_that_are_not_what_was_saved(tmp_path: Path, damage: Callable[[P
     damage(tmp_path)
     with pytest.raises((TypeError, ValueError, OSError), match=re.escape(said)):
         PixelDiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (change("vae/config.json", scaling_factor="x"), "vae: scaling_factor: must be a number, got 'x'"),
+        (change("vae/config.json", scaling_factor=0), "vae: its latents are scaled by [0.0], which can't be undone"),
+        (change("vae/config.json", scaling_factor=None), "vae: scaling_factor: must be a number"),
+        (change("vae/config.json", latents_mean=[0] * 4, latents_std=[1, 0, 1, 1]), "which can't be undone"),
+        (change("vae/config.json", shift_factor=[[1]]), "vae: must be a number"),
+        (change("tokenizer/tokenizer_config.json", model_max_length="x"), "tokenizer: model_max_length: must be a num"),
+        (change("tokenizer/tokenizer_config.json", model_max_length=0), "tokenizer: model_max_length: must be a finite"),
+    ],
+)
+def test_text_models_that_are_not_what_was_saved(tmp_path: Path, damage: Callable[[Path], Any], said: str) -> None:
+    make_text2img(latent=True).save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises((TypeError, ValueError, OSError), match=re.escape(said)):
+        TextToImagePipeline.from_pretrained(tmp_path, use_safetensors=True)
