@@ -111,7 +111,8 @@ class LatentCodec:
             )
         if images.resolution % self.downsampling:
             raise UserError(
-                f"--resolution {images.resolution}: not a multiple of {self.downsampling}, by which {self.flag} divides it"
+                f"--resolution {images.resolution}: not a multiple of {self.downsampling}, by which {self.flag} "
+                "divides it"
             )
         return self.latent_channels
 

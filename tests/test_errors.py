@@ -71,9 +71,9 @@ def test_refused_before_training(options, message, train, tmp_path):
     [
         (UserError("a\nb \x1b[31m"), 2, r"error: a\nb \x1b[31m"),
         (
-            FileNotFoundError(2, "No such file or directory", "x\ny"),
+            FileNotFoundError(2, "No such file", "x\ny"),
             2,
-            r"error: x\ny: No such file or directory; make it,",
+            r"error: x\ny: No such file; make it, or name another",
         ),
         (
             PermissionError(13, "Permission denied", "/root/x"),

@@ -98,7 +98,7 @@ def build_latents(
         UserError: if the images aren't all square, a latent isn't finite in `dtype`, or the disk is full.
     """
     if images.as_tensor() is None:
-        raise UserError("the images aren't all square, and each is encoded to latents once; add --center_crop")
+        raise UserError("the images aren't all square, and each is encoded once; add --center_crop")
     key = {
         "version": VERSION,
         "images": images.fingerprint,
