@@ -69,7 +69,8 @@ def assemble(
         most=config.max_train_samples,
     )
     pixels = PixelCodec(images.value_range)
-    codec = LatentCodec(vae.to(accelerator.device), pixels) if vae else pixels
+    flag = "--pretrained_model_name_or_path" if source else "--autoencoder"
+    codec = LatentCodec(vae.to(accelerator.device), pixels, flag) if vae else pixels
     codec.channels(images)  # or they don't fit, which is known before anything is made
     if source:
         model = finetuned(config, source, captions, accelerator.device)

@@ -66,9 +66,11 @@ class LatentCodec:
     Args:
         vae: a stock autoencoder, on the device of training. It runs in `to_cache` only.
         pixels: values of images to its input.
+        flag: the option that it was given by.
     """
 
-    def __init__(self, vae: Any, pixels: PixelCodec) -> None:
+    def __init__(self, vae: Any, pixels: PixelCodec, flag: str = "--autoencoder") -> None:
+        self.flag = flag
         self.vae = vae.eval().requires_grad_(False)
         self.pixels = pixels
         self.downsampling = LatentDiffusionPipeline.downsampling(vae)
@@ -104,12 +106,12 @@ class LatentCodec:
         expected = self.vae.config["in_channels"]
         if images.channels != expected:
             raise UserError(
-                f"--autoencoder: takes {expected} channels, the images have {images.channels}; convert pictures with "
+                f"{self.flag}: takes {expected} channels, the images have {images.channels}; convert them with "
                 f"--channels {expected}, or take another autoencoder"
             )
         if images.resolution % self.downsampling:
             raise UserError(
-                f"--resolution {images.resolution}: not a multiple of {self.downsampling}, by which --autoencoder "
+                f"--resolution {images.resolution}: not a multiple of {self.downsampling}, by which {self.flag} "
                 "divides it"
             )
         return self.latent_channels

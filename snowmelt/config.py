@@ -123,7 +123,8 @@ def parse(
         raise UserError(f"unknown flag {word}{_suggest(word.lstrip('-'), list(cls.fields()), '--')}")
     given = vars(namespace)
     source = given.pop("config", None)
-    if source is None and default_recipe and not any(name in given for name in needs):
+    other = defaults_with and given.get(defaults_with[0])
+    if source is None and default_recipe and not other and not any(name in given for name in needs):
         source = default_recipe
     values = load_yaml(cls, source) if source else {}
     if defaults_with and (given | values).get(defaults_with[0]):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from snowmelt.errors import UserError
+from snowmelt.errors import UserError, run
 from tests.conftest import ROOT
 
 
@@ -21,7 +21,7 @@ def test_the_script_says_it_in_one_line(start, tmp_path):
     last = "error: --class_conditional: no column has a class for every row; name one with --label_column"
     assert err.splitlines()[-1] == last
     assert "Traceback" not in err
-    assert not out
+    assert "images" in out  # what the run would have been
     assert not (tmp_path / "run").exists()
 
 
@@ -64,3 +64,44 @@ def test_refused_before_training(options, message, train, tmp_path):
     assert "\n" not in str(caught.value)
     assert "hf_no" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("a\nb \x1b[31m"), 2, r"error: a\nb \x1b[31m"),
+        (
+            FileNotFoundError(2, "No such file", "x\ny"),
+            2,
+            r"error: x\ny: No such file; make it, or name another",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/root/x"),
+            2,
+            "error: /root/x: Permission denied; change its permis",
+        ),
+        (
+            OSError(28, "No space left on device", "/d/x"),
+            2,
+            "error: /d/x: No space left on device; free some space, or",
+        ),
+        (OSError("of a library\nin two lines"), 2, "error: of a library in two lines"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+    ],
+)
+def test_what_ends_a_script_is_one_line(error, status, line, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    printed = capsys.readouterr().err
+    assert end.value.code == status
+    assert printed.startswith(line)
+    assert printed.count("\n") == 1
+
+
+def test_a_mistake_of_ours_is_no_line():
+    """It is reported with its traceback, as what it is."""
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)

@@ -98,7 +98,7 @@ def build_latents(
         UserError: if the images aren't all square, a latent isn't finite in `dtype`, or the disk is full.
     """
     if images.as_tensor() is None:
-        raise UserError("--autoencoder: the images aren't all square, and each is encoded once; add --center_crop")
+        raise UserError("the images aren't all square, and each is encoded once; add --center_crop")
     key = {
         "version": VERSION,
         "images": images.fingerprint,
@@ -154,7 +154,7 @@ def _write(folder: Path, images: ImageCache, latents: Callable[[torch.Tensor], n
             bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
             if len(bad):
                 raise UserError(
-                    f"--autoencoder: latents of row {images.rows[start + bad[0]]} aren't finite in {values.dtype}; "
+                    f"latents of row {images.rows[start + bad[0]]} aren't finite in {values.dtype}; "
                     "check its weights, or take --mixed_precision no, which keeps latents in float32"
                 )
             file.write(values.data)
