@@ -227,9 +227,11 @@ def _say_conversions(headers: list[Header], channels: int, options: DataOptions)
     if not pictures:
         return
     names = {1: "gray", 3: "RGB", 4: "RGBA"}
-    laid = f", their transparent parts laid on {options.background}" if channels != 4 else ""
-    listed = ", ".join(f"{n} {names[c]} ones{laid if c == 4 else ''}" for c, n in sorted(pictures.items()))
-    print(f"of {len(headers)} images, those that aren't {names[channels]} are converted: {listed}; --channels chooses")
+    laid = f" laid on {options.background}" if channels != 4 else ""
+    listed = ", ".join(f"{n} {names[c]}{laid if c == 4 else ''}" for c, n in sorted(pictures.items()))
+    print(
+        f"{pictures.total()} of {len(headers)} images become {names[channels]}: {listed}; --channels chooses otherwise"
+    )
 
 
 def _write(folder: Path, source: Source, column: str, options: DataOptions, preprocess: Preprocess) -> dict[str, Any]:

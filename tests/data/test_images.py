@@ -193,12 +193,10 @@ def test_pictures_of_different_modes_become_rgb(load, folder, capsys):
     assert (pixels(cache)[0] == GRAY[..., None]).all()
     assert (pixels(cache)[1] == RGB).all()
     assert np.abs(pixels(cache)[2] - RGBA[..., :3] * (RGBA[..., 3:] / 255)).max() <= 1.1
-    assert (
-        "of 5 images, those that aren't RGB are converted: 2 gray ones, 1 RGBA ones, their transparent parts laid on "
-        "black; --channels chooses\n"
-    ) in capsys.readouterr().out
+    said = "3 of 5 images become RGB: 2 gray, 1 RGBA laid on black; --channels chooses otherwise\n"
+    assert said in capsys.readouterr().out
     assert load(train_data_dir=str(folder), resolution=8, channels=4).channels == 4
-    assert "are converted: 2 gray ones, 2 RGB ones; --channels" in capsys.readouterr().out
+    assert "4 of 5 images become RGBA: 2 gray, 2 RGB; --channels" in capsys.readouterr().out
 
 
 def test_arrays_are_never_mixed_with_other_channels(load, folder):
