@@ -18,61 +18,77 @@ class ArgumentsMixin:
     They raise a TypeError for a value of another type, and a ValueError for one out of its range.
     """
 
+    MOST = 2**31 - 1
+    """Of what is counted: more than any memory holds."""
     MOST_STEPS = 100_000
     """Of a scheduler whose times are no whole numbers: far more than any image is worth."""
 
-    @staticmethod
-    def _whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    @classmethod
+    def _brief(cls, value: Any) -> str:
+        """A value for use in a message: on one line, and short."""
+        if isinstance(value, Tensor | np.ndarray):
+            return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+        text = " ".join(repr(value).split())
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+    @classmethod
+    def _whole(cls, name: str, value: Any, least: int = 1, most: int | None = None) -> int:
         """A whole number; bool, which Python takes for one, isn't."""
         try:
             if isinstance(value, bool | Tensor):
                 raise TypeError
             number = operator.index(value)
         except TypeError:
-            raise TypeError(f"{name}: must be a whole number, got {value!r}") from None
+            raise TypeError(f"{name}: must be a whole number, got {cls._brief(value)}") from None
         if number < least or (most is not None and number > most):
-            allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+            allowed = (
+                f"at least {least}"
+                if most is None or (most == cls.MOST and number < least)
+                else f"from {least} to {most}"
+            )
             raise ValueError(f"{name}: must be {allowed}, got {number}")
         return number
 
-    @staticmethod
-    def _real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    @classmethod
+    def _real(cls, name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
         """A finite number."""
         try:
             if isinstance(value, bool | str | bytes | Tensor):
                 raise TypeError
             number = float(value)
         except (TypeError, ValueError):
-            raise TypeError(f"{name}: must be a number, got {value!r}") from None
+            raise TypeError(f"{name}: must be a number, got {cls._brief(value)}") from None
         if not math.isfinite(number) or not low <= number <= high:
             bounds = {math.inf: f" of {low:g} or more"}.get(high, f" from {low:g} to {high:g}")
-            raise ValueError(f"{name}: must be a finite number{bounds if low > -math.inf else ''}, got {value!r}")
+            raise ValueError(
+                f"{name}: must be a finite number{bounds if low > -math.inf else ''}, got {cls._brief(value)}"
+            )
         return number
 
-    @staticmethod
-    def _flag(name: str, value: Any) -> bool:
+    @classmethod
+    def _flag(cls, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise TypeError(f"{name}: must be True or False, got {value!r}")
+            raise TypeError(f"{name}: must be True or False, got {cls._brief(value)}")
         return value
 
-    @staticmethod
-    def _text(name: str, value: Any) -> str:
+    @classmethod
+    def _text(cls, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{name}: must be a text, got {value!r}")
+            raise TypeError(f"{name}: must be a text, got {cls._brief(value)}")
         return value
 
-    @staticmethod
-    def _sequence(name: str, value: Any, what: str) -> list[Any]:
+    @classmethod
+    def _sequence(cls, name: str, value: Any, what: str) -> list[Any]:
         """A list, tuple, array or tensor of one dimension; a text, which Python takes for one of letters, isn't."""
         values = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
-            raise TypeError(f"{name}: must be a list of {what}, got {value!r}")
+            raise TypeError(f"{name}: must be a list of {what}, got {cls._brief(value)}")
         if not values:
             raise ValueError(f"{name}: is empty; give {what}, or leave it out")
         return list(values)
 
-    @staticmethod
-    def _real_tensor(name: str, value: Any, axes: str) -> Tensor:
+    @classmethod
+    def _real_tensor(cls, name: str, value: Any, axes: str) -> Tensor:
         """A tensor of finite real numbers with so many dimensions, as "B, C, H, W"."""
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: must be a tensor ({axes}), got {type(value).__name__}")
@@ -97,11 +113,11 @@ class ArgumentsMixin:
             return 0.0, math.inf
         numbers = cls._sequence(name, value, "two numbers")
         if len(numbers) != 2:
-            raise ValueError(f"{name}: must be two numbers, the lowest and the highest, got {value!r}")
+            raise ValueError(f"{name}: must be two numbers, the lowest and the highest, got {cls._brief(value)}")
         low = cls._real(f"{name}[0]", numbers[0], 0)
         high = math.inf if numbers[1] == math.inf else cls._real(f"{name}[1]", numbers[1], 0)
         if low >= high:
-            raise ValueError(f"{name}: the lowest must be less than the highest, got {value!r}")
+            raise ValueError(f"{name}: the lowest must be less than the highest, got {cls._brief(value)}")
         return low, high
 
     @classmethod
@@ -109,14 +125,14 @@ class ArgumentsMixin:
         """The values that -1 and 1 stand for."""
         numbers = cls._sequence("value_range", value, "two numbers")
         if len(numbers) != 2:
-            raise ValueError(f"value_range: must be two numbers, the lowest and the highest, got {value!r}")
+            raise ValueError(f"value_range: must be two numbers, the lowest and the highest, got {cls._brief(value)}")
         low, high = (cls._real("value_range", number) for number in numbers)
         if low >= high:
-            raise ValueError(f"value_range: the lowest must be less than the highest, got {value!r}")
+            raise ValueError(f"value_range: the lowest must be less than the highest, got {cls._brief(value)}")
         return low, high
 
-    @staticmethod
-    def _check_parts(unet: Any, scheduler: Any) -> None:
+    @classmethod
+    def _check_parts(cls, unet: Any, scheduler: Any) -> None:
         """What every pipeline has."""
         if not isinstance(unet, torch.nn.Module):
             raise TypeError(f"unet: must be a network of diffusers, got {type(unet).__name__}")
@@ -129,17 +145,17 @@ class ArgumentsMixin:
         name = "timesteps"
         times = [cls._real(name, t) for t in cls._sequence(name, value, "timesteps")]
         if not continuous and any(t != int(t) for t in times):
-            raise ValueError(f"{name}: must be whole numbers for this scheduler, got {value!r}")
+            raise ValueError(f"{name}: must be whole numbers for this scheduler, got {cls._brief(value)}")
         low, high = (0, num_train_timesteps) if continuous else (-1, num_train_timesteps - 1)
         if not all(low < t <= high for t in times):
             allowed = f"above 0 and at most {high}" if continuous else f"from 0 to {high}"
-            raise ValueError(f"{name}: must be {allowed}, got {value!r}")
+            raise ValueError(f"{name}: must be {allowed}, got {cls._brief(value)}")
         if any(after >= before for before, after in zip(times, times[1:], strict=False)):
-            raise ValueError(f"{name}: must decrease, from noise to data, got {value!r}")
+            raise ValueError(f"{name}: must decrease, from noise to data, got {cls._brief(value)}")
         return times if continuous else [int(t) for t in times]
 
-    @staticmethod
-    def _attention_mask(name: str, mask: Any, embeds: Tensor) -> Tensor:
+    @classmethod
+    def _attention_mask(cls, name: str, mask: Any, embeds: Tensor) -> Tensor:
         """(prompts, L) for text embeddings (prompts, L, D): 1, and 0 at padding; all 1 where it isn't given."""
         shape = embeds.shape[:2]
         if mask is None:
@@ -153,8 +169,8 @@ class ArgumentsMixin:
             )
         return mask
 
-    @staticmethod
-    def _check_image(value: Any, smallest: int) -> None:
+    @classmethod
+    def _check_image(cls, value: Any, smallest: int) -> None:
         """Images to start from: PIL's, arrays or tensors in [0, 1], or a list of one kind; no side below `smallest`."""
         given = value if isinstance(value, list) else [value]
         kinds = {next((k for k in (PIL.Image.Image, np.ndarray, Tensor) if isinstance(v, k)), None) for v in given}
@@ -179,21 +195,21 @@ class ArgumentsMixin:
             if not numbers.isfinite().all() or not 0 <= numbers.min() <= numbers.max() <= 1:
                 raise ValueError("image: holds values outside [0, 1]")
 
-    @staticmethod
-    def _generators(value: Any, batch: int) -> Any:
+    @classmethod
+    def _generators(cls, value: Any, batch: int) -> Any:
         """None, a generator, or one for each image."""
         given = value if isinstance(value, list) else [value]
         for generator in given if value is not None else []:
             if not isinstance(generator, torch.Generator):
-                raise TypeError(f"generator: must be a torch.Generator or a list of them, got {value!r}")
+                raise TypeError(f"generator: must be a torch.Generator or a list of them, got {cls._brief(value)}")
         if isinstance(value, list) and len(value) != batch:
             raise ValueError(f"generator: {len(value)} given for {batch} images; give one, or one per image")
         return value
 
-    @staticmethod
-    def _callback(value: Any) -> Any:
+    @classmethod
+    def _callback(cls, value: Any) -> Any:
         if value is not None and not callable(value):
-            raise TypeError(f"callback_on_step_end: must be a function, got {value!r}")
+            raise TypeError(f"callback_on_step_end: must be a function, got {cls._brief(value)}")
         return value
 
     @classmethod

@@ -170,7 +170,7 @@ class ReverseProcessPipeline(
 
     def _check_output_type(self, output_type: str, channels: int) -> None:
         if self._text("output_type", output_type) not in self.OUTPUT_TYPES:
-            raise ValueError(f"output_type: {output_type!r} is not one of {', '.join(self.OUTPUT_TYPES)}")
+            raise ValueError(f"output_type: {self._brief(output_type)} is not one of {', '.join(self.OUTPUT_TYPES)}")
         if output_type == "pil" and channels not in self.PICTURE_CHANNELS:
             raise ValueError(f"output_type: no PIL image has {channels} channels; use output_type='np' or 'pt'")
 
@@ -192,7 +192,7 @@ class ReverseProcessPipeline(
         unknown = [name for name in names if name not in self._callback_tensor_inputs]
         if unknown:
             allowed = ", ".join(self._callback_tensor_inputs)
-            raise ValueError(f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not among {allowed}")
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {self._brief(unknown[0])} is not among {allowed}")
         return names
 
     def _set_timesteps(self, num_inference_steps: int, timesteps: list[float] | None) -> None:

@@ -26,7 +26,7 @@ class ClassLabelsMixin(ArgumentsMixin):
         if id2label is None:
             return None
         if not isinstance(id2label, Mapping):
-            raise TypeError(f"id2label: must map numbers to names, got {id2label!r}")
+            raise TypeError(f"id2label: must map numbers to names, got {cls._brief(id2label)}")
         names = {}
         for key, name in id2label.items():
             number = int(key) if isinstance(key, str) and key.isdecimal() else key
@@ -80,7 +80,7 @@ class ClassLabelsMixin(ArgumentsMixin):
         for label in labels:
             number = by_name.get(label, -1) if isinstance(label, str) else self._whole("class_labels", label, -(2**63))
             if not 0 <= number < known:
-                raise ValueError(f"class_labels: {label!r} is not among {self._allowed(known)}")
+                raise ValueError(f"class_labels: {self._brief(label)} is not among {self._allowed(known)}")
             ids.append(number)
         return ids
 

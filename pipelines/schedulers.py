@@ -25,6 +25,8 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from pipelines.arguments import ArgumentsMixin
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -125,7 +127,7 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
         ValueError: if there is no such sampler, or it doesn't fit the model.
     """
     if not isinstance(name, str):
-        raise TypeError(f"scheduler: must be named by a text, got {name!r}")
+        raise TypeError(f"scheduler: must be named by a text, got {ArgumentsMixin._brief(name)}")
     kind = family(scheduler)
     fitting = fitting_schedulers(scheduler)
     if name not in fitting:

@@ -20,7 +20,7 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
     """
     seed = ArgumentsMixin._whole("seed", seed, 0)
     if isinstance(indices, str) or not isinstance(indices, Iterable):
-        raise TypeError(f"indices: must be whole numbers, got {indices!r}")
+        raise TypeError(f"indices: must be whole numbers, got {ArgumentsMixin._brief(indices)}")
     start = int(np.random.SeedSequence(seed).generate_state(1)[0])
     checked = (ArgumentsMixin._whole("indices", index, 0, 2**32 - 1) for index in indices)
     return [torch.Generator().manual_seed((start + index) % 2**32) for index in checked]

@@ -145,7 +145,7 @@ class DataSpacePipeline(ReverseProcessPipeline):
         for name, given, cells in zip(("height", "width"), (height, width), default, strict=True):
             if given is None and cells is None:
                 raise ValueError(f"{name}: needed, since the network doesn't say which size it was trained for")
-            side = cells * cell if given is None else self._whole(name, given)
+            side = cells * cell if given is None else self._whole(name, given, 1, self.MOST)
             if side % factor:
                 raise ValueError(f"{name}: {side} is not a multiple of {factor}, by which the network divides it")
             size.append(side // cell)

@@ -270,7 +270,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
 
     def _repeated(self, embeds: Tensor, mask: Tensor, copies: int) -> dict[str, Tensor]:
         """Keyword arguments of the network for so many images of each prompt."""
-        self._whole("num_images_per_prompt", copies)
+        self._whole("num_images_per_prompt", copies, 1, self.MOST)
         place = self._execution_device
         conditions = self.text_conditions(self.unet, embeds.to(place, self.unet.dtype), mask.to(place))
         return {name: value.repeat_interleave(copies, 0) for name, value in conditions.items()}

@@ -76,7 +76,7 @@ def _check_trajectory(trajectory: Trajectory, path: str | Path) -> None:
         kind = type(trajectory).__name__
         raise TypeError(f"trajectory: must be that of an output, which return_trajectory=True asks for, got {kind}")
     if not isinstance(path, str | Path):
-        raise TypeError(f"path: must be a text or a Path, got {path!r}")
+        raise TypeError(f"path: must be a text or a Path, got {ArgumentsMixin._brief(path)}")
     if Path(path).suffix.lower() not in PIL.Image.registered_extensions():
         raise ValueError(f"path: PIL writes no files like {Path(path).name!r}; name a .png or .gif")
 

@@ -110,7 +110,7 @@ class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
             ValueError: for arguments that fit neither the model nor the scheduler.
         """
         config = self.unet.config
-        self._whole("batch_size", batch_size)
+        self._whole("batch_size", batch_size, 1, self.MOST)
         self._real("guidance_scale", guidance_scale)
         self._flag("return_dict", return_dict)
         self._flag("return_trajectory", return_trajectory)

@@ -27,7 +27,9 @@ class VerifiedDownloadMixin:
         """
         source = pretrained_model_name_or_path
         if not isinstance(source, str | os.PathLike):
-            raise TypeError(f"pretrained_model_name_or_path: must be a folder or a name on the Hub, got {source!r}")
+            raise TypeError(
+                f"pretrained_model_name_or_path: must be a folder or a name on the Hub, got {type(source).__name__}"
+            )
         if not str(source):
             raise ValueError("pretrained_model_name_or_path: is empty; give a folder or a name on the Hub")
         return super().from_pretrained(source, **kwargs)  # type: ignore[misc]
