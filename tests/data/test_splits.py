@@ -164,3 +164,12 @@ def test_rows_that_are_trained_on_are_not_held_out(splits, split, validation):
 def test_slices_side_by_side_are_held_out(splits):
     train, held_out = splits(dataset_name="digits", resolution=8, split="train[:90%]", validation_split="train[90%:]")
     assert len(train) + len(held_out) == 1797
+
+
+def test_the_classes_of_a_folder_are_the_same_in_all_splits(splits, folder):
+    for where in ("train/a", "train/b", "test/b"):
+        (folder / where).mkdir(parents=True)
+        picture(1).save(folder / where / "x.png")
+    train, held_out = splits(train_data_dir=str(folder), validation_split="test")
+    assert train.class_names == held_out.class_names == ["a", "b"]
+    assert held_out.labels.tolist() == [1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -339,9 +340,11 @@ def test_refusals(options, message, train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_refusal_of_other_classes(train, folder, tmp_path):
-    root = tmp_path / "pictures"
-    shutil.copytree(folder, root)
-    shutil.rmtree(root / "test" / "9")
+def test_refusal_of_other_classes(train, tmp_path):
+    parts = {
+        name: datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8), n) for n in range(4)], "label": labels})
+        for name, labels in {"train": [*"abca"], "test": [*"aabb"]}.items()
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match="its class_names are"):
-        train(tmp_path / "run", dataset_name=None, train_data_dir=root, validation_split="test", eval_steps=1)
+        train(tmp_path / "run", dataset_name=tmp_path / "saved", validation_split="test", eval_steps=1)
