@@ -215,7 +215,7 @@ def test_model_of_float_data(tmp_path):
     tiny_pipeline(value_range=(-3.0, 5.0)).save_pretrained(tmp_path / "model")
     (tmp_path / "out").mkdir()
     export(tmp_path / "model", tmp_path / "out", "alice/maps", strip=False)
-    assert PixelDiffusionPipeline.from_pretrained(tmp_path / "out").config.value_range == [-3.0, 5.0]
+    assert PixelDiffusionPipeline.from_pretrained(tmp_path / "out").config.value_range == (-3.0, 5.0)
 
 
 def test_only_known_files_of_components(tmp_path, capsys):
