@@ -141,4 +141,10 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     elif config["prediction_type"] == "epsilon":
         # DPM-Solver divides an epsilon's error by alpha, which all but vanishes at the end of cosine betas.
         config["lambda_min_clipped"] = -5.1
+    if kind == "discrete":
+        # What the model's own scheduler clips, every sampler clips that can, and no other does.
+        config.setdefault("clip_sample", config.get("thresholding", False))
+        if config["clip_sample"] and "clip_sample" not in sampler.accepts and config.get("clip_sample_range", 1) == 1:
+            # Dynamic thresholding with these values clips to [-1, 1].
+            config |= {"thresholding": True, "dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
     return sampler.scheduler(**{k: v for k, v in (config | sampler.settings).items() if k in sampler.accepts})

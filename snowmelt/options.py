@@ -203,7 +203,8 @@ class ValidationOptions(HeldOutOptions):
     )
     eval_metrics: list[str] = option(
         [],
-        "metrics of samples, as evaluate.py names them: fd, kid, ...; the first decides which step is best",
+        "metrics of samples, as evaluate.py has them; the first decides which step is best",
+        choices=("fd", "fd_inf", "kid", "is", "prdc", "accuracy"),
         resumable=True,
     )
     eval_features: str = option(

@@ -11,6 +11,7 @@ from pipelines import image_grid
 from pipelines.unet import UNetPipeline
 from snowmelt.config import on_hub
 from snowmelt.data.sources import load_images
+from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
 from snowmelt.evaluation.classifier import FEATURES
@@ -57,11 +58,9 @@ class Study:
         kept = math.prod(shape) if self._keeps() else 0
         check_memory(config.num_images, kept + FEATURES)
         self.nfe = [evaluations(self.pipeline(setting.config), setting.config) for setting in self.settings]
-        self.real = self._load(pipeline, config.split)
-        try:
-            self.held_out = self._load(pipeline, config.held_out_split) if config.held_out_split else None
-        except UserError as error:
-            raise UserError(str(error).replace("--split", "--held_out_split")) from error
+        self.real = self._load(pipeline, Split(config.split))
+        held_out = config.held_out_split and Split(config.held_out_split, "held_out_split")
+        self.held_out = self._load(pipeline, held_out) if held_out else None
         table.check_counts(config.metrics, config.num_images, len(self.real))
         table.check_classes(config.metrics, pipeline.num_classes, len(self.real.cache.class_names or []))
         for name in config.metrics:
@@ -127,17 +126,17 @@ class Study:
             raise UserError(f"--model: its network is of sample_size {size}; only square images can be evaluated")
         return pipeline.channels, side * pipeline.pixels_per_cell, side * pipeline.pixels_per_cell
 
-    def _load(self, pipeline: UNetPipeline, split: str) -> RealImages:
+    def _load(self, pipeline: UNetPipeline, split: Split) -> RealImages:
         """A split in the model's size, channels and units."""
         resolution = self._shape(pipeline)[1]
         given = {name: getattr(self.config, name) for name in ImageOptions.fields()}
-        cache = load_images(DataOptions(**given, split=split, resolution=resolution, center_crop=True))
+        cache = load_images(DataOptions(**given, split=split.spec, resolution=resolution, center_crop=True), split)
         if cache.channels != pipeline.channels:
             raise UserError(
-                f"--split {split}: images of {cache.channels} channels, but the model's have {pipeline.channels}; give "
+                f"{split}: images of {cache.channels} channels, but the model's have {pipeline.channels}; give "
                 "the data that it was trained on, with the same --channels"
             )
-        return RealImages(cache, split, pipeline.config.get("value_range") or cache.value_range)
+        return RealImages(cache, split.spec, pipeline.config.get("value_range") or cache.value_range)
 
     def _draw(self, pipeline: UNetPipeline, setting: Setting, keep: int) -> Samples:
         prepare = rounded if self.real.cache.dtype == "uint8" else torch.clone

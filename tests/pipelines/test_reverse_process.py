@@ -99,7 +99,7 @@ def recorded(scheduler: Any, method: str, pick: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("model", "name"), TELLING)
 def test_predicted_x0_is_the_schedulers(model: str, name: str) -> None:
     scheduler = make_scheduler(name, TRAINED[model])
-    scheduler.register_to_config(clip_sample=False)
+    scheduler.register_to_config(clip_sample=False, thresholding=False)
     multistep = hasattr(scheduler, "convert_model_output")
     seen = recorded(scheduler, *("convert_model_output", lambda x0: x0) if multistep else ("step", lambda out: out[1]))
     pipeline = tiny_pipeline(scheduler)

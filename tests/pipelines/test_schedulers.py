@@ -1,6 +1,7 @@
 import inspect
 
 import pytest
+import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from pipelines import fitting_schedulers, make_scheduler
@@ -65,3 +66,18 @@ def test_samplers_are_stock_classes_with_a_step(name: str) -> None:
         if name in samplers:
             assert samplers[name].scheduler.__module__.startswith("diffusers.")
             assert "timestep" in inspect.signature(samplers[name].scheduler.step).parameters
+
+
+@pytest.mark.parametrize("clip_sample", [True, False])
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "dpmsolver++-single", "sde-dpmsolver++", "unipc", "deis"])
+def test_samplers_clip_what_the_models_own_clips(name: str, clip_sample: bool) -> None:
+    """A network that predicts x0 = 3 everywhere: the last step lands on it, or on 1."""
+    own = DDPMScheduler(timestep_spacing="trailing", prediction_type="sample", clip_sample=clip_sample)
+    scheduler = make_scheduler(name, own)
+    scheduler.set_timesteps(10)
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.full_like(x, 3.0), t, x).prev_sample
+    assert x.mean().item() == pytest.approx(1.0 if clip_sample else 3.0, rel=0.05)
+    again = make_scheduler("ddpm", scheduler).config
+    assert (again.clip_sample or again.thresholding) == clip_sample
