@@ -121,7 +121,7 @@ class OptimizationOptions(Config):
     num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True, aliases=("num_train_epochs",))
     max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", minimum=1, resumable=True)
     max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", above=0, resumable=True)
-    learning_rate: float = option(1e-4, "peak learning rate", minimum=0, maximum=100)
+    learning_rate: float = option(1e-4, "peak learning rate", minimum=0)
     scale_lr: bool = option(False, "multiply it by the images of an optimizer step, over all processes")
     lr_scheduler: str = option(
         "cosine",

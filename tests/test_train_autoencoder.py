@@ -74,7 +74,8 @@ def contents(folder: Path) -> set[str]:
 
 def test_layout(run):
     checkpoints = {"checkpoint-3", "checkpoint-6"}
-    assert contents(run) == {*checkpoints, "vae", "config.yaml", "metrics.jsonl", "run.json", "samples", "loss.png"}
+    others = {"vae", "config.yaml", "metrics.jsonl", "run.json", "samples", "loss.png", ".lock"}
+    assert contents(run) == checkpoints | others
     for name in checkpoints:
         assert contents(run / name) == {"vae", "vae_ema", "discriminator", "optimizer", "trainer_state.json"}
     assert isinstance(AutoencoderKL.from_pretrained(run / "vae"), AutoencoderKL)
@@ -272,7 +273,7 @@ def test_both_stages_with_the_default_recipes(train, tmp_path, capsys, monkeypat
         ({"perceptual": "lpips", "max_train_steps": 1}, "--perceptual lpips: "),
         ({"eval_features": "inception"}, "--eval_features inception: "),
         ({"validation_split": "test"}, "--validation_split and --validation_share: give one"),
-        ({"overwrite_output_dir": True}, "--overwrite_output_dir would delete"),
+        ({"overwrite_output_dir": True}, "--overwrite_output_dir: --pretrained_model_name_or_path .* is inside"),
         ({"ema_widths": [0.1, 0.2]}, "--ema_widths: takes one width here"),
         ({"push_to_hub": True}, "unknown flag --push_to_hub"),
     ],

@@ -59,7 +59,6 @@ class TextModelOptions(Config):
         "learning rate of a text encoder that is trained; a tenth of learning_rate by default, or all of it for a "
         "pretrained one",
         minimum=0,
-        maximum=100,
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
