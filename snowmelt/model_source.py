@@ -24,6 +24,7 @@ from snowmelt.model_folder import (
     tensors,
     weights_digest,
 )
+from snowmelt.run_files import settle
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def find_source(
         UserError: if there is no such model, checkpoint or EMA, or it isn't what it is to be.
     """
     local = Path(model).is_dir()
+    if local:
+        settle(Path(model))
     folder = Path(model) if local else _index_of(model, revision)
     index = read_index(folder)
     # Stock pipelines of a network and a scheduler, as diffusers' DDPMPipeline, are read by the pixel one.

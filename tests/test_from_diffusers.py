@@ -47,7 +47,7 @@ NOTES = {
     "--resume_from_checkpoint": "exact, to the bit on CPUs; refuses checkpoints of other programs and other options",
     "--seed": "always set, so that every run can be repeated",
     "--tracker_project_name": "of every script",
-    "--train_data_dir": "sub-folders are classes; `.npy` and parquet too; of `train/` and `test/` only `--split` is read",
+    "--train_data_dir": "sub-folders are classes; `.npy` and parquet too; of `train/` and `test/` one is read",
     "--use_ema U": "on; `--no-use_ema` turns it off",
     "--validation_epochs": "an alias of `--save_images_epochs`",
     "--validation_prompt": "an alias of `--validation_prompts`; without it the first captions are drawn",

@@ -173,3 +173,13 @@ def test_a_digest_is_of_the_weights_that_are_taken(run: Path) -> None:
     assert len({source.digest() for source in sources}) == 3
     (copy := run.parent / "copy").exists() or shutil.copytree(run, copy)
     assert find_source(str(copy), checkpoint="9").digest() == sources[1].digest()
+
+
+def test_a_save_that_was_killed_is_completed_before_the_model_is_read(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "run")
+    newer = tiny_pipeline()
+    newer.unet.conv_out.bias.data.fill_(7)
+    newer.save_pretrained(tmp_path / "run/.pending-model")
+    (tmp_path / "run/model_index.json").unlink()
+    assert load_pipeline(str(tmp_path / "run")).unet.conv_out.bias.tolist() == [7]
+    assert not (tmp_path / "run/.pending-model").exists()
