@@ -17,17 +17,17 @@ pytest_plugins = ["tests.hub"]
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 # Appended to every command, so that what takes minutes takes seconds: the last of two flags wins.
+TINY = "--max_train_steps 2 --train_batch_size 4 --eval_batch_size 4"
 SMALL = {
-    "train_unconditional.py": "--max_train_steps 2 --train_batch_size 4 --model_size tiny --eval_batch_size 4 "
-    "--ddpm_num_inference_steps 2 --gradient_accumulation_steps 1",
+    "train_unconditional.py": f"{TINY} --resolution 16 --model_size tiny --ddpm_num_inference_steps 2 "
+    "--gradient_accumulation_steps 1",
     "generate.py": "--num_images 4 --num_inference_steps 2",
-    "train_autoencoder.py": "--max_train_steps 2 --train_batch_size 4 --model_size tiny --eval_batch_size 4 "
-    "--eval_features none",  # else a classifier of cats and dogs is trained first
-    "train_text2img.py": "--max_train_steps 2 --train_batch_size 4 --eval_batch_size 4 --ddpm_num_inference_steps 2",
+    # Without features, else a classifier of cats and dogs is trained first.
+    "train_autoencoder.py": f"{TINY} --resolution 16 --model_size tiny --eval_features none",
+    "train_text2img.py": f"{TINY} --ddpm_num_inference_steps 2",
     "publish.py": "",
     "evaluate.py": "--num_images 20 --num_inference_steps 2",
 }
-
 FOLDERS = ("--output_dir", "--model", "--autoencoder", "--pretrained_model_name_or_path")
 DEFAULTS = {"train_text2img.py": "runs/scenes", "train_unconditional.py": "runs/digits"}
 """Folders that scripts write to when they are told none."""
