@@ -159,7 +159,7 @@ def _stored_config(network: Any, name_or_path: str | None) -> dict[str, Any] | N
     try:
         config = dict(network.load_config(name_or_path))
     except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{flag}: {one_line(error)}") from error
     if config.get("_class_name", name) != name or "block_out_channels" not in config:
         raise UserError(f"{flag}: describes no {name}: its _class_name is another, or it has no block_out_channels")
     return config

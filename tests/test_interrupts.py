@@ -48,7 +48,7 @@ def test_signal(number, start, train, whole, tmp_path):
     (last,) = complete(tmp_path / "run")[-1:]
     step = int(last.name.removeprefix("checkpoint-"))
     assert step < STEPS
-    assert f"stopped at step {step} ({number.name}); go on with --resume_from_checkpoint latest" in out
+    assert f"stopped at step {step} ({number.name}); resume with --resume_from_checkpoint latest" in out
     assert PixelDiffusionPipeline.from_pretrained(tmp_path / "run")(output_type="np", num_inference_steps=1)
     train(tmp_path / "run", **OPTIONS, resume_from_checkpoint="latest")
     extra = (f"checkpoint-{step}/", f"samples/step-{step:06d}")  # what only a run that stopped there leaves

@@ -47,9 +47,8 @@ def chains() -> list[list[str]]:
     for command in commands():
         words = shlex.split(command)
         names = {words[i + 1] for i, word in enumerate(words[:-1]) if word in FOLDERS}
-        names |= {
-            f"runs/{DEFAULTS[script]}" for script in DEFAULTS if script in command and "--output_dir" not in words
-        }
+        if "--output_dir" not in words:
+            names |= {folder for script, folder in DEFAULTS.items() if script in command}
         alike = [chain for chain in found if chain[0] & names]
         found = [chain for chain in found if chain not in alike]
         joined = names.union(*(folders for folders, _ in alike))

@@ -66,7 +66,7 @@ class HubFeatures:
             )
             self._size = _side(settings)
         except Exception as error:  # whatever transformers raises at files that anybody may have written
-            reason = one_line(error)[:200]
+            reason = one_line(error)[:500]
             raise UserError(f"--features {name}: transformers can't load such a model ({reason}); {OTHERS}") from error
         missing = set(report["missing_keys"])
         # Classifiers are often saved without the pooling layer, which would be made anew at random.

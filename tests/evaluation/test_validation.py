@@ -328,7 +328,7 @@ def test_two_processes(train, launch, quick_classifier, tmp_path):
         ({"eval_steps": 2, "validation_share": 0.0001}, "of 1797 images that is 0"),
         ({"eval_steps": 2, "validation_split": "train"}, "--validation_split train: is trained on"),
         ({"eval_steps": 2, "validation_split": "test"}, "digits has train"),
-        ({"eval_steps": 2, "eval_metrics": ["fid"]}, "--eval_metrics: 'fid' is not one of fd"),
+        ({"eval_steps": 2, "eval_metrics": ["fid"]}, "--eval_metrics: invalid choice: 'fid'"),
         ({"eval_steps": 2, "eval_metrics": ["kid"], "eval_num_images": 5}, "--eval_metrics kid: needs 20 images"),
         ({"eval_steps": 2, "eval_metrics": ["fd"], "eval_features": "/nowhere"}, "--eval_features /nowhere"),
     ],

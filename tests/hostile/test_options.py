@@ -80,7 +80,7 @@ CASES = [
         "^error: --validation_split and --validation_share",
     ),
     (T + "--rank 4", "^error: --rank: needs --pretrained_model_name_or_path$"),
-    (T + "--pretrained_model_name_or_path nowhere/x", "^error: --pretrained_model_name_or_path nowhere/x: "),
+    (T + "--pretrained_model_name_or_path no/such/place", "^error: --pretrained_model_name_or_path no/such/place: "),
     (T + "--rank 0 --pretrained_model_name_or_path m", "^error: --rank: must be at least 1, got 0$"),
     (T + "--train_text_encoder", "^error: --train_text_encoder: needs --pretrained"),
     (T + "--variant fp16", "^error: --variant: needs --pretrained_model_name_or_path$"),

@@ -150,7 +150,7 @@ CASES = [
         (f"{U}--output_dir new --model_config_name_or_path {name}.json", f"--model_config_name_or_path {name}.json: ")
         for name in UNETS
     ),
-    (U + "--output_dir new --model_config_name_or_path nowhere", "--model_config_name_or_path nowhere: "),
+    (U + "--output_dir new --model_config_name_or_path no/such/place", "--model_config_name_or_path no/such/place: "),
     (U + "--output_dir new --train_batch_size 10000000000", "--train_batch_size 10000000000: the images alone take"),
     (U + "--output_dir new --eval_batch_size 10000000000", "--eval_batch_size 10000000000: the images alone take"),
     (U + "--output_dir new --objective elbo", "--objective elbo: unknown; known: epsilon"),
