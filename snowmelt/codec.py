@@ -186,5 +186,6 @@ def _load(kind: str, name: str, subfolder: str | None, flag: str) -> Any:
         return getattr(diffusers, kind).from_pretrained(
             name, subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {name}: can't read its weights ({one_line(error)})") from error
+    except Exception as error:  # whatever diffusers raises at files that anybody may have written
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{flag} {name}: can't read its weights ({reason})") from error

@@ -353,8 +353,8 @@ def with_class(name: str) -> Callable[[Path], None]:
     ("change", "options", "message"),
     [
         (without("tokenizer"), {}, "has no tokenizer, which training needs"),
-        (lambda f: shutil.rmtree(f / "unet"), {}, "can't be loaded: "),
-        (lambda f: (f / "text_encoder/model.safetensors").unlink(), {}, "can't be loaded: "),
+        (lambda f: shutil.rmtree(f / "unet"), {}, "can't be loaded \\("),
+        (lambda f: (f / "text_encoder/model.safetensors").unlink(), {}, "can't be loaded \\("),
         (lambda f: tiny_encoder("clip", 100).save_pretrained(f / "text_encoder"), {}, "and the text encoder knows 100"),
         (lambda f: tiny_unet(9).save_pretrained(f / "unet"), {}, "its unet takes 9 channels and its vae makes 4"),
         (with_class("StableDiffusionXLPipeline"), {}, "a StableDiffusionXLPipeline; known are StableDiffusionPipeline"),

@@ -62,8 +62,8 @@ def load_source(config: TextToImageConfig) -> Any:
 def _readable(flag: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: can't be loaded: {one_line(error)}") from error
+    except Exception as error:  # whatever libraries raise at files that anybody may have written
+        raise UserError(f"{flag}: can't be loaded ({type(error).__name__}: {one_line(error)})") from error
 
 
 def channels(pipeline: Any) -> int:
