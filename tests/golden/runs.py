@@ -1,7 +1,7 @@
 """What is recorded of the mathematics: losses of short trainings, and images of every sampler, at tiny size.
 
-`python -m tests.golden.runs` records all of it anew. On one machine, with one thread, the files then are the same to the
-last bit unless the mathematics has changed; a change that is meant shows elsewhere that it is better.
+`python -m tests.golden.runs` records all of it anew. On one machine, with one thread, the files then are the same to
+the last bit unless the mathematics has changed; a change that is meant shows elsewhere that it is better.
 """
 
 import json
