@@ -122,7 +122,9 @@ def draw(pipeline: "PixelDiffusionPipeline", config: GenerateConfig, indices: li
 
 
 def has_pictures(pipeline: "PixelDiffusionPipeline") -> bool:
-    return pipeline.channels in pipeline.PICTURE_CHANNELS
+    from pipelines import IMAGE_CHANNELS
+
+    return pipeline.channels in IMAGE_CHANNELS
 
 
 def file_name(pipeline: "PixelDiffusionPipeline", index: int) -> str:

@@ -69,7 +69,7 @@ def assemble(
     pipeline = functools.partial(
         functools.partial(LatentDiffusionPipeline, vae) if vae else PixelDiffusionPipeline,
         net,
-        prediction_type=objective.prediction_type,
+        prediction_type=objective.pipeline_prediction_type,
         id2label=dict(enumerate(images.class_names or [])) if config.class_conditional else None,
         value_range=images.value_range if images.dtype.kind == "f" else None,  # that of integers is their type's
     )

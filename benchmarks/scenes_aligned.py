@@ -64,7 +64,7 @@ def main() -> None:
     weights = weights_digest({name: args.model / name for name in read_index(args.model).components})
     pipeline = TextToImagePipeline.from_pretrained(args.model)
     pipeline.set_progress_bar_config(disable=True)
-    side = pipeline.unet.config.sample_size * pipeline.pixels_per_cell
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     told = [f"The checker on {args.num_prompts} scenes that are as they should be, of each sort:", ""]
     told += [real_scenes(args.num_prompts, side)]
 

@@ -1,8 +1,9 @@
 """Diffusion pipelines: what users import, and what ships with the weights."""
 
-from pipelines.base import SamplingOutput, Trajectory
+from pipelines.base import IMAGE_CHANNELS, SamplingOutput
 from pipelines.latent import LatentDiffusionPipeline
 from pipelines.pixel import PixelDiffusionPipeline
+from pipelines.sampling import Trajectory
 from pipelines.schedulers import fitting_schedulers, make_scheduler
 from pipelines.seeding import image_generators
 from pipelines.text2img import TextToImagePipeline
@@ -12,6 +13,7 @@ PIPELINES = {cls.__name__: cls for cls in (PixelDiffusionPipeline, LatentDiffusi
 """What a model_index.json may name: class names in files mean these, never whatever else bears the name."""
 
 __all__ = [
+    "IMAGE_CHANNELS",
     "PIPELINES",
     "LatentDiffusionPipeline",
     "PixelDiffusionPipeline",

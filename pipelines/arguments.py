@@ -1,4 +1,8 @@
-"""Arguments of pipelines: of the type and in the range that they are documented with, or an error that names them."""
+"""Arguments of pipelines: of the type and in the range that they are documented with, or an error that names them.
+
+Each check returns the value as the code uses it. It raises a TypeError for a value of another type, and a ValueError
+for one out of its range.
+"""
 
 import math
 import operator
@@ -11,220 +15,212 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+MOST = 2**31 - 1
+"""Of what is counted: more than any memory holds."""
+MOST_STEPS = 100_000
+"""Of a scheduler whose times are no whole numbers: far more than any image is worth."""
 
-class ArgumentsMixin:
-    """The checks, all in one place. Each returns the value as the code uses it.
 
-    They raise a TypeError for a value of another type, and a ValueError for one out of its range.
-    """
+def brief(value: Any) -> str:
+    """A value for use in a message: on one line, and short."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
-    MOST = 2**31 - 1
-    """Of what is counted: more than any memory holds."""
-    MOST_STEPS = 100_000
-    """Of a scheduler whose times are no whole numbers: far more than any image is worth."""
 
-    @classmethod
-    def _brief(cls, value: Any) -> str:
-        """A value for use in a message: on one line, and short."""
-        if isinstance(value, Tensor | np.ndarray):
-            return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
-        text = " ".join(repr(value).split())
-        return text if len(text) <= 60 else f"{text[:57]}..."
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number; bool, which Python takes for one, isn't."""
+    try:
+        if isinstance(value, bool | Tensor):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: must be a whole number, got {brief(value)}") from None
+    if number < least or (most is not None and number > most):
+        allowed = (
+            f"at least {least}" if most is None or (most == MOST and number < least) else f"from {least} to {most}"
+        )
+        raise ValueError(f"{name}: must be {allowed}, got {number}")
+    return number
 
-    @classmethod
-    def _whole(cls, name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-        """A whole number; bool, which Python takes for one, isn't."""
-        try:
-            if isinstance(value, bool | Tensor):
-                raise TypeError
-            number = operator.index(value)
-        except TypeError:
-            raise TypeError(f"{name}: must be a whole number, got {cls._brief(value)}") from None
-        if number < least or (most is not None and number > most):
-            allowed = (
-                f"at least {least}"
-                if most is None or (most == cls.MOST and number < least)
-                else f"from {least} to {most}"
-            )
-            raise ValueError(f"{name}: must be {allowed}, got {number}")
-        return number
 
-    @classmethod
-    def _real(cls, name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-        """A finite number."""
-        try:
-            if isinstance(value, bool | str | bytes | Tensor):
-                raise TypeError
-            number = float(value)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name}: must be a number, got {cls._brief(value)}") from None
-        if not math.isfinite(number) or not low <= number <= high:
-            bounds = {math.inf: f" of {low:g} or more"}.get(high, f" from {low:g} to {high:g}")
-            raise ValueError(
-                f"{name}: must be a finite number{bounds if low > -math.inf else ''}, got {cls._brief(value)}"
-            )
-        return number
+def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number."""
+    try:
+        if isinstance(value, bool | str | bytes | Tensor):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: must be a number, got {brief(value)}") from None
+    if not math.isfinite(number) or not low <= number <= high:
+        bounds = {math.inf: f" of {low:g} or more"}.get(high, f" from {low:g} to {high:g}")
+        raise ValueError(f"{name}: must be a finite number{bounds if low > -math.inf else ''}, got {brief(value)}")
+    return number
 
-    @classmethod
-    def _flag(cls, name: str, value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: must be True or False, got {cls._brief(value)}")
-        return value
 
-    @classmethod
-    def _text(cls, name: str, value: Any) -> str:
-        if not isinstance(value, str):
-            raise TypeError(f"{name}: must be a text, got {cls._brief(value)}")
-        return value
+def boolean(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: must be True or False, got {brief(value)}")
+    return value
 
-    @classmethod
-    def _sequence(cls, name: str, value: Any, what: str) -> list[Any]:
-        """A list, tuple, array or tensor of one dimension; a text, which Python takes for one of letters, isn't."""
-        values = value.tolist() if hasattr(value, "tolist") else value
-        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
-            raise TypeError(f"{name}: must be a list of {what}, got {cls._brief(value)}")
-        if not values:
-            raise ValueError(f"{name}: is empty; give {what}, or leave it out")
-        return list(values)
 
-    @classmethod
-    def _real_tensor(cls, name: str, value: Any, axes: str) -> Tensor:
-        """A tensor of finite real numbers with so many dimensions, as "B, C, H, W"."""
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: must be a tensor ({axes}), got {type(value).__name__}")
-        if not value.is_floating_point():
-            raise TypeError(f"{name}: must hold real numbers in floating point, holds {value.dtype}")
-        if value.dim() != axes.count(",") + 1 or 0 in value.shape:
-            raise ValueError(f"{name}: must be ({axes}), is of shape {tuple(value.shape)}")
-        if not value.isfinite().all():
-            raise ValueError(f"{name}: holds values that are not finite")
-        return value
+def string(name: str, value: Any) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: must be a text, got {brief(value)}")
+    return value
 
-    @classmethod
-    def _numbers(cls, name: str, value: Any) -> Tensor:
-        """A finite number, or several, float32 (1,) or (N,)."""
-        given = value if isinstance(value, list | tuple) else [value]
-        return torch.tensor([cls._real(name, number) for number in given], dtype=torch.float32)
 
-    @classmethod
-    def _interval(cls, name: str, value: Any) -> tuple[float, float]:
-        """Lowest and highest sigma / alpha, the highest of which may be infinite."""
-        if value is None:
-            return 0.0, math.inf
-        numbers = cls._sequence(name, value, "two numbers")
-        if len(numbers) != 2:
-            raise ValueError(f"{name}: must be two numbers, the lowest and the highest, got {cls._brief(value)}")
-        low = cls._real(f"{name}[0]", numbers[0], 0)
-        high = math.inf if numbers[1] == math.inf else cls._real(f"{name}[1]", numbers[1], 0)
-        if low >= high:
-            raise ValueError(f"{name}: the lowest must be less than the highest, got {cls._brief(value)}")
-        return low, high
+def sequence(name: str, value: Any, what: str) -> list[Any]:
+    """A list, tuple, array or tensor of one dimension; a text, which Python takes for one of letters, isn't."""
+    values = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
+        raise TypeError(f"{name}: must be a list of {what}, got {brief(value)}")
+    if not values:
+        raise ValueError(f"{name}: is empty; give {what}, or leave it out")
+    return list(values)
 
-    @classmethod
-    def _value_range(cls, value: Any) -> tuple[float, float]:
-        """The values that -1 and 1 stand for."""
-        numbers = cls._sequence("value_range", value, "two numbers")
-        if len(numbers) != 2:
-            raise ValueError(f"value_range: must be two numbers, the lowest and the highest, got {cls._brief(value)}")
-        low, high = (cls._real("value_range", number) for number in numbers)
-        if low >= high:
-            raise ValueError(f"value_range: the lowest must be less than the highest, got {cls._brief(value)}")
-        return low, high
 
-    @classmethod
-    def _check_parts(cls, unet: Any, scheduler: Any) -> None:
-        """What every pipeline has."""
-        if not isinstance(unet, torch.nn.Module):
-            raise TypeError(f"unet: must be a network of diffusers, got {type(unet).__name__}")
-        if not isinstance(scheduler, SchedulerMixin):
-            raise TypeError(f"scheduler: must be a scheduler of diffusers, got {type(scheduler).__name__}")
+def real_tensor(name: str, value: Any, axes: str) -> Tensor:
+    """A tensor of finite real numbers with so many dimensions, as "B, C, H, W"."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: must be a tensor ({axes}), got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: must hold real numbers in floating point, holds {value.dtype}")
+    if value.dim() != axes.count(",") + 1 or 0 in value.shape:
+        raise ValueError(f"{name}: must be ({axes}), is of shape {tuple(value.shape)}")
+    if not value.isfinite().all():
+        raise ValueError(f"{name}: holds values that are not finite")
+    return value
 
-    @classmethod
-    def _times(cls, value: Any, num_train_timesteps: int, continuous: bool) -> list[float]:
-        """Timesteps from noise to data: whole ones below T, or for a continuous process any up to T."""
-        name = "timesteps"
-        times = [cls._real(name, t) for t in cls._sequence(name, value, "timesteps")]
-        if not continuous and any(t != int(t) for t in times):
-            raise ValueError(f"{name}: must be whole numbers for this scheduler, got {cls._brief(value)}")
-        low, high = (0, num_train_timesteps) if continuous else (-1, num_train_timesteps - 1)
-        if not all(low < t <= high for t in times):
-            allowed = f"above 0 and at most {high}" if continuous else f"from 0 to {high}"
-            raise ValueError(f"{name}: must be {allowed}, got {cls._brief(value)}")
-        if any(after >= before for before, after in zip(times, times[1:], strict=False)):
-            raise ValueError(f"{name}: must decrease, from noise to data, got {cls._brief(value)}")
-        return times if continuous else [int(t) for t in times]
 
-    @classmethod
-    def _attention_mask(cls, name: str, mask: Any, embeds: Tensor) -> Tensor:
-        """(prompts, L) for text embeddings (prompts, L, D): 1, and 0 at padding; all 1 where it isn't given."""
-        shape = embeds.shape[:2]
-        if mask is None:
-            return torch.ones(shape, dtype=torch.long, device=embeds.device)
-        if not isinstance(mask, Tensor):
-            raise TypeError(f"{name}: must be a tensor of 0 and 1, got {type(mask).__name__}")
-        if mask.shape != shape or not ((mask == 0) | (mask == 1)).all() or not mask.any(1).all():
-            raise ValueError(
-                f"{name}: of shape {tuple(mask.shape)}; must be {tuple(shape)} as the embeddings, of 0 and 1, with "
-                "a token in each row"
-            )
-        return mask
+def real_numbers(name: str, value: Any) -> Tensor:
+    """A finite number, or several, float32 (1,) or (N,)."""
+    given = value if isinstance(value, list | tuple) else [value]
+    return torch.tensor([real(name, number) for number in given], dtype=torch.float32)
 
-    @classmethod
-    def _check_image(cls, value: Any, smallest: int) -> None:
-        """Images to start from: PIL's, arrays or tensors in [0, 1], or a list of one kind; no side below `smallest`."""
-        given = value if isinstance(value, list) else [value]
-        kinds = {next((k for k in (PIL.Image.Image, np.ndarray, Tensor) if isinstance(v, k)), None) for v in given}
-        if len(kinds) != 1 or None in kinds:
-            raise TypeError("image: must be a PIL image, an array, a tensor, or a list of one of these")
-        if kinds == {PIL.Image.Image}:
-            sides = [side for image in given for side in image.size]
-        else:
-            shapes = {tuple(image.shape) for image in given}
-            if len(shapes) > 1:
-                raise ValueError(f"image: of different shapes, {' and '.join(map(str, sorted(shapes)))}; make them one")
-            (shape,) = shapes
-            if not (2 if kinds == {np.ndarray} else 3) <= len(shape) <= 4:
-                raise ValueError(f"image: of shape {shape}, which is no image")
-            sides = list(shape[-2:] if kinds == {Tensor} or len(shape) == 2 else shape[-3:-1])
-        if min(sides) < smallest:
-            raise ValueError(f"image: has a side of {min(sides)} pixels; the network divides by {smallest}")
-        for image in given if kinds != {PIL.Image.Image} else []:
-            numbers = torch.as_tensor(image)
-            if not numbers.is_floating_point():
-                raise TypeError(f"image: must be in [0, 1] in floating point, holds {numbers.dtype}; divide it")
-            if not numbers.isfinite().all() or not 0 <= numbers.min() <= numbers.max() <= 1:
-                raise ValueError("image: holds values outside [0, 1]")
 
-    @classmethod
-    def _generators(cls, value: Any, batch: int) -> Any:
-        """None, a generator, or one for each image."""
-        given = value if isinstance(value, list) else [value]
-        for generator in given if value is not None else []:
-            if not isinstance(generator, torch.Generator):
-                raise TypeError(f"generator: must be a torch.Generator or a list of them, got {cls._brief(value)}")
-        if isinstance(value, list) and len(value) != batch:
-            raise ValueError(f"generator: {len(value)} given for {batch} images; give one, or one per image")
-        return value
+def check_interval(name: str, value: Any) -> tuple[float, float]:
+    """Lowest and highest sigma / alpha, the highest of which may be infinite."""
+    if value is None:
+        return 0.0, math.inf
+    numbers = sequence(name, value, "two numbers")
+    if len(numbers) != 2:
+        raise ValueError(f"{name}: must be two numbers, the lowest and the highest, got {brief(value)}")
+    low = real(f"{name}[0]", numbers[0], 0)
+    high = math.inf if numbers[1] == math.inf else real(f"{name}[1]", numbers[1], 0)
+    if low >= high:
+        raise ValueError(f"{name}: the lowest must be less than the highest, got {brief(value)}")
+    return low, high
 
-    @classmethod
-    def _callback(cls, value: Any) -> Any:
-        if value is not None and not callable(value):
-            raise TypeError(f"callback_on_step_end: must be a function, got {cls._brief(value)}")
-        return value
 
-    @classmethod
-    def _callback_latents(cls, returned: Any, x: Tensor) -> Tensor:
-        """What a callback puts in the place of x_t."""
-        name = "callback_on_step_end"
-        if not isinstance(returned, Mapping):
-            kind = type(returned).__name__
-            raise TypeError(f"{name}: must return a dict, as {{}} or {{'latents': x}}, returned {kind}")
-        latents = returned.get("latents", x)
-        if latents is x:
-            return x
-        cls._real_tensor(f"{name}: 'latents' that it returned", latents, "B, C, H, W")
-        if latents.shape != x.shape:
-            raise ValueError(
-                f"{name}: 'latents' that it returned are of shape {tuple(latents.shape)}, not {tuple(x.shape)}"
-            )
-        return latents.to(x.device, x.dtype)
+def check_value_range(value: Any) -> tuple[float, float]:
+    """The values that -1 and 1 stand for."""
+    numbers = sequence("value_range", value, "two numbers")
+    if len(numbers) != 2:
+        raise ValueError(f"value_range: must be two numbers, the lowest and the highest, got {brief(value)}")
+    low, high = (real("value_range", number) for number in numbers)
+    if low >= high:
+        raise ValueError(f"value_range: the lowest must be less than the highest, got {brief(value)}")
+    return low, high
+
+
+def check_parts(unet: Any, scheduler: Any) -> None:
+    """What every pipeline has."""
+    if not isinstance(unet, torch.nn.Module):
+        raise TypeError(f"unet: must be a network of diffusers, got {type(unet).__name__}")
+    if not isinstance(scheduler, SchedulerMixin):
+        raise TypeError(f"scheduler: must be a scheduler of diffusers, got {type(scheduler).__name__}")
+
+
+def check_timesteps(value: Any, num_train_timesteps: int, continuous: bool) -> list[float]:
+    """Timesteps from noise to data: whole ones below T, or for a continuous process any up to T."""
+    name = "timesteps"
+    times = [real(name, t) for t in sequence(name, value, "timesteps")]
+    if not continuous and any(t != int(t) for t in times):
+        raise ValueError(f"{name}: must be whole numbers for this scheduler, got {brief(value)}")
+    low, high = (0, num_train_timesteps) if continuous else (-1, num_train_timesteps - 1)
+    if not all(low < t <= high for t in times):
+        allowed = f"above 0 and at most {high}" if continuous else f"from 0 to {high}"
+        raise ValueError(f"{name}: must be {allowed}, got {brief(value)}")
+    if any(after >= before for before, after in zip(times, times[1:], strict=False)):
+        raise ValueError(f"{name}: must decrease, from noise to data, got {brief(value)}")
+    return times if continuous else [int(t) for t in times]
+
+
+def check_attention_mask(name: str, mask: Any, embeds: Tensor) -> Tensor:
+    """(prompts, L) for text embeddings (prompts, L, D): 1, and 0 at padding; all 1 where it isn't given."""
+    shape = embeds.shape[:2]
+    if mask is None:
+        return torch.ones(shape, dtype=torch.long, device=embeds.device)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: must be a tensor of 0 and 1, got {type(mask).__name__}")
+    if mask.shape != shape or not ((mask == 0) | (mask == 1)).all() or not mask.any(1).all():
+        raise ValueError(
+            f"{name}: of shape {tuple(mask.shape)}; must be {tuple(shape)} as the embeddings, of 0 and 1, with "
+            "a token in each row"
+        )
+    return mask
+
+
+def check_image(value: Any, smallest: int) -> None:
+    """Images to start from: PIL's, arrays or tensors in [0, 1], or a list of one kind; no side below `smallest`."""
+    given = value if isinstance(value, list) else [value]
+    kinds = {next((k for k in (PIL.Image.Image, np.ndarray, Tensor) if isinstance(v, k)), None) for v in given}
+    if len(kinds) != 1 or None in kinds:
+        raise TypeError("image: must be a PIL image, an array, a tensor, or a list of one of these")
+    if kinds == {PIL.Image.Image}:
+        sides = [side for image in given for side in image.size]
+    else:
+        shapes = {tuple(image.shape) for image in given}
+        if len(shapes) > 1:
+            raise ValueError(f"image: of different shapes, {' and '.join(map(str, sorted(shapes)))}; make them one")
+        (shape,) = shapes
+        if not (2 if kinds == {np.ndarray} else 3) <= len(shape) <= 4:
+            raise ValueError(f"image: of shape {shape}, which is no image")
+        sides = list(shape[-2:] if kinds == {Tensor} or len(shape) == 2 else shape[-3:-1])
+    if min(sides) < smallest:
+        raise ValueError(f"image: has a side of {min(sides)} pixels; the network divides by {smallest}")
+    for image in given if kinds != {PIL.Image.Image} else []:
+        numbers = torch.as_tensor(image)
+        if not numbers.is_floating_point():
+            raise TypeError(f"image: must be in [0, 1] in floating point, holds {numbers.dtype}; divide it")
+        if not numbers.isfinite().all() or not 0 <= numbers.min() <= numbers.max() <= 1:
+            raise ValueError("image: holds values outside [0, 1]")
+
+
+def check_generators(value: Any, batch: int) -> Any:
+    """None, a generator, or one for each image."""
+    given = value if isinstance(value, list) else [value]
+    for generator in given if value is not None else []:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: must be a torch.Generator or a list of them, got {brief(value)}")
+    if isinstance(value, list) and len(value) != batch:
+        raise ValueError(f"generator: {len(value)} given for {batch} images; give one, or one per image")
+    return value
+
+
+def check_callback(value: Any) -> Any:
+    """None, or something that can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"callback_on_step_end: must be a function, got {brief(value)}")
+    return value
+
+
+def check_callback_latents(returned: Any, x: Tensor) -> Tensor:
+    """What a callback puts in the place of x_t."""
+    name = "callback_on_step_end"
+    if not isinstance(returned, Mapping):
+        kind = type(returned).__name__
+        raise TypeError(f"{name}: must return a dict, as {{}} or {{'latents': x}}, returned {kind}")
+    latents = returned.get("latents", x)
+    if latents is x:
+        return x
+    real_tensor(f"{name}: 'latents' that it returned", latents, "B, C, H, W")
+    if latents.shape != x.shape:
+        raise ValueError(
+            f"{name}: 'latents' that it returned are of shape {tuple(latents.shape)}, not {tuple(x.shape)}"
+        )
+    return latents.to(x.device, x.dtype)

@@ -1,4 +1,4 @@
-"""Pictures from a UNet2DModel that works in the latent space of an autoencoder (Rombach et al. 2022)."""
+"""Images from a UNet2DModel that works in the latent space of an autoencoder (Rombach et al. 2022)."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DModel
 
 from pipelines.unet import UNetPipeline
+from pipelines.vae import shift_and_scale
 
 
 class LatentDiffusionPipeline(UNetPipeline):
@@ -35,5 +36,5 @@ class LatentDiffusionPipeline(UNetPipeline):
         super().__init__(unet, scheduler, prediction_type, id2label, value_range)
         if not isinstance(vae, torch.nn.Module):
             raise TypeError(f"vae: must be an autoencoder of diffusers, got {type(vae).__name__}")
-        self.shift_and_scale(vae)
+        shift_and_scale(vae)
         self.register_modules(vae=vae)

@@ -1,4 +1,4 @@
-"""Pictures straight from a UNet2DModel."""
+"""Images straight from a UNet2DModel."""
 
 from pipelines.unet import UNetPipeline
 

@@ -25,7 +25,7 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from pipelines.arguments import ArgumentsMixin
+from pipelines.arguments import brief
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
         ValueError: if there is no such sampler, or it doesn't fit the model.
     """
     if not isinstance(name, str):
-        raise TypeError(f"scheduler: must be named by a text, got {ArgumentsMixin._brief(name)}")
+        raise TypeError(f"scheduler: must be named by a text, got {brief(name)}")
     kind = family(scheduler)
     fitting = fitting_schedulers(scheduler)
     if name not in fitting:

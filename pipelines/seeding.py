@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from pipelines.arguments import ArgumentsMixin
+from pipelines.arguments import brief, whole
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
@@ -18,9 +18,9 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
         TypeError: for what are no whole numbers.
         ValueError: for a seed below 0, or indices that aren't below 2^32.
     """
-    seed = ArgumentsMixin._whole("seed", seed, 0)
+    seed = whole("seed", seed, 0)
     if isinstance(indices, str) or not isinstance(indices, Iterable):
-        raise TypeError(f"indices: must be whole numbers, got {ArgumentsMixin._brief(indices)}")
+        raise TypeError(f"indices: must be whole numbers, got {brief(indices)}")
     start = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    checked = (ArgumentsMixin._whole("indices", index, 0, 2**32 - 1) for index in indices)
+    checked = (whole("indices", index, 0, 2**32 - 1) for index in indices)
     return [torch.Generator().manual_seed((start + index) % 2**32) for index in checked]

@@ -1,4 +1,4 @@
-"""Pictures from words, by a UNet2DConditionModel in pixels or in the latent space of an autoencoder."""
+"""Images from texts, by a UNet2DConditionModel in pixels or in the latent space of an autoencoder."""
 
 import warnings
 from collections.abc import Callable
@@ -10,11 +10,30 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from torch import Tensor
 
-from pipelines.base import SamplingOutput
-from pipelines.space import DataSpacePipeline
+from pipelines.arguments import (
+    MOST,
+    boolean,
+    check_attention_mask,
+    check_generators,
+    check_image,
+    check_interval,
+    check_parts,
+    real,
+    real_tensor,
+    sequence,
+    string,
+    whole,
+)
+from pipelines.backbones import size_multiple
+from pipelines.base import ImagePipeline, SamplingOutput
+from pipelines.denoiser import conditioned, guided
+from pipelines.samplers import make_sampler
+from pipelines.sampling import sample
+from pipelines.text import check_text_encoder, encode_tokens, max_tokens, text_conditions
+from pipelines.vae import shift_and_scale
 
 
-class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
+class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
     """Generation from prompts, of images or, with an image to start from, of variations on it.
 
     `load_lora_weights` and its relatives are those of `StableDiffusionPipeline`.
@@ -35,7 +54,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
     tokenizer: Any
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["text_encoder", "tokenizer", "vae"]
-    OUTPUT_TYPES = (*DataSpacePipeline.OUTPUT_TYPES, "latent")
+    OUTPUT_TYPES = (*ImagePipeline.OUTPUT_TYPES, "latent")
 
     def __init__(
         self,
@@ -47,64 +66,15 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
         prediction_type: str | None = None,
     ) -> None:
         super().__init__()
-        self._check_parts(unet, scheduler)
+        check_parts(unet, scheduler)
         if vae is not None:
-            self.shift_and_scale(vae)
+            shift_and_scale(vae)
         self._check_prediction_type(prediction_type)
         if text_encoder is not None and tokenizer is not None:
-            self.check_text(unet, text_encoder, tokenizer)
+            check_text_encoder(unet, text_encoder, tokenizer)
         self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
         if prediction_type is not None:
             self.register_to_config(prediction_type=prediction_type)
-
-    @classmethod
-    def check_text(cls, unet: Any, text_encoder: Any, tokenizer: Any) -> None:
-        """Whether these parts belong together, as far as their sizes tell.
-
-        Raises:
-            ValueError: if they don't.
-        """
-        cls.max_tokens(text_encoder, tokenizer)
-        known, width = text_encoder.config.vocab_size, text_encoder.config.hidden_size
-        if len(tokenizer) > known:
-            raise ValueError(f"tokenizer: has {len(tokenizer)} tokens, and the text encoder knows {known}: not its own")
-        expected = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
-        if width != expected:
-            raise ValueError(f"text_encoder: its states have {width} channels, the network attends to {expected}")
-
-    @classmethod
-    def max_tokens(cls, text_encoder: Any, tokenizer: Any) -> int:
-        """Tokens that a prompt is cut or padded to, its marks included.
-
-        Raises:
-            TypeError: if the tokenizer says no number.
-            ValueError: if it says one below 1.
-        """
-        said = cls._real("tokenizer: model_max_length", tokenizer.model_max_length, 1)
-        return int(min(said, getattr(text_encoder.config, "max_position_embeddings", 512)))
-
-    @staticmethod
-    def hidden_states(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Text embeddings (B, L, D) of tokens (B, L), zero at padding.
-
-        Without a mask padding is text like any other, as it is to Stable Diffusion.
-        """
-        states = text_encoder(input_ids, attention_mask=attention_mask)[0]
-        return states if attention_mask is None else states * attention_mask[..., None].to(states.dtype)
-
-    @staticmethod
-    def text_conditions(unet: Any, states: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
-        """Keyword arguments of the network for text embeddings (B, L, D) and what of them is no padding, (B, L).
-
-        A network with a projection for class labels is given the mean of the embeddings there, and attends to no
-        padding: its output doesn't depend on the length that prompts are padded to. Others, which are Stable Diffusion
-        and the models of Snowmelt before 0.2, were trained to attend to padding too.
-        """
-        if attention_mask is None or unet.config.class_embed_type != "projection":
-            return {"encoder_hidden_states": states}
-        kept = attention_mask[..., None].to(states.dtype)
-        pooled = (states * kept).sum(1) / kept.sum(1)
-        return {"encoder_hidden_states": states, "encoder_attention_mask": attention_mask, "class_labels": pooled}
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> tuple[Tensor, Tensor]:
@@ -120,11 +90,11 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             TypeError: if a prompt isn't a string.
             ValueError: if there is none, or no text encoder.
         """
-        given = [prompt] if isinstance(prompt, str) else self._sequence(name, prompt, "texts")
-        prompts = [self._text(name, text) for text in given]
+        given = [prompt] if isinstance(prompt, str) else sequence(name, prompt, "texts")
+        prompts = [string(name, text) for text in given]
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(f"{name}: this pipeline has no text encoder; give {name}_embeds")
-        length = self.max_tokens(self.text_encoder, self.tokenizer)
+        length = max_tokens(self.text_encoder, self.tokenizer)
         for text, ids in zip(prompts, self.tokenizer(prompts, verbose=False)["input_ids"], strict=True):
             if len(ids) > length:
                 lost = self.tokenizer.decode(ids[length - 1 :], skip_special_tokens=True)
@@ -133,7 +103,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt", verbose=False
         ).to(self._execution_device)
         mask = tokens["attention_mask"]
-        return self.hidden_states(self.text_encoder, tokens["input_ids"], mask), mask
+        return encode_tokens(self.text_encoder, tokens["input_ids"], mask), mask
 
     @torch.no_grad()
     def __call__(
@@ -200,44 +170,39 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             TypeError: for an argument of another type.
             ValueError: for arguments that fit neither the model nor the scheduler, or each other.
         """
-        self._real("guidance_scale", guidance_scale)
-        self._flag("return_dict", return_dict)
-        self._flag("return_trajectory", return_trajectory)
+        scale = real("guidance_scale", guidance_scale)
+        boolean("return_dict", return_dict)
+        seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
         prompts = self._embeddings("prompt", prompt, prompt_embeds, prompt_attention_mask)
-        condition = self._repeated(*prompts, num_images_per_prompt)
-        null = None
-        if guidance_scale != 1:
+        conditions = self._repeated(*prompts, num_images_per_prompt)
+        batch_size = len(conditions["encoder_hidden_states"])
+        null_conditions = None
+        if scale != 1:
             if negative_prompt is None and negative_prompt_embeds is None:
                 negative_prompt = ""
             negative = self._embeddings(
                 "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
             )
-            null = self._repeated(*self._matching(*negative, prompts[0]), num_images_per_prompt)
-        batch_size = len(condition["encoder_hidden_states"])
+            null_conditions = self._repeated(*self._matching(*negative, prompts[0]), num_images_per_prompt)
         data = None if image is None else self._data_of(image, height, width, batch_size, num_images_per_prompt)
         size = self._size(height, width) if data is None else data.shape[2:]
-        x0, trajectory = self.denoise(
-            self.unet,
-            (batch_size, self.unet.config.in_channels, *size),
-            condition,
-            null,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            eta=eta,
-            generator=generator,
-            latents=latents,
-            image=data,
-            strength=strength,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            return_trajectory=return_trajectory,
+        rescale = real("guidance_rescale", guidance_rescale, 0, 1)
+        interval = check_interval("guidance_interval", guidance_interval)
+        generator = check_generators(generator, batch_size)
+        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator)
+        predict = self._predictor(sampler)
+        denoiser = conditioned(predict, conditions)
+        if null_conditions is not None:
+            denoiser = guided(predict, conditions, null_conditions, scale, interval, rescale)
+        on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
+        strength = real("strength", strength, 0, 1)
+        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
+        noise = self._noise((batch_size, self.unet.config.out_channels, *size), generator, latents)
+        x0 = sample(
+            denoiser, sampler, sampler.start(noise, data, strength), on_step=on_step, progress=self.progress_bar
         )
-        output = self._finish(x0, trajectory, output_type)
-        return output if return_dict else output.to_tuple()
+        return self._finish(x0, seen, output_type, return_dict)
 
     def _embeddings(
         self, name: str, prompt: str | list[str] | None, embeds: Tensor | None, mask: Tensor | None
@@ -249,11 +214,11 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
             if mask is not None:
                 raise ValueError(f"{name}_attention_mask: belongs to {name}_embeds, which weren't given")
             return self.encode_prompt(prompt, name)  # type: ignore[arg-type]
-        self._real_tensor(f"{name}_embeds", embeds, "prompts, L, D")
+        real_tensor(f"{name}_embeds", embeds, "prompts, L, D")
         width = self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
         if isinstance(width, int) and embeds.shape[2] != width:
             raise ValueError(f"{name}_embeds: has {embeds.shape[2]} channels, the network attends to {width}")
-        return embeds, self._attention_mask(f"{name}_attention_mask", mask, embeds)
+        return embeds, check_attention_mask(f"{name}_attention_mask", mask, embeds)
 
     @staticmethod
     def _matching(embeds: Tensor, mask: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,18 +235,18 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, DataSpacePipeline):
 
     def _repeated(self, embeds: Tensor, mask: Tensor, copies: int) -> dict[str, Tensor]:
         """Keyword arguments of the network for so many images of each prompt."""
-        self._whole("num_images_per_prompt", copies, 1, self.MOST)
+        whole("num_images_per_prompt", copies, 1, MOST)
         place = self._execution_device
-        conditions = self.text_conditions(self.unet, embeds.to(place, self.unet.dtype), mask.to(place))
+        conditions = text_conditions(self.unet, embeds.to(place, self.unet.dtype), mask.to(place))
         return {name: value.repeat_interleave(copies, 0) for name, value in conditions.items()}
 
     def _data_of(
         self, image: PipelineImageInput, height: int | None, width: int | None, batch: int, copies: int
     ) -> Tensor:
         """The network's data (batch, c, h, w) of images to start from."""
-        cell, channels = self.pixels_per_cell, self.channels
-        factor = cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        self._check_image(image, factor)
+        channels = self.channels
+        factor = self.vae_scale_factor * size_multiple(self.unet)
+        check_image(image, factor)
         processor = VaeImageProcessor(
             vae_scale_factor=factor,
             vae_latent_channels=0,  # else it takes images of as many channels for latents, and leaves them as they are

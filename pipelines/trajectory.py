@@ -7,8 +7,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from pipelines.arguments import ArgumentsMixin
-from pipelines.base import Trajectory
+from pipelines.arguments import brief, whole
+from pipelines.sampling import Trajectory
 
 
 def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> PIL.Image.Image:
@@ -30,8 +30,8 @@ def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> 
     n, height, width, channels = pixels.shape
     if channels not in (1, 3, 4):
         raise ValueError(f"pixels: no picture has {channels} channels; 1, 3 and 4 can be shown")
-    columns = int(np.ceil(n**0.5)) if columns is None else ArgumentsMixin._whole("columns", columns)
-    gap = ArgumentsMixin._whole("gap", gap, 0)
+    columns = int(np.ceil(n**0.5)) if columns is None else whole("columns", columns)
+    gap = whole("gap", gap, 0)
     rows = -(-n // columns)
     cells = np.full((rows * columns, height + gap, width + gap, channels), 0 if channels == 4 else 128, np.uint8)
     cells[:n, :height, :width] = pixels
@@ -49,7 +49,7 @@ def save_strip(trajectory: Trajectory, path: str | Path, columns: int = 10) -> N
         ValueError: for a path whose suffix PIL doesn't know.
     """
     _check_trajectory(trajectory, path)
-    ArgumentsMixin._whole("columns", columns)
+    whole("columns", columns)
     steps = np.linspace(0, len(trajectory.timesteps) - 1, columns).round().astype(int)
     pairs = torch.stack([trajectory.noisy[steps], trajectory.denoised[steps]])  # (2, columns, B, C, H, W)
     image_grid(_pixels(pairs.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)), columns, gap=0).save(path)
@@ -63,7 +63,7 @@ def save_gif(trajectory: Trajectory, path: str | Path, milliseconds: int = 80) -
         ValueError: for a path whose suffix PIL doesn't know.
     """
     _check_trajectory(trajectory, path)
-    ArgumentsMixin._whole("milliseconds", milliseconds)
+    whole("milliseconds", milliseconds)
     frames = [image_grid(_pixels(x0), gap=0) for x0 in trajectory.denoised]
     rest = 1500
     durations = [milliseconds] * (len(frames) - 1) + [rest]
@@ -76,7 +76,7 @@ def _check_trajectory(trajectory: Trajectory, path: str | Path) -> None:
         kind = type(trajectory).__name__
         raise TypeError(f"trajectory: must be that of an output, which return_trajectory=True asks for, got {kind}")
     if not isinstance(path, str | Path):
-        raise TypeError(f"path: must be a text or a Path, got {ArgumentsMixin._brief(path)}")
+        raise TypeError(f"path: must be a text or a Path, got {brief(path)}")
     if Path(path).suffix.lower() not in PIL.Image.registered_extensions():
         raise ValueError(f"path: PIL writes no files like {Path(path).name!r}; name a .png or .gif")
 

@@ -1,4 +1,4 @@
-"""What pipelines around a UNet2DModel share: labels, guidance, sizes and the call."""
+"""Pipelines around a UNet2DModel, unconditional or on class labels: their parts and the call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +7,24 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from pipelines.base import SamplingOutput
-from pipelines.labels import ClassLabels, ClassLabelsMixin
-from pipelines.space import DataSpacePipeline
+from pipelines.arguments import (
+    MOST,
+    boolean,
+    check_generators,
+    check_interval,
+    check_parts,
+    check_value_range,
+    real,
+    whole,
+)
+from pipelines.base import ImagePipeline, SamplingOutput
+from pipelines.denoiser import conditioned, guided
+from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
+from pipelines.samplers import make_sampler
+from pipelines.sampling import sample
 
 
-class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
+class UNetPipeline(ImagePipeline):
     """Unconditional or class-conditional generation; what the network makes is the images, or stands for them.
 
     Args:
@@ -39,9 +51,9 @@ class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
         value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        self._check_parts(unet, scheduler)
+        check_parts(unet, scheduler)
         self._check_prediction_type(prediction_type)
-        names = self._int_keys(id2label)
+        names = check_id2label(id2label)
         embeds = unet.config.num_class_embeds
         if names and not len(names) <= (embeds or 0) <= len(names) + 1:
             raise ValueError(
@@ -51,7 +63,7 @@ class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
         optional = {
             "prediction_type": prediction_type,
             "id2label": names,
-            "value_range": None if value_range is None else self._value_range(value_range),
+            "value_range": None if value_range is None else check_value_range(value_range),
         }
         # Only what is set: diffusers' own pipelines then load a plain model without a word.
         self.register_to_config(**{k: v for k, v in optional.items() if v is not None})
@@ -59,7 +71,12 @@ class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
     @property
     def num_classes(self) -> int:
         """Classes that can be asked for; 0 for an unconditional model."""
-        return self._num_classes(self.unet.config.num_class_embeds)
+        return num_classes(self.id2label, self.unet.config.num_class_embeds)
+
+    @property
+    def id2label(self) -> dict[int, str] | None:
+        """Names of the classes, where they are known."""
+        return self.config.get("id2label")
 
     @torch.no_grad()
     def __call__(
@@ -109,33 +126,31 @@ class UNetPipeline(ClassLabelsMixin, DataSpacePipeline):
             TypeError: for an argument of another type.
             ValueError: for arguments that fit neither the model nor the scheduler.
         """
-        config = self.unet.config
-        self._whole("batch_size", batch_size, 1, self.MOST)
-        self._real("guidance_scale", guidance_scale)
-        self._flag("return_dict", return_dict)
-        self._flag("return_trajectory", return_trajectory)
+        whole("batch_size", batch_size, 1, MOST)
+        scale = real("guidance_scale", guidance_scale)
+        boolean("return_dict", return_dict)
+        seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
-        shape = (batch_size, config.in_channels, *self._size(height, width))
-        condition, null = self._label_conditions(
-            class_labels, config.num_class_embeds, batch_size, self._execution_device
+        shape = (batch_size, self.unet.config.out_channels, *self._size(height, width))
+        generator = check_generators(generator, batch_size)
+        conditions, null_conditions = label_conditions(
+            class_labels,
+            num_embeds=self.unet.config.num_class_embeds,
+            id2label=self.id2label,
+            batch_size=batch_size,
+            device=self._execution_device,
         )
-        if guidance_scale != 1 and null is None:
+        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator)
+        predict = self._predictor(sampler)
+        interval = check_interval("guidance_interval", guidance_interval)
+        if null_conditions is not None:
+            denoiser = guided(predict, conditions, null_conditions, scale, interval)
+        elif scale == 1:
+            denoiser = conditioned(predict, conditions)
+        else:
             raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
-        x0, trajectory = self.denoise(
-            self.unet,
-            shape,
-            condition,
-            null,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            eta=eta,
-            generator=generator,
-            latents=latents,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            return_trajectory=return_trajectory,
-        )
-        output = self._finish(x0, trajectory, output_type)
-        return output if return_dict else output.to_tuple()
+        on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
+        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
+        x = sampler.start(self._noise(shape, generator, latents))
+        x0 = sample(denoiser, sampler, x, on_step=on_step, progress=self.progress_bar)
+        return self._finish(x0, seen, output_type, return_dict)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import LatentDiffusionPipeline
+from pipelines.vae import shift_and_scale, vae_scale_factor
 from snowmelt.checkpoint import STATE_FILE
 from snowmelt.config import on_hub
 from snowmelt.data.cache import ImageCache
@@ -73,9 +73,9 @@ class LatentCodec:
         self.flag = flag
         self.vae = vae.eval().requires_grad_(False)
         self.pixels = pixels
-        self.downsampling = LatentDiffusionPipeline.downsampling(vae)
+        self.downsampling = vae_scale_factor(vae)
         self.latent_channels: int = vae.config.get("vq_embed_dim") or vae.config["latent_channels"]
-        self.shift, self.scale = (t.to(vae.device) for t in LatentDiffusionPipeline.shift_and_scale(vae))
+        self.shift, self.scale = (t.to(vae.device) for t in shift_and_scale(vae))
 
     @torch.no_grad()
     def to_cache(self, images: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Meter:
 
     def _restart(self) -> None:
         self._losses: list[Tensor] = []
-        self._levels: list[Tensor] = []
+        self._quantiles: list[Tensor] = []
         self._values: list[Mapping[str, Tensor]] = []
         self._indices: list[Tensor] = []
         self._norms: list[Tensor] = []
@@ -43,8 +43,8 @@ class Meter:
     def add(self, losses: Losses, indices: Tensor) -> None:
         """Take note of one forward pass: its losses, and the indices (B,) of the images that it saw."""
         self._losses.append(losses.loss.detach())
-        if losses.level is not None:
-            self._levels.append(losses.level)
+        if losses.quantile is not None:
+            self._quantiles.append(losses.quantile)
         self._values.append(losses.values)
         self._indices.append(indices)
 
@@ -70,19 +70,19 @@ class Meter:
             UserError: in every process, if a loss of any process wasn't finite, or a gradient that was applied.
         """
         loss = self._gather(self._losses)  # (passes, processes * B)
-        level = self._gather(self._levels) if self._levels else None
+        quantile = self._gather(self._quantiles) if self._quantiles else None
         norms = torch.stack(self._norms).cpu()  # (steps,)
-        self._refuse("loss", ~loss.isfinite(), level, step)
+        self._refuse("loss", ~loss.isfinite(), quantile, step)
         if self.accelerator.scaler is None:  # which leaves out steps whose gradient overflows
             refused = (~norms.isfinite()).repeat_interleave(self.micro_steps)
-            self._refuse("gradient", refused[:, None].expand_as(loss), level, step)
+            self._refuse("gradient", refused[:, None].expand_as(loss), quantile, step)
         applied = norms[norms.isfinite()]
         values: dict[str, Any] = {
             "loss": loss.mean().item(),
             "grad_norm": applied.mean().item() if len(applied) else None,
         }
-        if level is not None:
-            quartile = (level * 4).long().clamp_(max=3)
+        if quantile is not None:
+            quartile = (quantile * 4).long().clamp_(max=3)
             here = [loss[quartile == q] for q in range(4)]
             values |= {f"loss_q{q}": h.mean().item() if len(h) else None for q, h in enumerate(here, start=1)}
         if names := list(self._values[-1]):
@@ -97,7 +97,7 @@ class Meter:
         self._restart()
         return values, stop
 
-    def _refuse(self, what: str, bad: Tensor, level: Tensor | None, step: int) -> None:
+    def _refuse(self, what: str, bad: Tensor, quantile: Tensor | None, step: int) -> None:
         """Stop with the first of the passes (passes, processes * B) that has a bad image, if there is one."""
         if not bad.any():
             return
@@ -105,12 +105,12 @@ class Meter:
         first = int(bad.any(1).nonzero()[0])
         at = step - (len(bad) - 1 - first) // self.micro_steps
         rows = self.rows[index[first][bad[first]].numpy()][:8]
-        if level is None:
+        if quantile is None:
             where = ", ".join(f"row {i}" for i in rows) + " (rows of the data set)"
         else:
-            pairs = zip(rows, level[first][bad[first]][:8], strict=True)
+            pairs = zip(rows, quantile[first][bad[first]][:8], strict=True)
             where = ", ".join(f"row {i} at {u:.3f}" for i, u in pairs)
-            where += " (rows of the data set, noise level from 0 to 1)"
+            where += " (rows of the data set, quantile of the noise level)"
         raise UserError(
             f"the {what} is not finite at step {at}: {where}. "
             "Checkpoints are from before that; look at those rows, or lower --learning_rate or --max_grad_norm"

@@ -103,7 +103,7 @@ def make_conditional_unet(
     config = stored or named_conditional_config(size, resolution)
     config |= {
         "cross_attention_dim": cross_attention_dim,
-        "class_embed_type": "projection",  # of the pooled text; see TextToImagePipeline.text_conditions
+        "class_embed_type": "projection",  # of the pooled text; see pipelines/text.py
         "projection_class_embeddings_input_dim": cross_attention_dim,
     }
     return _build(UNet2DConditionModel, config, config_name_or_path, resolution, channels, seed, cell)

@@ -7,25 +7,13 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from pipelines import make_scheduler
+from pipelines.samplers import make_sampler
 from pipelines.schedulers import family
 from snowmelt.errors import UserError
 from snowmelt.objectives.objective import Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath, Path, StraightPath
 from snowmelt.objectives.recipes import RECIPES, adjusted
 from snowmelt.options import ObjectiveOptions
-
-
-def target_of(scheduler: SchedulerMixin, prediction_type: str | None) -> str:
-    """What a network predicts, a key of `TARGETS`.
-
-    Args:
-        scheduler: that it was saved with.
-        prediction_type: what its pipeline says of it, where the scheduler can't.
-    """
-    if prediction_type or family(scheduler) == "edm":
-        return prediction_type or "edm"
-    said: str = scheduler.config.get("prediction_type", "flow_prediction")
-    return "flow" if said == "flow_prediction" else said
 
 
 def pretrained_objective(
@@ -42,14 +30,15 @@ def pretrained_objective(
     Raises:
         UserError: for a process that can't be trained here, or options that don't fit it.
     """
-    path, target = _path(scheduler), target_of(scheduler, prediction_type)
+    path = _path(scheduler)
+    target = prediction_type or make_sampler(scheduler).prediction_type.name
     if isinstance(path, DiscretePath):
         path = replace(path, zero_snr=path.zero_snr or options.rescale_betas_zero_snr)
         target = options.prediction_type or target
     elif options.prediction_type or options.rescale_betas_zero_snr:
         flag = "prediction_type" if options.prediction_type else "rescale_betas_zero_snr"
         raise UserError(f"--{flag}: is for models of discrete time, and this one is a {family(scheduler)} model")
-    alike = (o for o in RECIPES.values() if type(o.path) is type(path) and o.target == target)
+    alike = (o for o in RECIPES.values() if type(o.path) is type(path) and o.prediction_type == target)
     objective = next(alike, Objective(path, target))
     return adjusted(replace(objective, path=path), "this model", options, latent=latent)
 
@@ -62,7 +51,7 @@ def pretrained_scheduler(scheduler: SchedulerMixin, objective: Objective) -> Sch
     path = objective.path
     if not isinstance(path, DiscretePath):
         return scheduler
-    changes: dict[str, Any] = {"prediction_type": objective.target}
+    changes: dict[str, Any] = {"prediction_type": objective.prediction_type}
     if path.zero_snr:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         if "rescale_betas_zero_snr" not in scheduler.config:

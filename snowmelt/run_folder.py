@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from pipelines import PIPELINES, PixelDiffusionPipeline
+from pipelines import IMAGE_CHANNELS, PIPELINES
 from snowmelt.checkpoint import find, finish_saving
 from snowmelt.data.cache import ImageCache
 from snowmelt.environment import hardware
@@ -125,7 +125,7 @@ def summary(config: TrainingConfig, data: ImageCache, told: str, base: str | Non
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").glob("step-*"))
     call = f"{told}num_inference_steps=50"
-    picture = data.channels in PixelDiffusionPipeline.PICTURE_CHANNELS
+    picture = data.channels in IMAGE_CHANNELS
     last = f'pipeline({call}).images[0].save("sample.png")' if picture else f'pipeline({call}, output_type="np").images'
     return (
         f"\npipeline   {folder}\nsamples    {grids[-1]}\nloss       {folder / 'loss.png'}\n\n"

@@ -7,13 +7,13 @@ import numpy as np
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from pipelines import image_generators, image_grid, make_scheduler
-from pipelines.base import ReverseProcessPipeline
+from pipelines import IMAGE_CHANNELS, image_generators, image_grid, make_scheduler
+from pipelines.base import ImagePipeline
 from pipelines.unet import UNetPipeline
 from snowmelt.errors import UserError
 from snowmelt.options import DiffusionConfig
 
-P = TypeVar("P", bound=ReverseProcessPipeline)
+P = TypeVar("P", bound=ImagePipeline)
 
 
 def sample_grid(pipeline: UNetPipeline, path: Path, config: DiffusionConfig) -> np.ndarray:
@@ -35,7 +35,7 @@ def sample_grid(pipeline: UNetPipeline, path: Path, config: DiffusionConfig) -> 
         return_dict=False,
     )
     pixels: np.ndarray = (output[0] * 255).round().astype(np.uint8)
-    if pixels.shape[-1] in pipeline.PICTURE_CHANNELS:
+    if pixels.shape[-1] in IMAGE_CHANNELS:
         image_grid(pixels, classes if classes and num_images % classes == 0 else None).save(path)
     else:
         np.save(path.with_suffix(".npy"), output[0])

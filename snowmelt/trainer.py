@@ -25,7 +25,6 @@ from snowmelt.errors import UserError
 from snowmelt.files import checked
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
-from snowmelt.objectives import Criterion
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
 from snowmelt.parts import network_part, training_parts
@@ -66,7 +65,7 @@ class Trainer:
         self,
         net: nn.Module,
         parts: dict[str, ModelMixin],
-        criterion: Criterion,
+        criterion: Any,
         codec: Codec,
         conditioning: Conditioning,
         data: Cache,

@@ -258,13 +258,13 @@ def test_our_pipelines(objective: str, tune: Callable[..., Path], tmp_path: Path
     tokenizer, recipe = tiny_tokenizer(), RECIPES[objective]
     encoder = tiny_encoder("clip", len(tokenizer))
     source = TextToImagePipeline(
-        tiny_unet(3), recipe.scheduler(), encoder, tokenizer, prediction_type=recipe.prediction_type
+        tiny_unet(3), recipe.scheduler(), encoder, tokenizer, prediction_type=recipe.pipeline_prediction_type
     )
     source.save_pretrained(tmp_path / "source")
     options = {"pretrained_model_name_or_path": tmp_path / "source", "max_train_steps": 1}
     still = tune(tmp_path / "still", **options, learning_rate=0.0, train_text_encoder=True)
     pipeline = TextToImagePipeline.from_pretrained(still)
-    assert pipeline.config.get("prediction_type") == recipe.prediction_type
+    assert pipeline.config.get("prediction_type") == recipe.pipeline_prediction_type
     assert settings_of(pipeline) == settings_of(source)
     assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), source.unet.parameters(), strict=True))
     lora = tune(tmp_path / "lora", **options, learning_rate=1e-2, rank=4)

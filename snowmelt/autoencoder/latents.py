@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snowmelt.autoencoder.models import downsampling
+from pipelines.vae import vae_scale_factor
 from snowmelt.codec import PixelCodec
 from snowmelt.data.cache import ImageCache
 
@@ -126,7 +126,7 @@ def measure_latents(vae: Any, data: ImageCache, *, seed: int, batch_size: int) -
         raw = torch.from_numpy(data.gather(rows[start : start + batch_size], None))
         for name, part in measure(vae, codec.from_cache(raw.to(vae.device))).items():
             sums[name] = sums.get(name, 0) + part.cpu()
-    count = len(rows) * (data.resolution // downsampling(vae)) ** 2
+    count = len(rows) * (data.resolution // vae_scale_factor(vae)) ** 2
     mean = sums["first"] / count
     return LatentStatistics(
         mean=mean,

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from pipelines.vae import vae_scale_factor
 from snowmelt.autoencoder.discriminator import PatchDiscriminator
-from snowmelt.autoencoder.models import downsampling
 from snowmelt.autoencoder.options import AutoencoderOptions
 from snowmelt.objectives import Losses
 
@@ -158,7 +158,7 @@ class AutoencoderLoss:
     ) -> Losses:
         """Losses of images x0 (B, C, H, W) in [-1, 1], one posterior sample each; `condition` is empty."""
         options, config = self.options, self.passes.vae.config
-        side = [s // downsampling(self.passes.vae) for s in x0.shape[2:]]
+        side = [s // vae_scale_factor(self.passes.vae) for s in x0.shape[2:]]
         noise = torch.randn(len(x0), config.latent_channels, *side, generator=generator, device=x0.device)
         adversarial = self.passes.discriminator is not None and self.step() >= options.disc_start
         passed = net(x0, noise, adversarial)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, VQModel
 
+from pipelines.vae import vae_scale_factor
 from snowmelt.autoencoder.options import AutoencoderConfig, AutoencoderOptions
 from snowmelt.codec import load_autoencoder
 from snowmelt.data.cache import ImageCache
@@ -38,18 +39,12 @@ def make_autoencoder(config: AutoencoderConfig, data: ImageCache) -> Any:
             have, or a pretrained one that can't be read.
     """
     vae = _pretrained(config, data) if config.pretrained_model_name_or_path else _fresh(config, data)
-    factor = downsampling(vae)
+    factor = vae_scale_factor(vae)
     if data.resolution % factor:
         below = data.resolution - data.resolution % factor
         allowed = " or ".join(str(side) for side in (below, below + factor) if side)
         raise UserError(f"--resolution {data.resolution}: not a multiple of the factor {factor}; take {allowed}")
     return vae
-
-
-def downsampling(vae: Any) -> int:
-    """Side of an image over that of its latents."""
-    factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
-    return factor
 
 
 def named_config(options: AutoencoderOptions, channels: int, resolution: int) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from pipelines import PixelDiffusionPipeline, image_generators
+from pipelines.denoiser import Denoiser
 from pipelines.labels import ClassLabels
+from pipelines.prediction import NoiseLevel
 from pipelines.schedulers import family
 from snowmelt.errors import UserError
-from snowmelt.evaluation.process import Network, Process, check_images, make_condition, make_network
+from snowmelt.evaluation.process import check_images, make_condition, make_denoiser
 
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 
@@ -65,7 +67,7 @@ def variational_bound(
         rows = pairs // steps
         t = times.flatten()[pairs]
         noise = torch.stack([torch.randn(x0.shape[1:], generator=generators[row]).double() for row in rows.tolist()])
-        terms = chain.terms(make_network(pipeline, condition, rows), x0[rows], noise, t)
+        terms = chain.terms(make_denoiser(pipeline, condition, rows), x0[rows], noise, t)
         nats.index_add_(0, rows, torch.where(t == 0, 1, weight) * terms)
     return nats / math.log(2)
 
@@ -86,7 +88,6 @@ class _Chain:
             raise UserError(f"likelihood: variance_type {variance_type!r} is not one of {', '.join(VARIANCES)}")
         if dtype.is_floating_point:
             raise UserError("likelihood: the bound is for whole numbers, which can be coded; take bits_per_dim")
-        self.process = Process.of(pipeline)
         self.clip = scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else math.inf
         self.half = 1 / torch.iinfo(dtype).max  # of the distance between two values of x0
         self.alpha2 = scheduler.alphas_cumprod.double().cpu()
@@ -105,13 +106,14 @@ class _Chain:
         alpha2 = self.alpha2[-1]
         return (alpha2 * x0.square() - alpha2 - (1 - alpha2).log()).flatten(1).mean(1) / 2
 
-    def terms(self, network: Network, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def terms(self, denoise: Denoiser, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """L_t for times t from 1 on, the code length of x0 for time 0, (B,), at one draw of x_{t+1} each."""
         alpha2, posterior, variance, slope = (
             c[t].view(-1, 1, 1, 1) for c in (self.alpha2, self.posterior, self.variance, self.slope)
         )
+        level = NoiseLevel(self.alpha2[t].sqrt(), (1 - self.alpha2[t]).sqrt(), t)
         x_t = alpha2.sqrt() * x0 + (1 - alpha2).sqrt() * noise
-        expected = self.process.denoise(network, x_t, t.double())[0].clamp(-self.clip, self.clip)
+        expected = denoise(x_t, level).x0.clamp(-self.clip, self.clip)
         ratio = posterior / variance
         divergence = (ratio - 1 - ratio.log() + (slope * (x0 - expected)).square() / variance) / 2
         code = -self._log_probability(x0, expected, variance.sqrt())

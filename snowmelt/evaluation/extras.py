@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from pipelines import IMAGE_CHANNELS
 from pipelines.unet import UNetPipeline
 from snowmelt.evaluation.bound import variational_bound
 from snowmelt.evaluation.features import FeatureExtractor
@@ -57,7 +58,7 @@ def _memorization(case: Case) -> list[Result]:
     if not case.state.is_main_process:
         return []
     found = memorization(case.samples, case.real, case.held_out, case.extractor)
-    if case.samples.shape[1] in case.pipeline.PICTURE_CHANNELS:
+    if case.samples.shape[1] in IMAGE_CHANNELS:
         draw_closest(case.samples, case.real, found, case.folder / "closest.png")
     results = []
     spaces = (("", "pixels"), ("_features", f"features ({case.extractor.name})"))

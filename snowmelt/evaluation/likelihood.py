@@ -17,7 +17,13 @@ from pipelines import PixelDiffusionPipeline, image_generators
 from pipelines.labels import ClassLabels
 from snowmelt.codec import PixelCodec
 from snowmelt.errors import UserError
-from snowmelt.evaluation.process import Process, check_images, make_condition, make_network
+from snowmelt.evaluation.process import (
+    ForwardProcess,
+    check_images,
+    forward_process,
+    make_condition,
+    make_denoiser,
+)
 
 Derivative = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(time (B,), state (B, S), rows (B,): which of the system's rows these are) -> d state / d time (B, S)."""
@@ -61,7 +67,7 @@ def bits_per_dim(
     """
     codec, indices = check_images(pipeline, images, indices)
     condition = make_condition(pipeline, labels, len(images))
-    process = Process.of(pipeline)
+    process = forward_process(pipeline.scheduler)
     low, high = process.log_ratios
     signal = 1 / math.hypot(1, math.exp(low))  # cos(phi) at the end of data
     bits = [torch.empty(0, dtype=torch.float64)]
@@ -93,19 +99,22 @@ def _draw(codec: PixelCodec, raw: Tensor, seed: int, indices: list[int]) -> tupl
 
 
 def _flow(
-    pipeline: PixelDiffusionPipeline, process: Process, condition: dict[str, Tensor], images: Tensor, probe: Tensor
+    pipeline: PixelDiffusionPipeline,
+    process: ForwardProcess,
+    condition: dict[str, Tensor],
+    images: Tensor,
+    probe: Tensor,
 ) -> Derivative:
     """d (u, trace / D) / d lambda for the images of these numbers (B,)."""
 
     def flow(log_ratio: Tensor, state: Tensor, rows: Tensor) -> Tensor:
         phi = log_ratio.exp().atan().view(-1, 1, 1, 1)
-        t = process.time(log_ratio)
-        alpha, sigma = process.objective.path.alpha_sigma(t)
-        network = make_network(pipeline, condition, images[rows])
+        level = process.level(log_ratio)
+        denoise = make_denoiser(pipeline, condition, images[rows])
         with torch.enable_grad():
             u = state[:, :-1].view(-1, *probe.shape[1:]).requires_grad_()
-            x0, eps = process.denoise(network, torch.hypot(alpha, sigma).view(-1, 1, 1, 1) * u, t)
-            velocity = phi.cos() * phi.sin() * (phi.cos() * eps - phi.sin() * x0)
+            prediction = denoise(torch.hypot(level.alpha, level.sigma).view(-1, 1, 1, 1) * u, level)
+            velocity = phi.cos() * phi.sin() * (phi.cos() * prediction.eps - phi.sin() * prediction.x0)
             (product,) = torch.autograd.grad((velocity * probe[rows]).sum(), u)
         trace = (product * probe[rows]).flatten(1).mean(1, keepdim=True)
         return torch.cat([velocity.detach().flatten(1), trace], 1)

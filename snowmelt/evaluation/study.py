@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from pipelines import image_grid
+from pipelines import IMAGE_CHANNELS, image_grid
 from pipelines.unet import UNetPipeline
 from snowmelt.config import on_hub
 from snowmelt.data.sources import load_images
@@ -95,7 +95,7 @@ class Study:
             report.floor = self._floor()
             report.results = self._compare(samples)
             config.folder.mkdir(parents=True, exist_ok=True)
-            if pipeline.channels in pipeline.PICTURE_CHANNELS:
+            if pipeline.channels in IMAGE_CHANNELS:
                 pixels = (samples.images[:GRID_IMAGES] * 255).round().byte().permute(0, 2, 3, 1).numpy()
                 image_grid(pixels).save(config.folder / "samples.png")
         for extra in extras:
@@ -124,7 +124,7 @@ class Study:
         side, other = (size, size) if isinstance(size, int) else size or (0, 0)
         if side != other or side < 1:
             raise UserError(f"--model: its network is of sample_size {size}; only square images can be evaluated")
-        return pipeline.channels, side * pipeline.pixels_per_cell, side * pipeline.pixels_per_cell
+        return pipeline.channels, side * pipeline.vae_scale_factor, side * pipeline.vae_scale_factor
 
     def _load(self, pipeline: UNetPipeline, split: Split) -> RealImages:
         """A split in the model's size, channels and units."""

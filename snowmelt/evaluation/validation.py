@@ -27,7 +27,7 @@ from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.evaluation.sampling import draw, rounded
 from snowmelt.files import read_mapping
 from snowmelt.loading import SamplerOptions
-from snowmelt.objectives import Criterion, Objective
+from snowmelt.objectives import Objective
 from snowmelt.options import UnconditionalConfig
 from snowmelt.samples import few_steps
 from snowmelt.tracking import plot_evaluations, read_metrics
@@ -53,7 +53,7 @@ class ValidationLoss:
 
     def __init__(
         self,
-        criterion: Criterion,
+        criterion: Any,
         codec: Codec,
         conditioning: Conditioning,
         data: Cache,
@@ -101,7 +101,7 @@ class ValidationLoss:
             batch["labels"] = torch.from_numpy(self.data.labels[rows]).to(device)
         x0 = self.codec.from_cache(images, self.generator)
         losses = self.criterion.loss(net, x0, self.conditioning.embed(batch, self.generator), self.generator)
-        return losses.loss.cpu(), None if losses.level is None else losses.level.cpu()
+        return losses.loss.cpu(), None if losses.quantile is None else losses.quantile.cpu()
 
 
 class SampleMetrics:
@@ -255,7 +255,7 @@ class Validation:
 
 def make_validation(
     config: UnconditionalConfig,
-    criterion: Criterion,
+    criterion: Any,
     codec: Codec,
     conditioning: Conditioning,
     make_pipeline: Callable[[], UNetPipeline],

@@ -1,15 +1,15 @@
 """The mathematics of training: what noise is added, what the network predicts, how errors are weighted.
 
 path     x_t = alpha(t) x0 + sigma(t) eps                      paths.py
-target   F* = a x0 + b eps, a row (a, b) per kind              targets.py
+target   F* = a x0 + b eps, a row (a, b) per prediction type   pipelines/prediction.py
 weight   on the squared error, a function of the SNR           weights.py
-law      how training times are drawn                          times.py
-Objective(path, target, weight, law): the loss, its inverse,   objective.py
+timesteps, and how they are distributed                        timesteps.py
+Objective(path, prediction type, weight, timesteps): the loss, objective.py
 and the scheduler that samples what was trained
 names -> objectives, from the command line's options           recipes.py
 """
 
-from snowmelt.objectives.objective import Criterion, Losses, Objective
+from snowmelt.objectives.objective import Losses, Objective
 from snowmelt.objectives.recipes import DEFAULT, RECIPES, describe, make_objective
 
-__all__ = ["DEFAULT", "RECIPES", "Criterion", "Losses", "Objective", "describe", "make_objective"]
+__all__ = ["DEFAULT", "RECIPES", "Losses", "Objective", "describe", "make_objective"]

@@ -1,4 +1,4 @@
-"""Forward processes x_t = alpha(t) x0 + sigma(t) eps, and how the network sees (x_t, t).
+"""Forward processes x_t = alpha(t) x0 + sigma(t) eps.
 
 Each path also names the stock diffusers scheduler that runs it backwards. Times, alphas and sigmas are float32
 tensors of shape (B,), but for `DiscretePath`, whose times are integers.
@@ -12,26 +12,32 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from pipelines.prediction import NoiseLevel, PredictionType
+
 
 class Path(Protocol):
     """What an `Objective` needs of a forward process."""
 
     @property
     def domain(self) -> str:
-        """Where a law of times must live: "unit", for (0, 1), or "positive", for (0, inf)."""
+        """Where timesteps are drawn: "unit", for (0, 1), or "positive", for (0, inf)."""
 
     @property
-    def stock_target(self) -> str | None:
-        """The target that the scheduler takes a network's output for; None where the scheduler can be told."""
+    def scheduler_prediction_type(self) -> str | None:
+        """What the scheduler takes a network's output for; None where it can be configured."""
+
+    def prediction_type(self, name: str) -> PredictionType:
+        """A prediction type, with the path's own parameters.
+
+        Raises:
+            ValueError: for one that networks on this path can't be trained for.
+        """
 
     def time(self, s: Tensor) -> Tensor:
-        """The path's time at a draw s (B,) of the law."""
+        """The path's time at a draw s (B,) of a distribution on its domain."""
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise coefficients, each (B,)."""
-
-    def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is given: the scaled x_t (B, C, H, W) and its timestep (B,)."""
+    def level(self, t: Tensor) -> NoiseLevel:
+        """The noise level at times t (B,), and how the network is shown it."""
 
     def scheduler(self, prediction_type: str) -> SchedulerMixin:
         """The sampler that is saved with the weights."""
@@ -40,8 +46,10 @@ class Path(Protocol):
         """The path for data of unit variance and without bounds, where pixels have half of that and lie in [-1, 1]."""
 
 
-def _expand(coefficient: Tensor, like: Tensor) -> Tensor:
-    return coefficient.view(-1, *[1] * (like.ndim - 1))
+def _known(name: str, path: str, names: tuple[str, ...]) -> str:
+    if name not in names:
+        raise ValueError(f"prediction_type: {name!r} is none of the {path}'s: {', '.join(names)}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class DiscretePath:
     beta_start: float = 0.0001
     beta_end: float = 0.02
     domain: str = "unit"
-    stock_target: str | None = None
+    scheduler_prediction_type: str | None = None
     _alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -74,14 +82,14 @@ class DiscretePath:
     def time(self, s: Tensor) -> Tensor:
         return (s * self.num_train_timesteps).long().clamp_(max=self.num_train_timesteps - 1)
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def level(self, t: Tensor) -> NoiseLevel:
         if self._alphas_cumprod.device != t.device:
             object.__setattr__(self, "_alphas_cumprod", self._alphas_cumprod.to(t.device))
         alpha2 = self._alphas_cumprod[t]
-        return alpha2.sqrt(), (1 - alpha2).sqrt()
+        return NoiseLevel(alpha2.sqrt(), (1 - alpha2).sqrt(), t)
 
-    def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return x_t, t
+    def prediction_type(self, name: str) -> PredictionType:
+        return PredictionType(_known(name, "chain", ("epsilon", "sample", "v_prediction")))
 
     def scheduler(self, prediction_type: str) -> DDPMScheduler:
         # Trailing spacing starts sampling at the step where training ended, T (Lin et al. 2024, section 3.3).
@@ -108,21 +116,18 @@ class StraightPath:
     """
 
     domain: str = "unit"
-    stock_target: str | None = "flow"
+    scheduler_prediction_type: str | None = "flow_prediction"
     num_train_timesteps: int = 1000
 
     def time(self, s: Tensor) -> Tensor:
         return s
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 - t, t
+    def level(self, t: Tensor) -> NoiseLevel:
+        return NoiseLevel(1 - t, t, t * self.num_train_timesteps)
 
-    def derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """d alpha / dt and d sigma / dt, each (B,)."""
-        return -torch.ones_like(t), torch.ones_like(t)
-
-    def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return x_t, t * self.num_train_timesteps
+    def prediction_type(self, name: str) -> PredictionType:
+        known = ("flow_prediction", "sample", "epsilon", "v_prediction")
+        return PredictionType(_known(name, "straight path", known))
 
     def scheduler(self, prediction_type: str) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
@@ -136,23 +141,24 @@ class EdmPath:
     """The variance-exploding path x_t = x0 + sigma eps with t = sigma (Karras et al. 2022, table 1).
 
     Args:
-        sigma_data: standard deviation that the preconditioning expects of the data. The law of times is that of table
-            1, which is for 0.5, in proportion.
+        sigma_data: standard deviation that the preconditioning expects of the data. Timesteps are distributed as in
+            table 1, which is for 0.5, in proportion.
     """
 
     sigma_data: float = 0.5
     domain: str = "positive"
-    stock_target: str | None = "edm"
+    scheduler_prediction_type: str | None = "edm"
 
     def time(self, s: Tensor) -> Tensor:
         return s * (self.sigma_data / 0.5)
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t), t
+    def level(self, t: Tensor) -> NoiseLevel:
+        c_in = (t**2 + self.sigma_data**2).rsqrt()  # Karras et al. 2022, eq. 7 and table 1
+        return NoiseLevel(torch.ones_like(t), t, 0.25 * t.log(), c_in)
 
-    def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        c_in = (t**2 + self.sigma_data**2).rsqrt()
-        return x_t * _expand(c_in, x_t), 0.25 * t.log()
+    def prediction_type(self, name: str) -> PredictionType:
+        known = ("edm", "sample", "epsilon", "v_prediction")
+        return PredictionType(_known(name, "variance-exploding path", known), self.sigma_data)
 
     def scheduler(self, prediction_type: str) -> EDMEulerScheduler:
         return EDMEulerScheduler(sigma_data=self.sigma_data)

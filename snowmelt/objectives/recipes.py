@@ -5,7 +5,7 @@ from dataclasses import replace
 from snowmelt.errors import UserError
 from snowmelt.objectives.objective import Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
-from snowmelt.objectives.times import LAWS
+from snowmelt.objectives.timesteps import DISTRIBUTIONS
 from snowmelt.objectives.weights import WEIGHTS
 from snowmelt.options import ObjectiveOptions
 
@@ -14,8 +14,8 @@ RECIPES: dict[str, Objective] = {
     "epsilon_cosine": Objective(DiscretePath("squaredcos_cap_v2"), "epsilon"),
     "sample": Objective(DiscretePath("squaredcos_cap_v2"), "sample"),
     "v": Objective(DiscretePath("squaredcos_cap_v2"), "v_prediction"),
-    "flow": Objective(StraightPath(), "flow", law="logit_normal"),
-    "edm": Objective(EdmPath(), "edm", law="log_normal"),
+    "flow": Objective(StraightPath(), "flow_prediction", timestep_sampling="logit_normal"),
+    "edm": Objective(EdmPath(), "edm", timestep_sampling="log_normal"),
     "mixture": Objective(StraightPath(), "sample"),
 }
 
@@ -49,7 +49,7 @@ def make_objective(options: ObjectiveOptions, *, latent: bool = False) -> Object
             num_train_timesteps=options.ddpm_num_steps or objective.path.num_train_timesteps,
             zero_snr=options.rescale_betas_zero_snr,
         )
-        objective = replace(objective, path=path, target=options.prediction_type or objective.target)
+        objective = replace(objective, path=path, prediction_type=options.prediction_type or objective.prediction_type)
     elif given:
         discrete = ", ".join(n for n, o in RECIPES.items() if isinstance(o.path, DiscretePath))
         raise UserError(f"--{next(iter(given))} is for discrete-time objectives ({discrete}), not {name}; drop one")
@@ -76,7 +76,7 @@ def adjusted(objective: Objective, name: str, options: ObjectiveOptions, *, late
     objective = replace(
         objective,
         weight=options.loss_weight or (objective.weight if gamma is None else "min_snr"),
-        law=options.timestep_sampling or objective.law,
+        timestep_sampling=options.timestep_sampling or objective.timestep_sampling,
         gamma=objective.gamma if gamma is None else gamma,
         sigma_data=1.0 if latent else 0.5,
         low_discrepancy=options.low_discrepancy,
@@ -93,16 +93,17 @@ def describe(options: ObjectiveOptions, objective: Objective) -> str:
     default = options.objective is None and objective.path == RECIPES[DEFAULT].path
     hint = "; --prediction_type epsilon trains DDPM, as diffusers' script does" if default else ""
     name = type(objective.path).__name__.removesuffix("Path").lower()
-    return f"objective: {options.objective or objective.target} on the {name} path, weight {objective.weight}{hint}"
+    recipe = options.objective or objective.prediction_type
+    return f"objective: {recipe} on the {name} path, weight {objective.weight}{hint}"
 
 
 def _check(name: str, objective: Objective) -> None:
     if objective.weight not in WEIGHTS:
         raise UserError(f"--loss_weight {objective.weight}: unknown; known: {', '.join(WEIGHTS)}")
-    if LAWS[objective.law].domain != objective.path.domain:
-        fitting = ", ".join(n for n, law in LAWS.items() if law.domain == objective.path.domain)
-        raise UserError(f"--timestep_sampling {objective.law} doesn't fit {name}, which takes {fitting}")
-    if getattr(objective.path, "zero_snr", False) and objective.target == "epsilon":
+    if DISTRIBUTIONS[objective.timestep_sampling].domain != objective.path.domain:
+        fitting = ", ".join(n for n, law in DISTRIBUTIONS.items() if law.domain == objective.path.domain)
+        raise UserError(f"--timestep_sampling {objective.timestep_sampling} doesn't fit {name}, which takes {fitting}")
+    if getattr(objective.path, "zero_snr", False) and objective.prediction_type == "epsilon":
         raise UserError(
             "--rescale_betas_zero_snr leaves no signal at the last step, where epsilon doesn't determine the picture; "
             "add --prediction_type v_prediction or sample"

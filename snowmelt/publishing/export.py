@@ -13,8 +13,8 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from pipelines import PIPELINES, PixelDiffusionPipeline, image_generators, save_strip
-from pipelines.self_contained import SelfContainedMixin
+from pipelines import IMAGE_CHANNELS, PIPELINES, PixelDiffusionPipeline, image_generators, save_strip
+from pipelines.bundle import forget_paths
 from snowmelt.errors import UserError, printable
 from snowmelt.loading import load_pipeline
 from snowmelt.model_folder import INDEX_FILE, Index, component_files, own_file, own_files
@@ -103,7 +103,7 @@ def add_variant(folder: Path, variant: str) -> None:
 def _draw_strip(folder: Path) -> None:
     """How a few images come about, as denoising.png; nothing for what is no picture."""
     pipeline: Any = load_pipeline(str(folder))
-    if pipeline.channels not in pipeline.PICTURE_CHANNELS:
+    if pipeline.channels not in IMAGE_CHANNELS:
         return
     pipeline.to(PartialState().device)
     pipeline.set_progress_bar_config(disable=True)
@@ -144,7 +144,7 @@ def _copy_pipeline(source: Path, folder: Path, index: Index, stock: bool | None)
     if own is None:
         if stock is False:
             raise UserError(f"--no-stock_pipeline: {source} is a {index.class_name}, of which there is none of ours")
-        SelfContainedMixin.forget_paths(folder)
+        forget_paths(folder)
         return
     try:
         own.complete(folder, stock=stock)

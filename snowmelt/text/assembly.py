@@ -53,7 +53,9 @@ def from_scratch(
         conditioning.embed_with(unet, tokens, caption_states(tokens, encoder.to(device), cache_root(config)))
 
     def pipeline() -> TextToImagePipeline:
-        return TextToImagePipeline(unet, objective.scheduler(), encoder, tokenizer, vae, objective.prediction_type)
+        return TextToImagePipeline(
+            unet, objective.scheduler(), encoder, tokenizer, vae, objective.pipeline_prediction_type
+        )
 
     return TextToImageModel(
         unet,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import TextToImagePipeline
+from pipelines.text import text_conditions
 from snowmelt.data.captions import Captions
 from snowmelt.data.loader import _to_device
 
@@ -71,13 +71,11 @@ class CaptionConditioning:
         }
         if self._unet is None:
             return told
-        return TextToImagePipeline.text_conditions(
-            self._unet, told["encoder_hidden_states"], told.get("attention_mask")
-        )
+        return text_conditions(self._unet, told["encoder_hidden_states"], told.get("attention_mask"))
 
 
 def token_tables(tokenizer: object, texts: Sequence[str], masked: bool = True) -> dict[str, np.ndarray]:
-    """Arguments of `TextToImagePipeline.hidden_states` for captions, int64 (captions, L).
+    """Arguments of `encode_tokens` for captions, int64 (captions, L).
 
     They are `input_ids` and, for an encoder that is told what is padding, `attention_mask`.
     """

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from pipelines import TextToImagePipeline
+from pipelines.text import check_text_encoder
 from snowmelt.config import on_hub
 from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError, one_line
@@ -128,7 +129,7 @@ def _check(pipeline: Any, config: TextToImageConfig, flag: str) -> None:
         UserError: if they don't.
     """
     try:
-        TextToImagePipeline.check_text(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer)
+        check_text_encoder(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer)
     except ValueError as error:
         raise UserError(f"{flag}: {error}") from error
     if pipeline.vae is not None and pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
-from pipelines import TextToImagePipeline
+from pipelines.text import encode_tokens, text_conditions
 from snowmelt.errors import UserError
 
 HEAD_DIM = 64
@@ -27,10 +27,18 @@ class TextConditionedUNet(nn.Module):
         self.unet = unet
         self.text_encoder = text_encoder
 
-    def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The UNet's output for data (B, C, H, W) at times (B,), told of tokens (B, L)."""
-        states = TextToImagePipeline.hidden_states(self.text_encoder, input_ids, attention_mask)
-        return self.unet(sample, timestep, **TextToImagePipeline.text_conditions(self.unet, states, attention_mask))
+        states = encode_tokens(self.text_encoder, input_ids, attention_mask)
+        conditions = text_conditions(self.unet, states, attention_mask)
+        return self.unet(sample, timestep, **conditions, return_dict=return_dict)
 
 
 def make_text_encoder(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, seed: int) -> CLIPTextModel:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipelines import TextToImagePipeline
+from pipelines.text import encode_tokens
 from snowmelt.data.store import cache_root, check_space, open_store
 from snowmelt.errors import UserError
 
@@ -61,7 +61,7 @@ def _build(folder: Path, tokens: dict[str, np.ndarray], text_encoder: Any) -> di
         for start in tqdm(range(0, shape[0], CAPTIONS_PER_PASS), "encoding captions", unit="batch"):
             part = slice(start, start + CAPTIONS_PER_PASS)
             passed = {name: torch.from_numpy(t[part]).to(text_encoder.device) for name, t in tokens.items()}
-            states = TextToImagePipeline.hidden_states(text_encoder, **passed).half().cpu()
+            states = encode_tokens(text_encoder, **passed).half().cpu()
             if not states.isfinite().all():
                 raise UserError("--text_encoder: its states of the captions aren't finite in float16")
             file.write(states.numpy().data)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pipelines import LatentDiffusionPipeline
+from pipelines.vae import shift_and_scale
 from snowmelt.autoencoder import latents
 from snowmelt.autoencoder.latents import LatentStatistics, measure_latents, scaled, some_rows
 from snowmelt.codec import PixelCodec
@@ -90,7 +90,7 @@ def test_scaling_wins_over_that_of_each_channel(tmp_path):
     vae = tiny_vae("sdxl-like")
     with scaled(vae, LatentStatistics(mean=torch.full((4,), 0.5), std=torch.full((4,), 2.0))):
         vae.save_pretrained(tmp_path)
-    shift, scale = LatentDiffusionPipeline.shift_and_scale(type(vae).from_pretrained(tmp_path))
+    shift, scale = shift_and_scale(type(vae).from_pretrained(tmp_path))
     assert (shift.flatten().tolist(), scale.item()) == ([0.5], 0.5)
     assert vae.config.latents_std == (8.4, 5.9, 4.5, 5.3)
 

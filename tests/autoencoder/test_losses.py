@@ -61,7 +61,7 @@ def test_reconstruction_perceptual_and_kl(weight, config, images):
     found = losses(criterion, images)
     likelihood, expected, made = reference(criterion, images)
     assert_close(found.loss, expected)
-    assert found.level is None
+    assert found.quantile is None
     assert_close(found.values["reconstruction"] + 0.7 * found.values["perceptual"], likelihood.detach())
     assert_close(found.values["kl"].mean() * 32 * weight / 64, (expected - likelihood).mean().detach())
     assert_close(found.values["psnr"], -10 * (((made - images) / 2) ** 2).mean((1, 2, 3)).log10().detach())

@@ -36,7 +36,7 @@ class Optimal(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, family: str, target: str, log_ratios: tuple = (), side: int = SIDE, classes: int = 0) -> None:
         super().__init__()
-        self.register_to_config(in_channels=1, num_class_embeds=classes or None, sample_size=side)
+        self.register_to_config(in_channels=1, out_channels=1, num_class_embeds=classes or None, sample_size=side)
         self.anchor = torch.nn.Parameter(torch.zeros(1))
 
     @classmethod
@@ -48,9 +48,9 @@ class Optimal(ModelMixin, ConfigMixin):
             log_ratios = tuple((np.log((1 - alpha2) / np.maximum(alpha2, 1e-300)) / 2).tolist())
         family = {"DDPMScheduler": "discrete", "EDMEulerScheduler": "edm"}.get(type(scheduler).__name__, "flow")
         value_range = options.pop("value_range", (-1.0, 1.0))
-        net = cls(family, objective.target, log_ratios, **options).eval()
+        net = cls(family, objective.prediction_type, log_ratios, **options).eval()
         return PixelDiffusionPipeline(
-            net, scheduler, prediction_type=objective.prediction_type, value_range=value_range
+            net, scheduler, prediction_type=objective.pipeline_prediction_type, value_range=value_range
         )
 
     def forward(self, sample, timestep, class_labels=None, return_dict=True):
@@ -71,7 +71,7 @@ class Optimal(ModelMixin, ConfigMixin):
             "epsilon": eps,
             "sample": x0,
             "v_prediction": alpha * eps - sigma * x0,
-            "flow": eps - x0,
+            "flow_prediction": eps - x0,
             "edm": (x0 - SIGMA_DATA**2 / total * x) / (sigma * SIGMA_DATA * total.rsqrt()),
         }
         return (outputs[self.config.target].to(sample.dtype),)

@@ -6,14 +6,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler
 
-from pipelines import PixelDiffusionPipeline
+from pipelines.denoiser import Predictor
+from pipelines.prediction import PredictionType, expand
+from pipelines.samplers import make_sampler
 from snowmelt.objectives import RECIPES, Objective, make_objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
-from snowmelt.objectives.targets import TARGETS
+from snowmelt.objectives.paths import DiscretePath, EdmPath, Path, StraightPath
 from snowmelt.options import ObjectiveOptions
 
 DISCRETE = [name for name, o in RECIPES.items() if isinstance(o.path, DiscretePath)]
 SHAPE = (16, 2, 3, 3)
+SHAPED = torch.empty(SHAPE)
 
 
 def draw(objective: Objective, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -21,24 +23,36 @@ def draw(objective: Objective, seed: int = 0) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(seed)
     t, _ = objective.draw_times(SHAPE[0], g)
     x0, eps = torch.randn(SHAPE, generator=g), torch.randn(SHAPE, generator=g)
-    alpha, sigma = (c.view(-1, 1, 1, 1) for c in objective.path.alpha_sigma(t))
+    alpha, sigma = (expand(c, SHAPED) for c in objective.path.level(t)[:2])
     return x0, eps, t, alpha * x0 + sigma * eps
 
 
 def target(objective: Objective, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    _, _, a, b = (c.view(-1, 1, 1, 1) for c in objective.coefficients(t))
+    a, b = (expand(c, x0) for c in objective.coefficients(objective.path.level(t)))
     return a * x0 + b * eps
+
+
+def fed(path: Path, x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a network on the path is given."""
+    given = []
+
+    def net(x: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        given.extend([x, timestep])
+        return (x,)
+
+    Predictor(net, PredictionType("sample"))(x_t, path.level(t), {})
+    return given[0], given[1]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_denoise_recovers_both(name):
     objective = RECIPES[name]
     x0, eps, t, x_t = draw(objective)
-    got_x0, got_eps = objective.denoise(x_t, target(objective, x0, eps, t), t)
-    # What can be recovered in float32 shrinks with the share of what is recovered in x_t.
-    alpha, sigma = (c.view(-1, 1, 1, 1) for c in objective.path.alpha_sigma(t))
-    assert ((got_x0 - x0) * alpha / (alpha + sigma)).abs().max() < 1e-5
-    assert ((got_eps - eps) * sigma / (alpha + sigma)).abs().max() < 1e-5
+    got = objective.read(target(objective, x0, eps, t), x_t, t)
+    # What can be recovered in float32 shrinks with the fraction of what is recovered in x_t.
+    alpha, sigma = (expand(c, SHAPED) for c in objective.path.level(t)[:2])
+    assert ((got.x0 - x0) * alpha / (alpha + sigma)).abs().max() < 1e-5
+    assert ((got.eps - eps) * sigma / (alpha + sigma)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -48,9 +62,9 @@ def test_discrete_noising_is_the_schedulers(schedule, zero_snr):
     scheduler = path.scheduler("v_prediction")
     t = torch.arange(100)
     x0, eps = torch.randn(100, 1, 2, 2), torch.randn(100, 1, 2, 2)
-    alpha, sigma = (c.view(-1, 1, 1, 1) for c in path.alpha_sigma(t))
+    alpha, sigma = (expand(c, x0) for c in path.level(t)[:2])
     torch.testing.assert_close(alpha * x0 + sigma * eps, scheduler.add_noise(x0, eps, t), atol=1e-5, rtol=1e-5)
-    a, b = (c.view(-1, 1, 1, 1) for c in TARGETS["v_prediction"](path, t, alpha.flatten(), sigma.flatten()))
+    a, b = PredictionType("v_prediction").coefficients(alpha, sigma)
     torch.testing.assert_close(a * x0 + b * eps, scheduler.get_velocity(x0, eps, t), atol=1e-5, rtol=1e-5)
     assert (alpha[-1].item() == 0) == zero_snr
 
@@ -62,13 +76,13 @@ def test_discrete_step_sees_the_same_x0(target_name):
     x0, eps, _, _ = draw(objective)
     for step in (1, 200, 700):
         t = torch.full((SHAPE[0],), step)
-        alpha, sigma = (c.view(-1, 1, 1, 1) for c in objective.path.alpha_sigma(t))
+        alpha, sigma = (expand(c, SHAPED) for c in objective.path.level(t)[:2])
         x_t, output = alpha * x0 + sigma * eps, target(objective, x0, eps, t)
         for scheduler in (objective.scheduler(), DDIMScheduler.from_config(objective.scheduler().config)):
             scheduler.register_to_config(clip_sample=False)
             scheduler.set_timesteps(1000)
             predicted = scheduler.step(output, step, x_t).pred_original_sample
-            torch.testing.assert_close(predicted, objective.denoise(x_t, output, t)[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(predicted, objective.read(output, x_t, t).x0, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(predicted, x0, atol=2e-5, rtol=1e-5)
 
 
@@ -84,9 +98,9 @@ def test_flow_step_follows_the_line():
         x_t = (1 - now) * x0 + now * eps
         got = scheduler.step(target(objective, x0, eps, t), scheduler.timesteps[i], x_t).prev_sample
         torch.testing.assert_close(got, (1 - after) * x0 + after * eps, atol=1e-5, rtol=1e-5)
-        fed, shown = objective.path.network_input(x_t, t)
+        x, shown = fed(objective.path, x_t, t)
         torch.testing.assert_close(shown, scheduler.timesteps[i].expand(SHAPE[0]), atol=1e-5, rtol=1e-5)
-        assert fed is x_t
+        assert torch.equal(x, x_t)
 
 
 def test_mixture_moves_part_of_the_way():
@@ -95,9 +109,9 @@ def test_mixture_moves_part_of_the_way():
     x0, eps, t, x_t = draw(objective)
     part = t.view(-1, 1, 1, 1)
     torch.testing.assert_close(x_t, (1 - part) * x0 + part * eps)
-    _, got_eps = objective.denoise(x_t, x0, t)
-    torch.testing.assert_close(got_eps - x0, (x_t - x0) / part, atol=1e-4, rtol=1e-4)
-    assert objective.prediction_type == "sample"
+    got = objective.read(x0, x_t, t)
+    torch.testing.assert_close(got.eps - x0, (x_t - x0) / part, atol=1e-4, rtol=1e-4)
+    assert objective.pipeline_prediction_type == "sample"
 
 
 @pytest.mark.parametrize("latent", [False, True])
@@ -107,26 +121,26 @@ def test_edm_preconditioning_is_the_schedulers(latent):
     assert isinstance(scheduler, EDMEulerScheduler)
     x0, eps, t, x_t = draw(objective)
     output = target(objective, x0, eps, t)
-    fed, shown = objective.path.network_input(x_t, t)
+    x, shown = fed(objective.path, x_t, t)
     for i, sigma in enumerate(t):
-        torch.testing.assert_close(fed[i], scheduler.precondition_inputs(x_t[i], sigma), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(x[i], scheduler.precondition_inputs(x_t[i], sigma), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(shown[i], scheduler.precondition_noise(sigma), atol=1e-6, rtol=1e-5)
         theirs = scheduler.precondition_outputs(x_t[i], output[i], sigma)
         torch.testing.assert_close(theirs, x0[i], atol=2e-5, rtol=1e-5)
-        torch.testing.assert_close(objective.denoise(x_t, output, t)[0][i], theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(objective.read(output, x_t, t).x0[i], theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("path", [EdmPath(), EdmPath().for_latents()])
 def test_edm_target_has_unit_variance(path):
     """What preconditioning is for: unit variance of input and target at any noise level (Karras et al. 2022, B.6)."""
-    objective = Objective(path, "edm", law="log_normal")
+    objective = Objective(path, "edm", timestep_sampling="log_normal")
     g = torch.Generator().manual_seed(1)
     x0, eps = path.sigma_data * torch.randn(3, 40000, generator=g), torch.randn(3, 40000, generator=g)
     t = torch.tensor([0.01, 0.7, 40.0])
-    _, _, a, b = (c[:, None] for c in objective.coefficients(t))
+    a, b = (c[:, None] for c in objective.coefficients(path.level(t)))
     assert torch.allclose((a * x0 + b * eps).std(1), torch.ones(3), atol=0.02)
-    fed, _ = objective.path.network_input(x0 + t[:, None] * eps, t)
-    assert torch.allclose(fed.std(1), torch.ones(3), atol=0.02)
+    x, _ = fed(path, x0 + t[:, None] * eps, t)
+    assert torch.allclose(x.std(1), torch.ones(3), atol=0.02)
 
 
 def test_edm_of_latents_is_edm_of_pixels_in_other_units():
@@ -135,11 +149,11 @@ def test_edm_of_latents_is_edm_of_pixels_in_other_units():
     (t, _), (t2, _) = (o.draw_times(9, torch.Generator().manual_seed(0)) for o in (pixels, latents))
     torch.testing.assert_close(t2, 2 * t)
     x0, eps = torch.randn(2, 9, 4)
-    (fed, _), (fed2, _) = (
-        o.path.network_input(scale * (x0 + time[:, None] * eps), scale * time)
+    (a, _), (b, _) = (
+        fed(o.path, scale * (x0 + time[:, None] * eps), scale * time)
         for o, scale, time in ((pixels, 1, t), (latents, 2, t))
     )
-    torch.testing.assert_close(fed, fed2)
+    torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -152,38 +166,55 @@ def test_only_pixels_are_clipped(name):
     assert bool(changed) == (name in DISCRETE or name == "edm")
 
 
-def test_pipelines_read_outputs_as_objectives_write_them():
-    """The rows of the pipelines, which may not import these, are the same."""
+def test_pipelines_read_outputs_as_objectives_teach_them() -> None:
+    """The saved scheduler's adapter has the prediction type and, at the same noise level, the same row."""
     for name in ("epsilon", "sample", "v", "flow", "edm"):
         objective = RECIPES[name]
-        scheduler = objective.scheduler()
-        row = PixelDiffusionPipeline.ROWS[{"flow": "flow_prediction"}.get(objective.target, objective.target)]
-        for t in objective.draw_times(5, torch.Generator().manual_seed(0))[0]:
-            alpha, sigma, a, b = (c[0] for c in objective.coefficients(t[None]))
-            theirs = row(scheduler, alpha, sigma)
-            assert [float(x) for x in theirs] == pytest.approx([a.item(), b.item()], rel=1e-4, abs=1e-5)
+        sampler = make_sampler(objective.scheduler())
+        assert sampler.prediction_type == objective.path.prediction_type(objective.prediction_type)
+        sampler.set_timesteps(7, None, torch.device("cpu"))
+        for i in sampler.evaluations():
+            theirs = sampler.level(i)
+            time = theirs.sigma if name in ("flow", "edm") else theirs.timestep
+            ours = objective.path.level(time[None])
+            for a, b in zip(ours, theirs, strict=True):
+                assert (a is None) == (b is None)
+                assert a is None or a[0].item() == pytest.approx(b.item(), rel=1e-4, abs=1e-5)
 
 
-def test_flow_is_refused_off_the_straight_path():
-    with pytest.raises(AttributeError):
-        Objective(DiscretePath(), "flow").coefficients(torch.tensor([1]))
+def test_edm_rows_are_the_schedulers() -> None:
+    """c_skip and c_out, read off what diffusers makes of ones and zeros."""
+    scheduler, kind = EDMEulerScheduler(sigma_data=0.7), PredictionType("edm", 0.7)
+    for sigma in (0.002, 0.5, 80.0):
+        one, noise = torch.ones(()), torch.tensor(sigma)
+        c_skip = scheduler.precondition_outputs(1.0, 0.0, noise)
+        c_out = scheduler.precondition_outputs(0.0, 1.0, noise)
+        a, b = kind.coefficients(one, noise)
+        assert a.item() == pytest.approx(((1 - c_skip) / c_out).item(), rel=1e-4)
+        assert b.item() == pytest.approx((-c_skip * noise / c_out).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("path", "name"), [(DiscretePath(), "flow_prediction"), (StraightPath(), "edm")])
+def test_a_path_knows_what_can_be_predicted_on_it(path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"prediction_type: '{name}' is none of the"):
+        Objective(path, name)
 
 
 def test_prediction_type_is_told_only_where_the_scheduler_cannot_be():
-    told = {name: o.prediction_type for name, o in RECIPES.items()}
+    told = {name: o.pipeline_prediction_type for name, o in RECIPES.items()}
     assert {name for name, kind in told.items() if kind} == {"mixture"}
     for name in DISCRETE:
-        assert RECIPES[name].scheduler().config.prediction_type == RECIPES[name].target
+        assert RECIPES[name].scheduler().config.prediction_type == RECIPES[name].prediction_type
 
 
 def test_first_timesteps_are_noisy_in_float32():
     """In half precision the first timesteps of the linear betas would get no noise at all."""
-    alpha, sigma = DiscretePath("linear").alpha_sigma(torch.arange(3))
+    alpha, sigma = DiscretePath("linear").level(torch.arange(3))[:2]
     assert alpha.dtype == sigma.dtype == torch.float32
     assert sigma[0].item() == pytest.approx(math.sqrt(1e-4), rel=1e-3)
 
 
 def test_straight_path_reaches_both_ends():
-    alpha, sigma = StraightPath().alpha_sigma(torch.tensor([0.0, 1.0]))
+    alpha, sigma = StraightPath().level(torch.tensor([0.0, 1.0]))[:2]
     assert alpha.tolist() == [1, 0]
     assert sigma.tolist() == [0, 1]

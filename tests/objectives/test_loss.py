@@ -1,17 +1,17 @@
-"""Losses, weights and laws of time."""
+"""Losses, weights and distributions of timesteps."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
 from scipy import stats
 
+from pipelines.prediction import expand
 from snowmelt.errors import UserError
 from snowmelt.objectives import DEFAULT, RECIPES, Objective, make_objective
 from snowmelt.objectives.paths import DiscretePath, StraightPath
-from snowmelt.objectives.times import LAWS, uniform
+from snowmelt.objectives.timesteps import DISTRIBUTIONS, uniform
 from snowmelt.options import UnconditionalConfig
 
 
@@ -19,8 +19,13 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def weights(objective: Objective, t: torch.Tensor) -> torch.Tensor:
+    """Of the squared error of the output at times t."""
+    return objective.weights(objective.path.level(t))
+
+
 def zero(x, t, **condition):
-    return SimpleNamespace(sample=torch.zeros_like(x))
+    return (torch.zeros_like(x),)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -30,11 +35,11 @@ def test_loss_of_a_network_that_says_nothing(name):
     x0 = 0.5 * torch.randn(256, 3, 16, 16, generator=generator(1))
     losses = objective.loss(zero, x0, {}, generator())
     t, u = objective.draw_times(256, generator())
-    _, _, a, b = objective.coefficients(t)
+    a, b = objective.coefficients(objective.path.level(t))
     expected = a**2 * x0.square().flatten(1).mean(1) + b**2
     torch.testing.assert_close(losses.loss, expected, atol=0.02, rtol=0.25)
     assert losses.loss.mean().item() == pytest.approx(expected.mean().item(), rel=0.02)
-    assert torch.equal(losses.level, u)
+    assert torch.equal(losses.quantile, u)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -43,12 +48,13 @@ def test_exact_network_has_no_loss(name):
     objective = RECIPES[name]
     x0 = torch.randn(8, 3, 4, 4, generator=generator(1))
     t, _ = objective.draw_times(8, generator())
-    alpha, sigma, a, b = (c.view(-1, 1, 1, 1) for c in objective.coefficients(t))
+    level = objective.path.level(t)
+    alpha, sigma, a, b = (expand(c, x0) for c in (*level[:2], *objective.coefficients(level)))
+    scale = 1 if level.input_scale is None else expand(level.input_scale, x0)
 
-    def oracle(x, shown, **condition):
-        scale, _ = objective.path.network_input(torch.ones_like(x), t)
+    def oracle(x, shown, return_dict, **condition):
         eps = (x / scale - alpha * x0) / sigma
-        return SimpleNamespace(sample=(a * x0 + b * eps).bfloat16() if condition else a * x0 + b * eps)
+        return ((a * x0 + b * eps).bfloat16() if condition else a * x0 + b * eps,)
 
     assert objective.loss(oracle, x0, {}, generator()).loss.max() < 1e-6
     half = objective.loss(oracle, x0, {"class_labels": None}, generator()).loss
@@ -60,13 +66,13 @@ def test_loss_is_weighted():
     plain, weighted = (Objective(DiscretePath("linear"), "epsilon", weight=w) for w in ("unit", "min_snr"))
     x0 = torch.randn(32, 1, 4, 4, generator=generator(1))
     t, _ = plain.draw_times(32, generator())
-    expected = plain.loss(zero, x0, {}, generator()).loss * weighted.weights(t)
+    expected = plain.loss(zero, x0, {}, generator()).loss * weights(weighted, t)
     torch.testing.assert_close(weighted.loss(zero, x0, {}, generator()).loss, expected)
 
 
 def test_low_discrepancy_reaches_the_loss():
     objective = Objective(DiscretePath("linear"), "epsilon", low_discrepancy=True)
-    levels = objective.loss(zero, torch.zeros(16, 1, 2, 2), {}, generator()).level
+    levels = objective.loss(zero, torch.zeros(16, 1, 2, 2), {}, generator()).quantile
     assert sorted((levels * 16).long().tolist()) == list(range(16))
 
 
@@ -82,12 +88,12 @@ CLOSED = {
 def test_min_snr_weights(target):
     objective = Objective(DiscretePath("linear"), target, weight="min_snr", gamma=5.0)
     t = torch.arange(0, 1000, 7)
-    alpha, sigma = objective.path.alpha_sigma(t)
+    alpha, sigma = objective.path.level(t)[:2]
     snr = (alpha / sigma) ** 2
-    torch.testing.assert_close(objective.weights(t), CLOSED[target](snr, 5.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights(objective, t), CLOSED[target](snr, 5.0), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_say_the_same_of_every_target():
+def test_weights_are_the_same_for_every_prediction_type():
     """A weight is on the error of x0: two targets with the same x0 error have the same weighted loss."""
     t = torch.arange(50, 950, 50)
     error = 0.1 * torch.randn(len(t), generator=generator())
@@ -95,9 +101,10 @@ def test_weights_say_the_same_of_every_target():
         weighted = []
         for target in ("epsilon", "sample", "v_prediction"):
             objective = Objective(DiscretePath("linear"), target, weight=weight)
-            alpha, sigma, a, b = objective.coefficients(t)
+            level = objective.path.level(t)
+            (alpha, sigma), (a, b) = level[:2], objective.coefficients(level)
             output_error = -error * (alpha * b - sigma * a) / sigma
-            weighted.append(objective.weights(t) * output_error**2)
+            weighted.append(weights(objective, t) * output_error**2)
         torch.testing.assert_close(weighted[0], weighted[1], rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(weighted[0], weighted[2], rtol=1e-3, atol=1e-6)
 
@@ -105,12 +112,12 @@ def test_weights_say_the_same_of_every_target():
 def test_p2_and_edm_weights_closed_form():
     t = torch.arange(1, 1000, 13)
     epsilon = Objective(DiscretePath("linear"), "epsilon", weight="p2")
-    alpha, sigma = epsilon.path.alpha_sigma(t)
-    torch.testing.assert_close(epsilon.weights(t), 1 / (1 + (alpha / sigma) ** 2), rtol=1e-4, atol=1e-6)
+    alpha, sigma = epsilon.path.level(t)[:2]
+    torch.testing.assert_close(weights(epsilon, t), 1 / (1 + (alpha / sigma) ** 2), rtol=1e-4, atol=1e-6)
     edm = RECIPES["edm"]
     sigmas = torch.tensor([0.01, 0.5, 3.0, 50.0])
-    named = Objective(edm.path, "edm", weight="edm", law="log_normal")
-    torch.testing.assert_close(named.weights(sigmas), edm.weights(sigmas), rtol=1e-4, atol=1e-4)
+    named = Objective(edm.path, "edm", weight="edm", timestep_sampling="log_normal")
+    torch.testing.assert_close(weights(named, sigmas), weights(edm, sigmas), rtol=1e-4, atol=1e-4)
 
 
 def test_the_edm_weight_knows_the_variance_of_latents():
@@ -118,17 +125,17 @@ def test_the_edm_weight_knows_the_variance_of_latents():
     sigmas = torch.tensor([0.01, 0.5, 3.0, 50.0])
     objective = make_objective(options(objective="mixture", loss_weight="edm"), latent=True)
     t = sigmas / (1 + sigmas)  # of the straight path
-    torch.testing.assert_close(objective.weights(t), (sigmas**2 + 1) / sigmas**2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weights(objective, t), (sigmas**2 + 1) / sigmas**2, rtol=1e-4, atol=1e-4)
     named = make_objective(options(objective="edm", loss_weight="edm"), latent=True)
-    torch.testing.assert_close(named.weights(sigmas), torch.ones(4), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weights(named, sigmas), torch.ones(4), rtol=1e-4, atol=1e-4)
 
 
 def test_diffusers_weight_of_predicted_samples():
     """alpha^2 / sigma^2 on the error of x0, for the flag without an objective."""
     objective = make_objective(options(prediction_type="sample"))
     t = torch.arange(0, 1000, 37)
-    alpha, sigma = objective.path.alpha_sigma(t)
-    torch.testing.assert_close(objective.weights(t), (alpha / sigma) ** 2, rtol=1e-4, atol=1e-7)
+    alpha, sigma = objective.path.level(t)[:2]
+    torch.testing.assert_close(weights(objective, t), (alpha / sigma) ** 2, rtol=1e-4, atol=1e-7)
     assert make_objective(options(prediction_type="sample", objective="epsilon")).weight == "unit"
     assert make_objective(options(prediction_type="sample", loss_weight="unit")).weight == "unit"
 
@@ -140,18 +147,21 @@ def test_dream_adds_the_networks_own_error_to_the_noise(name):
     x0 = torch.randn(4, 1, 8, 8, generator=generator(3))
     calls = []
 
-    def net(x, t):
+    def net(x, t, return_dict):
         calls.append(x)
-        return SimpleNamespace(sample=torch.zeros_like(x))
+        return (torch.zeros_like(x),)
 
     objective.loss(net, x0, {}, generator())
     t, _ = objective.draw_times(4, same := generator())
     noise = torch.randn(x0.shape, generator=same)
-    alpha, sigma = (c.view(-1, 1, 1, 1) for c in objective.path.alpha_sigma(t))
+    level = objective.path.level(t)
+    alpha, sigma = (expand(c, x0) for c in level[:2])
     x_t = alpha * x0 + sigma * noise
-    predicted = objective.denoise(x_t, torch.zeros_like(x_t), t)[1]
+    predicted = objective.read(torch.zeros_like(x_t), x_t, t).eps
     shifted = noise + sigma / torch.hypot(alpha, sigma) * (noise - predicted)
-    expected = objective.path.network_input(alpha * x0 + sigma * shifted, t)[0]
+    expected = alpha * x0 + sigma * shifted
+    if level.input_scale is not None:
+        expected = expected * expand(level.input_scale, x0)
     assert len(calls) == 2
     torch.testing.assert_close(calls[1], expected, rtol=1e-4, atol=1e-4)
 
@@ -161,16 +171,15 @@ def test_soft_min_snr_is_a_smooth_minimum():
     r = lambda t: (t / (1 - t)) ** 2  # noqa: E731
     t = torch.tensor([0.001, 0.3, 0.999])
     snr = 1 / r(t)
-    torch.testing.assert_close(objective.weights(t), snr * 5 / (snr + 5), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights(objective, t), snr * 5 / (snr + 5), rtol=1e-4, atol=1e-6)
 
 
 def test_zero_terminal_snr_trains():
     objective = Objective(DiscretePath("linear", 10, zero_snr=True), "v_prediction", weight="min_snr")
-    weights = objective.weights(torch.arange(10))
-    assert weights.isfinite().all()
+    assert weights(objective, torch.arange(10)).isfinite().all()
 
 
-LAW = {
+EXPECTED = {
     "uniform": stats.uniform(),
     "logit_normal": stats.norm(),
     "beta": stats.beta(3, 1),
@@ -179,12 +188,12 @@ LAW = {
 
 
 @pytest.mark.parametrize("low_discrepancy", [False, True])
-@pytest.mark.parametrize("name", LAW)
-def test_laws(name, low_discrepancy):
+@pytest.mark.parametrize("name", EXPECTED)
+def test_timestep_distributions(name, low_discrepancy):
     u = torch.cat([uniform(64, generator(i), low_discrepancy) for i in range(60)])
-    draws = LAWS[name].quantile(u)
+    draws = DISTRIBUTIONS[name].quantile(u)
     seen = {"logit_normal": draws.logit(), "log_normal": draws.log()}.get(name, draws)
-    assert stats.kstest(seen.numpy(), LAW[name].cdf).pvalue > 1e-3
+    assert stats.kstest(seen.numpy(), EXPECTED[name].cdf).pvalue > 1e-3
     assert draws.isfinite().all()
 
 
@@ -216,7 +225,7 @@ def test_default_and_diffusers_flags():
     assert make_objective(options(loss_weight="soft_min_snr", snr_gamma=3.0)).weight == "soft_min_snr"
     assert make_objective(options(loss_weight="min_snr")).gamma == 5.0
     kept = make_objective(options(objective="v", ddpm_num_steps=100))
-    assert (kept.target, kept.path.beta_schedule, kept.path.num_train_timesteps) == (
+    assert (kept.prediction_type, kept.path.beta_schedule, kept.path.num_train_timesteps) == (
         "v_prediction",
         "squaredcos_cap_v2",
         100,
@@ -241,9 +250,9 @@ def test_combinations_that_cannot_be_trained(values, said):
 class Watched:
     """A network that gives back what it sees."""
 
-    def __call__(self, x, timestep):
+    def __call__(self, x, timestep, return_dict):
         self.seen = x
-        return SimpleNamespace(sample=x)
+        return (x,)
 
 
 def test_offset_noise_is_asked_for_and_perturbation_is_not():

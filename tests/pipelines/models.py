@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
 
 from pipelines import PixelDiffusionPipeline
+from pipelines.denoiser import conditioned
+from pipelines.samplers import make_sampler
+from pipelines.sampling import OnStep, sample
 from snowmelt.checkpoint import STATE_FILE, _digest, _state_digest
 
 
@@ -38,6 +42,25 @@ def tiny_pipeline(
 ) -> Any:
     scheduler = scheduler or DDPMScheduler(timestep_spacing="trailing")
     return quiet(PixelDiffusionPipeline(tiny_unet(channels, num_class_embeds), scheduler, **arguments))
+
+
+def run_loop(
+    pipeline: Any,
+    shape: tuple[int, ...],
+    *,
+    num_inference_steps: int = 50,
+    generator: Any = None,
+    latents: torch.Tensor | None = None,
+    image: torch.Tensor | None = None,
+    strength: float = 1.0,
+    on_step: OnStep | None = None,
+) -> torch.Tensor:
+    """The data that the loop makes with a pipeline's parts, without conditions."""
+    sampler = make_sampler(pipeline.scheduler, generator=generator)
+    sampler.set_timesteps(num_inference_steps, None, torch.device("cpu"))
+    noise = randn_tensor(shape, generator=generator) if latents is None else latents
+    denoiser = conditioned(pipeline._predictor(sampler), {})
+    return sample(denoiser, sampler, sampler.start(noise, image, strength), on_step=on_step)
 
 
 def seal(checkpoint: Path) -> None:

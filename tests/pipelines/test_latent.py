@@ -12,7 +12,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from torch.testing import assert_close
 
+import pipelines.vae as vae_module
 from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline, image_generators, make_scheduler, save_strip
+from pipelines.vae import shift_and_scale
 from tests.autoencoders import KINDS, tiny_vae
 from tests.pipelines.models import quiet, tiny_unet
 from tests.publishing.test_self_contained import ours, stranger
@@ -43,7 +45,7 @@ def test_images_are_the_decoded_latents(kind: str) -> None:
     assert images.shape == (2, 3, 16 * cell, 16 * cell)
     latents = pipeline(2, generator=generators(), output_type="latent", **FAST).images
     assert latents.shape == (2, LATENT_CHANNELS[kind], 16, 16)
-    shift, scale = pipeline.shift_and_scale(pipeline.vae)
+    shift, scale = shift_and_scale(pipeline.vae)
     with torch.no_grad():
         decoded = pipeline.vae.decode(latents / scale + shift).sample
     assert_close(images, (decoded / 2 + 0.5).clamp(0, 1))
@@ -191,7 +193,7 @@ def test_passes_give_what_one_gives(kind: str, monkeypatch: pytest.MonkeyPatch) 
     known = pipeline.encode(images)
     sizes: list[int] = []
     pipeline.vae.decoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    monkeypatch.setattr(LatentDiffusionPipeline, "PIXELS_PER_PASS", 2 * images.shape[2] ** 2)
+    monkeypatch.setattr(vae_module, "PIXELS_PER_PASS", 2 * images.shape[2] ** 2)
     assert_close(pipeline.decode(latents), images, atol=1e-4, rtol=1e-4)
     assert sizes == [2, 2, 1]
     assert_close(pipeline.encode(images), known, atol=1e-4, rtol=1e-4)

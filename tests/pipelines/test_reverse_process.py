@@ -16,7 +16,7 @@ from diffusers import (
 
 from pipelines import PixelDiffusionPipeline, fitting_schedulers, image_generators, make_scheduler
 from pipelines.schedulers import SAMPLERS
-from tests.pipelines.models import quiet, tiny_pipeline, tiny_unet
+from tests.pipelines.models import quiet, run_loop, tiny_pipeline, tiny_unet
 from tests.pipelines.oracle import MEAN, STD, Oracle
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, to the schedulers
@@ -117,7 +117,7 @@ def test_bare_loop(model: str, name: str) -> None:
     unet = tiny_unet()
     pipeline = quiet(PixelDiffusionPipeline(unet, scheduler))
     generator = torch.Generator().manual_seed(3)
-    ours, _ = pipeline.denoise(unet, (2, 1, 16, 16), {}, num_inference_steps=10, generator=generator)
+    ours = run_loop(pipeline, (2, 1, 16, 16), num_inference_steps=10, generator=generator)
 
     scheduler = make_scheduler(name, TRAINED[model])
     generator = torch.Generator().manual_seed(3)
@@ -191,12 +191,10 @@ def test_ddim_steps_with_the_noise_of_the_clipped_x0() -> None:
 
 def test_half_precision_is_the_networks_alone() -> None:
     pipeline = tiny_pipeline(FlowMatchEulerDiscreteScheduler())
-    full = pipeline.denoise(pipeline.unet, (1, 1, 16, 16), {}, generator=torch.Generator().manual_seed(0))[0]
+    full = run_loop(pipeline, (1, 1, 16, 16), generator=torch.Generator().manual_seed(0))
     pipeline.unet.type(torch.bfloat16)
-    half, trajectory = pipeline.denoise(
-        pipeline.unet, (1, 1, 16, 16), {}, generator=torch.Generator().manual_seed(0), return_trajectory=True
-    )
-    assert half.dtype == trajectory.noisy.dtype == torch.float32
+    half = run_loop(pipeline, (1, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+    assert half.dtype == torch.float32
     assert 0 < (half - full).abs().mean() < 0.05
     # Not a value that bfloat16 could hold: the state was never rounded to it.
     assert not torch.equal(half, half.bfloat16().float())

@@ -22,6 +22,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast, T5Config, T5EncoderModel
 
 from pipelines import SamplingOutput, TextToImagePipeline, fitting_schedulers, image_generators, make_scheduler
+from pipelines.denoiser import Predictor, conditioned, guided
+from pipelines.prediction import NoiseLevel, PredictionType
 from tests.publishing.test_self_contained import stranger
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, to the schedulers
@@ -238,12 +240,14 @@ def test_guidance_rescale() -> None:
     """All of the way, the guided output has the deviation of the conditional one (Lin et al. 2024, eq. 15)."""
     pipeline = make(FlowMatchEulerDiscreteScheduler())
     outputs: dict[float, torch.Tensor] = {}
-    x, t = torch.randn(3, 3, 16, 16), torch.tensor(500.0)
+    x, half = torch.randn(3, 3, 16, 16), torch.tensor(0.5)
+    level = NoiseLevel(half, half, 1000 * half)
+    predict = Predictor(pipeline.unet, PredictionType("flow_prediction"))
     condition, null = ({"encoder_hidden_states": pipeline.encode_prompt([p] * 3)[0]} for p in ("a cat", ""))
     with torch.no_grad():
         for rescale in (0.0, 0.5, 1.0):
-            outputs[rescale] = pipeline._predict(pipeline.unet, x, t, condition, null, 9.0, rescale)
-        conditional = pipeline._predict(pipeline.unet, x, t, condition, None, 1.0)
+            outputs[rescale] = guided(predict, condition, null, 9.0, rescale=rescale)(x, level).output
+        conditional = conditioned(predict, condition)(x, level).output
     assert torch.allclose(outputs[1.0].std((1, 2, 3)), conditional.std((1, 2, 3)), atol=1e-5)
     assert torch.allclose(outputs[0.5], (outputs[0.0] + outputs[1.0]) / 2, atol=1e-5)
 

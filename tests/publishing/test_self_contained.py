@@ -10,6 +10,7 @@ import pytest
 from diffusers import DDIMScheduler, UNet2DModel
 
 from pipelines import PixelDiffusionPipeline
+from pipelines.bundle import TEXTS
 
 STRANGER = """
 import sys
@@ -97,8 +98,9 @@ def test_two_with_different_code_do_not_disturb_each_other(published):
     other = published.parent / "other"
     subprocess.run(["cp", "-r", published, other], check=True)
     source = (other / "pipeline.py").read_text()
-    # Another version of everything that the module defines beside the pipeline.
-    changed = source.replace("SamplingOutput", "Result").replace("class Trajectory:", "class Trajectory(dict):")
+    # Another version of what the module defines beside the pipeline, under the same names and others.
+    changed = source.replace("SamplingOutput", "Result").replace("def conditioned(", "def conditioned(extra, ")
+    changed = changed.replace("conditioned(predict, conditions)", "conditioned(0, predict, conditions)")
     changed = changed.replace("x0 / 2 + 0.5", "x0 * 0 + 0.25")
     assert changed != source
     (other / "pipeline.py").write_text(changed)
@@ -125,10 +127,26 @@ def test_source_has_no_imports_of_siblings():
     compile(source, "pipeline.py", "exec")
 
 
-def test_unpublishable_import_is_refused(monkeypatch):
-    """A base's module may import only modules that hold bases: anything else would be missing there."""
-    texts = PixelDiffusionPipeline._texts
-    extra = "from pipelines.seeding import image_generators\n"
-    monkeypatch.setitem(texts, "pipelines.pixel", extra + texts["pipelines.pixel"])
-    with pytest.raises(ValueError, match=r"imports pipelines.seeding, which a published PixelDiffusionPipeline"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import pipelines.seeding\n", "'import pipelines.seeding' can't be bundled; write 'from pipelines.module"),
+        ("from pipelines import image_generators\n", "'from pipelines import image_generators' can't be bundled"),
+        ("from pipelines.seeding import image_generators as it\n", "can't be bundled"),
+        ("def late():\n    from pipelines.seeding import image_generators\n", "can't be bundled"),
+        ("def sample():\n    pass\n", "sample is defined in pipelines.sampling too"),
+    ],
+)
+def test_what_cannot_be_one_file_is_refused(text, message, monkeypatch):
+    monkeypatch.setitem(TEXTS, "pipelines.pixel", TEXTS["pipelines.pixel"] + text)
+    with pytest.raises(ValueError, match=message):
         PixelDiffusionPipeline.source()
+
+
+def test_imports_are_followed():
+    """A module comes once, after all that it needs; what isn't needed doesn't come."""
+    source = PixelDiffusionPipeline.source()
+    order = [source.index(f"\n{line}") for line in ("class NoiseLevel", "def conditioned", "def sample(", "class UNet")]
+    assert order == sorted(order)
+    assert source.count("class NoiseLevel") == 1
+    assert "class TextToImagePipeline" not in source

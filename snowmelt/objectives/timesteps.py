@@ -1,6 +1,6 @@
-"""Laws of training times, by their quantile functions: a uniform draw u in (0, 1) becomes a draw of the law.
+"""Distributions of training timesteps, by their quantile functions, which map a uniform draw u in (0, 1) to a timestep.
 
-Writing laws so makes stratification the same for all, and u itself the rank of a noise level among those trained on.
+Written so, stratification is the same for all, and u itself is the quantile of a noise level among those trained on.
 """
 
 from collections.abc import Callable
@@ -13,21 +13,26 @@ _TINY = 2.0**-24  # ndtri is infinite at 0 and 1, which float32 draws can reach
 
 
 @dataclass(frozen=True)
-class Law:
-    """A law on "unit", the interval (0, 1), or on "positive", the half-line (0, inf)."""
+class TimestepDistribution:
+    """A distribution on "unit", the interval (0, 1), or on "positive", the half-line (0, inf).
+
+    Attributes:
+        domain: "unit" or "positive".
+        quantile: the quantile function, from (B,) in (0, 1) to (B,).
+    """
 
     domain: str
     quantile: Callable[[Tensor], Tensor]
 
 
-LAWS: dict[str, Law] = {
-    "uniform": Law("unit", lambda u: u),
+DISTRIBUTIONS: dict[str, TimestepDistribution] = {
+    "uniform": TimestepDistribution("unit", lambda u: u),
     # Esser et al. 2024, eq. 19 with m = 0, s = 1. On the straight path it makes t / (1 - t) log-normal.
-    "logit_normal": Law("unit", lambda u: torch.special.ndtri(u).sigmoid()),
+    "logit_normal": TimestepDistribution("unit", lambda u: torch.special.ndtri(u).sigmoid()),
     # Beta(3, 1), of density 3 t^2: 27% of the draws lie above t = 0.9, where a prompt decides what is where.
-    "beta": Law("unit", lambda u: u ** (1 / 3)),
+    "beta": TimestepDistribution("unit", lambda u: u ** (1 / 3)),
     # Karras et al. 2022, table 1: ln sigma ~ N(-1.2, 1.2^2).
-    "log_normal": Law("positive", lambda u: (1.2 * torch.special.ndtri(u) - 1.2).exp()),
+    "log_normal": TimestepDistribution("positive", lambda u: (1.2 * torch.special.ndtri(u) - 1.2).exp()),
 }
 
 

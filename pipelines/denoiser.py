@@ -1,0 +1,90 @@
+"""Networks as denoisers: functions of (x_t, noise level) that the sampling loop calls, knowing no more of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.prediction import NoiseLevel, Prediction, PredictionType, expand
+
+Conditions = dict[str, Tensor]
+"""Keyword arguments of a network, each with a row per image."""
+
+Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
+"""x_t, float32 (B, C, H, W), and its noise level -> what is predicted there."""
+
+CONCATENATED = "concatenated"
+"""The condition that joins x_t in the network's input channels instead of being an argument, (B, c, H, W)."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network, read as what it predicts: the same in training and in sampling.
+
+    Args:
+        network: called as `network(sample, timestep, **conditions, return_dict=False)`.
+        prediction_type: how its output is read.
+        dtype: of its input.
+    """
+
+    network: Callable[..., Any]
+    prediction_type: PredictionType
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel, conditions: Conditions) -> Prediction:
+        """The prediction for x_t (B, C, H, W)."""
+        scaled = x_t if level.input_scale is None else x_t * expand(level.input_scale, x_t)
+        given = dict(conditions)
+        if CONCATENATED in given:
+            scaled = torch.cat([scaled, given.pop(CONCATENATED)], 1)
+        output = self.network(scaled.to(self.dtype), level.timestep, **given, return_dict=False)[0]
+        return Prediction(output.float(), self.prediction_type, x_t, level)
+
+
+def conditioned(predict: Predictor, conditions: Conditions) -> Denoiser:
+    """The network with its conditions."""
+
+    def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
+        return predict(x_t, level, conditions)
+
+    return denoise
+
+
+def guided(
+    predict: Predictor,
+    conditions: Conditions,
+    null_conditions: Conditions,
+    scale: float,
+    interval: tuple[float, float] = (0.0, math.inf),
+    rescale: float = 0.0,
+) -> Denoiser:
+    """The network, guided away from the null conditions: null + scale * (conditional - null).
+
+    Both are evaluated in one pass of twice the batch (Ho & Salimans 2022, eq. 6).
+
+    Args:
+        predict: the network.
+        conditions: its conditions.
+        null_conditions: the same for no condition, or for what is to be avoided.
+        scale: 1 for no guidance.
+        interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
+        rescale: from 0 to 1, how much of the way to take the standard deviation over each image back to that of the
+            output without guidance (Lin et al. 2024, eqs. 15 and 16).
+    """
+    low, high = interval
+    both = {name: torch.cat([null_conditions[name], value]) for name, value in conditions.items()}
+
+    def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
+        if scale == 1 or not low < level.sigma / level.alpha <= high:
+            return predict(x_t, level, conditions)
+        null, conditional = predict(torch.cat([x_t, x_t]), level, both).output.chunk(2)
+        output = null + scale * (conditional - null)
+        if rescale:
+            ratio = conditional.std((1, 2, 3), keepdim=True) / output.std((1, 2, 3), keepdim=True)
+            output = output * (rescale * ratio + 1 - rescale)
+        return Prediction(output, predict.prediction_type, x_t, level)
+
+    return denoise

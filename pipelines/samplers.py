@@ -1,0 +1,300 @@
+"""Stock schedulers as the sampling loop sees them: noise levels instead of each scheduler's own quantities.
+
+A scheduler keeps its state x in a scale of its own. An adapter per kind of scheduler says what x_t, alpha and sigma are
+at each evaluation of the network, so that the loop and the denoisers know no scheduler. All that depends on the insides
+of diffusers' schedulers is here, and tests/pipelines/test_samplers.py looks whether it is still there.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.arguments import MOST_STEPS, check_timesteps, whole
+from pipelines.prediction import PREDICTION_TYPES, NoiseLevel, Prediction, PredictionType
+
+LISTS = "DDPM, EulerDiscrete, HeunDiscrete, DPMSolverMultistep, DPMSolverSinglestep and FlowMatchEulerDiscrete"
+FLOW_LISTS = "takes no list of a flow; FlowMatchEulerDiscrete does"
+
+
+class Sampler:
+    """Adapter of a stock scheduler. Evaluations of the network are numbered from 0.
+
+    Args:
+        scheduler: the scheduler, whose state changes as it steps.
+        eta: noise of DDIM, from 0 to 1 (Song et al. 2021, eq. 16).
+        generator: of the steps' noise, if they have any: one, or one per image.
+
+    Raises:
+        ValueError: for an `eta` that the scheduler doesn't know, or a configuration of an unknown prediction type.
+    """
+
+    CONTINUOUS = False  # whether its times are real numbers
+
+    def __init__(
+        self, scheduler: Any, eta: float = 0.0, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> None:
+        self.scheduler = scheduler
+        self.prediction_type = self._prediction_type()
+        """What `scheduler.step` takes a network's output for."""
+        self.first = 0
+        accepted = inspect.signature(scheduler.step).parameters
+        if eta and "eta" not in accepted:
+            raise ValueError(f"eta: {type(scheduler).__name__} takes none; DDIMScheduler does")
+        # Where DDIM clips the predicted x0, it must step with the noise that fits the clipped one, as its authors' code
+        # does; diffusers does so only if it is asked to.
+        arguments = {"eta": eta, "generator": generator, "use_clipped_model_output": True}
+        self._step_arguments = {name: value for name, value in arguments.items() if name in accepted}
+
+    def _prediction_type(self) -> PredictionType:
+        name = self.scheduler.config.prediction_type
+        if name not in PREDICTION_TYPES:
+            allowed = ", ".join(PREDICTION_TYPES)
+            raise ValueError(f"scheduler: its prediction_type {name!r} is not one of {allowed}")
+        return PredictionType(name)
+
+    def set_timesteps(self, num_inference_steps: int, timesteps: list[float] | None, device: torch.device) -> None:
+        """Lay out the steps, from noise to data.
+
+        Args:
+            num_inference_steps: how many, spaced as the scheduler does it.
+            timesteps: the model's times to use instead, where the scheduler takes a list.
+            device: of the scheduler's tensors.
+        Raises:
+            TypeError: for values of another type.
+            ValueError: for values out of range, or a list that the scheduler can't take.
+        """
+        scheduler, trained = self.scheduler, self.scheduler.config.num_train_timesteps
+        if timesteps is None:
+            most = MOST_STEPS if self.CONTINUOUS else trained
+            scheduler.set_timesteps(whole("num_inference_steps", num_inference_steps, 1, most), device=device)
+        elif "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(f"timesteps: {type(scheduler).__name__} takes no list; {LISTS} do")
+        else:
+            self._set_list(check_timesteps(timesteps, trained, self.CONTINUOUS), device)
+        self._begin(0)
+
+    def start(self, noise: Tensor, image: Tensor | None = None, strength: float = 1.0) -> Tensor:
+        """The state x to begin with: noise, or a noised image (Meng et al. 2022).
+
+        Args:
+            noise: unit normal, float32 (B, C, H, W).
+            image: data of that shape, to be noised to the level at which `strength` of the steps are left.
+            strength: from 1 / steps to 1.
+
+        Raises:
+            ValueError: for a strength that leaves no step.
+        """
+        if image is None:
+            return noise * self.scheduler.init_noise_sigma
+        steps = self._steps()
+        left = int(steps * strength)
+        if not 1 <= left <= steps:
+            raise ValueError(f"strength: {strength} of {steps} steps is {left}; it must be from 1 / {steps} to 1")
+        self._skip((steps - left) * self.scheduler.order)
+        level = self.level(self.first)
+        return self._from_x_t(level.alpha * image + level.sigma * noise, level)
+
+    def evaluations(self) -> range:
+        """Numbers of the network evaluations that are to be made."""
+        return range(self.first, len(self.scheduler.timesteps))
+
+    def level(self, i: int) -> NoiseLevel:
+        """The noise level of evaluation i, tensors ()."""
+        raise NotImplementedError
+
+    def x_t(self, x: Tensor, i: int) -> Tensor:
+        """x_t = alpha x0 + sigma eps of the scheduler's state x, (B, C, H, W), at evaluation i."""
+        return self.scheduler.scale_model_input(x, self.scheduler.timesteps[i])
+
+    def step(self, prediction: Prediction, i: int, x: Tensor) -> Tensor:
+        """The state after evaluation i, of the state x there, each (B, C, H, W)."""
+        output, t = prediction.convert(self.prediction_type), self.scheduler.timesteps[i]
+        return self.scheduler.step(output, t, x, **self._step_arguments, return_dict=False)[0]
+
+    def _from_x_t(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return x_t  # the inverse of the method of that name
+
+    def _steps(self) -> int:
+        """Steps laid out; those of second-order schedulers but the last have two evaluations each."""
+        return -(len(self.scheduler.timesteps) // -self.scheduler.order)
+
+    def _skip(self, evaluations: int) -> None:
+        self.first = evaluations
+        self._begin(evaluations)
+
+    def _begin(self, i: int) -> None:
+        # Else the first step searches its index by value, and may find a later step of the same timestep.
+        self.scheduler.set_begin_index(i)
+
+    def _set_list(self, timesteps: list[float], device: torch.device) -> None:
+        self.scheduler.set_timesteps(timesteps=timesteps, device=device)
+
+
+class ChainSampler(Sampler):
+    """DDPM and DDIM: the variance-preserving chain at whole timesteps."""
+
+    def level(self, i: int) -> NoiseLevel:
+        t = self.scheduler.timesteps[i]
+        alpha2 = self.scheduler.alphas_cumprod[t]
+        return NoiseLevel(alpha2.sqrt(), (1 - alpha2).sqrt(), t)
+
+    def _begin(self, i: int) -> None:
+        pass  # these find their step by its timestep, which is there once
+
+
+class PNDMSampler(ChainSampler):
+    """PNDM counts the steps that it has taken, and repeats the second one."""
+
+    def _steps(self) -> int:
+        return len(self.scheduler.timesteps) - 1
+
+    def _skip(self, evaluations: int) -> None:
+        if evaluations:
+            rest = self.scheduler.timesteps[evaluations + 1 :]
+            self.scheduler.timesteps = torch.cat([rest[:2], rest[1:]])
+
+
+class SigmaSampler(Sampler):
+    """Euler and its kin keep x0 + sigma eps, and show the network that times alpha = (1 + sigma^2)^-1/2."""
+
+    def level(self, i: int) -> NoiseLevel:
+        sigma = self._sigma(i)
+        alpha = (1 + sigma**2) ** -0.5
+        return NoiseLevel(alpha, sigma * alpha, self.scheduler.timesteps[i])
+
+    def _sigma(self, i: int) -> Tensor:
+        return self.scheduler.sigmas[i]
+
+    def _from_x_t(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return x_t / level.alpha
+
+
+class KDPM2Sampler(SigmaSampler):
+    """DPM-Solver-2, whose second evaluation of a step is at a level between."""
+
+    EARLIER = 0  # by how many places the levels between are kept earlier
+
+    def _sigma(self, i: int) -> Tensor:
+        first = self.scheduler.state_in_first_order
+        return self.scheduler.sigmas[i] if first else self.scheduler.sigmas_interpol[i - self.EARLIER]
+
+
+class KDPM2AncestralSampler(KDPM2Sampler):
+    """DPM-Solver-2 with ancestral steps."""
+
+    EARLIER = 1
+
+
+class LMSSampler(SigmaSampler):
+    """LMS counts the steps that it has taken, by their derivatives."""
+
+    def _skip(self, evaluations: int) -> None:
+        scheduler = self.scheduler
+        scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[evaluations:], scheduler.sigmas[evaluations:]
+
+
+class MultistepSampler(Sampler):
+    """DPM-Solver, UniPC and DEIS on the variance-preserving chain."""
+
+    def level(self, i: int) -> NoiseLevel:
+        alpha, sigma = self.scheduler._sigma_to_alpha_sigma_t(self.scheduler.sigmas[i])
+        return NoiseLevel(alpha, sigma, self.scheduler.timesteps[i])
+
+
+class FlowMultistepSampler(Sampler):
+    """DPM-Solver and UniPC on the straight line."""
+
+    CONTINUOUS = True
+
+    def level(self, i: int) -> NoiseLevel:
+        # They round a flow's times down to integers, which would bias what the network predicts.
+        sigma = self.scheduler.sigmas[i]
+        device = self.scheduler.timesteps.device
+        return NoiseLevel(1 - sigma, sigma, sigma.to(device) * self.scheduler.config.num_train_timesteps)
+
+    def _set_list(self, timesteps: list[float], device: torch.device) -> None:
+        raise ValueError(f"timesteps: {type(self.scheduler).__name__} {FLOW_LISTS}")
+
+
+class FlowSampler(Sampler):
+    """Euler and Heun on the straight line of flow matching."""
+
+    CONTINUOUS = True
+
+    def _prediction_type(self) -> PredictionType:
+        return PredictionType("flow_prediction")
+
+    def start(self, noise: Tensor, image: Tensor | None = None, strength: float = 1.0) -> Tensor:
+        return noise if image is None else super().start(noise, image, strength)
+
+    def level(self, i: int) -> NoiseLevel:
+        sigma = self.scheduler.sigmas[i]
+        return NoiseLevel(1 - sigma, sigma, self.scheduler.timesteps[i])
+
+    def x_t(self, x: Tensor, i: int) -> Tensor:
+        return x
+
+    def _set_list(self, timesteps: list[float], device: torch.device) -> None:
+        if "sigmas" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(f"timesteps: {type(self.scheduler).__name__} {FLOW_LISTS}")
+        # Given as times, the sigmas alone would go through the scheduler's shift, and the two disagree.
+        trained = self.scheduler.config.num_train_timesteps
+        self.scheduler.set_timesteps(sigmas=[t / trained for t in timesteps], device=device)
+
+
+class EDMSampler(Sampler):
+    """The variance-exploding path x_t = x0 + sigma eps of Karras et al. 2022."""
+
+    CONTINUOUS = True
+
+    def _prediction_type(self) -> PredictionType:
+        return PredictionType("edm", self.scheduler.config.sigma_data)
+
+    def level(self, i: int) -> NoiseLevel:
+        sigma = self.scheduler.sigmas[i]
+        one = torch.ones_like(sigma)
+        return NoiseLevel(one, sigma, self.scheduler.timesteps[i], self.scheduler.precondition_inputs(one, sigma))
+
+    def x_t(self, x: Tensor, i: int) -> Tensor:
+        self.scheduler.scale_model_input(x, self.scheduler.timesteps[i])  # which it wants to have been asked
+        return x
+
+
+ADAPTERS: dict[str, type[Sampler]] = {
+    "DDPMScheduler": ChainSampler,
+    "DDIMScheduler": ChainSampler,
+    "PNDMScheduler": PNDMSampler,
+    "EulerDiscreteScheduler": SigmaSampler,
+    "EulerAncestralDiscreteScheduler": SigmaSampler,
+    "HeunDiscreteScheduler": SigmaSampler,
+    "KDPM2DiscreteScheduler": KDPM2Sampler,
+    "KDPM2AncestralDiscreteScheduler": KDPM2AncestralSampler,
+    "LMSDiscreteScheduler": LMSSampler,
+    "DPMSolverMultistepScheduler": MultistepSampler,
+    "DPMSolverSinglestepScheduler": MultistepSampler,
+    "UniPCMultistepScheduler": MultistepSampler,
+    "DEISMultistepScheduler": MultistepSampler,
+    "FlowMatchEulerDiscreteScheduler": FlowSampler,
+    "FlowMatchHeunDiscreteScheduler": FlowSampler,
+    "EDMEulerScheduler": EDMSampler,
+    "EDMDPMSolverMultistepScheduler": EDMSampler,
+}
+
+
+def make_sampler(
+    scheduler: Any, eta: float = 0.0, generator: torch.Generator | list[torch.Generator] | None = None
+) -> Sampler:
+    """The adapter of a stock scheduler; see `Sampler`.
+
+    Raises:
+        ValueError: for a scheduler of another kind, or as `Sampler`.
+    """
+    kinds = (ADAPTERS[c.__name__] for c in type(scheduler).__mro__ if c.__name__ in ADAPTERS)
+    adapter = next(kinds, None)
+    if adapter is None:
+        raise ValueError(f"scheduler: {type(scheduler).__name__} is of no kind that is known here")
+    if adapter is MultistepSampler and scheduler.config.get("use_flow_sigmas"):
+        adapter = FlowMultistepSampler
+    return adapter(scheduler, eta, generator)

@@ -1,0 +1,56 @@
+"""Text encoders: from tokens to what a network is conditioned on."""
+
+from typing import Any
+
+from torch import Tensor
+
+from pipelines.arguments import real
+
+
+def max_tokens(text_encoder: Any, tokenizer: Any) -> int:
+    """Tokens that a prompt is cut or padded to, its marks included.
+
+    Raises:
+        TypeError: if the tokenizer says no number.
+        ValueError: if it says one below 1.
+    """
+    said = real("tokenizer: model_max_length", tokenizer.model_max_length, 1)
+    return int(min(said, getattr(text_encoder.config, "max_position_embeddings", 512)))
+
+
+def check_text_encoder(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
+    """Whether these parts belong together, as far as their sizes tell.
+
+    Raises:
+        ValueError: if they don't.
+    """
+    max_tokens(text_encoder, tokenizer)
+    known, width = text_encoder.config.vocab_size, text_encoder.config.hidden_size
+    if len(tokenizer) > known:
+        raise ValueError(f"tokenizer: has {len(tokenizer)} tokens, and the text encoder knows {known}: not its own")
+    expected = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
+    if width != expected:
+        raise ValueError(f"text_encoder: its states have {width} channels, the network attends to {expected}")
+
+
+def encode_tokens(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Text embeddings (B, L, D) of tokens (B, L), zero at padding.
+
+    Without a mask padding is text like any other, as it is to Stable Diffusion.
+    """
+    embeds = text_encoder(input_ids, attention_mask=attention_mask)[0]
+    return embeds if attention_mask is None else embeds * attention_mask[..., None].to(embeds.dtype)
+
+
+def text_conditions(unet: Any, embeds: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
+    """Keyword arguments of the network for text embeddings (B, L, D) and what of them is no padding, (B, L).
+
+    A network with a projection for class labels is given the mean of the embeddings there, and attends to no padding:
+    its output doesn't depend on the length that prompts are padded to. Others, which are Stable Diffusion and the
+    models of Snowmelt before 0.2, were trained to attend to padding too.
+    """
+    if attention_mask is None or unet.config.class_embed_type != "projection":
+        return {"encoder_hidden_states": embeds}
+    kept = attention_mask[..., None].to(embeds.dtype)
+    pooled = (embeds * kept).sum(1) / kept.sum(1)
+    return {"encoder_hidden_states": embeds, "encoder_attention_mask": attention_mask, "class_labels": pooled}
