@@ -24,7 +24,6 @@ import torch
 
 from pipelines import image_generators
 from snowmelt.autoencoder.report import measure_reconstructions, reconstruct
-from snowmelt.codec import LatentCodec, PixelCodec, load_autoencoder
 from snowmelt.data.sources import load_images
 from snowmelt.environment import native_precision
 from snowmelt.evaluation.features import make_features
@@ -33,6 +32,7 @@ from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import features_of
 from snowmelt.loading import load_pipeline
 from snowmelt.options import DataOptions
+from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,7 +119,7 @@ class Autoencoder:
             for split in ("train", args.held_out_split)
         )
         self.vae = load_autoencoder(str(args.autoencoder)).to(DEVICE)
-        self.codec = LatentCodec(self.vae, PixelCodec(train.value_range))
+        self.codec = LatentSpace(self.vae, PixelSpace(train.value_range))
         self.codec.channels(train)
         self.count = min(args.num_images, len(train))
         real = RealImages(train, "train", train.value_range)
@@ -141,7 +141,7 @@ class Autoencoder:
         x0 = self.codec.from_cache(raw, torch.Generator(DEVICE).manual_seed(0))
         mean, std = (", ".join(f"{v:.2f}" for v in f((0, 2, 3)).tolist()) for f in (x0.mean, x0.std))
         shape = " x ".join(map(str, x0.shape[1:]))
-        print(f"\n{type(self.vae).__name__}, factor {self.codec.downsampling}, latents of {shape}:")
+        print(f"\n{type(self.vae).__name__}, factor {self.codec.vae_scale_factor}, latents of {shape}:")
         print(", ".join(f"{name.upper()} {value:.4g}" for name, value in self.quality.items()) + " on held-out images;")
         print(f"Frechet distance of {self.count} reconstructed training images {self.distance:.4g};")
         print(f"as the network sees its latents, means of the channels {mean}; standard deviations {std};")

@@ -12,7 +12,7 @@ from typing import Any
 
 from snowmelt.errors import UserError
 from snowmelt.files import read_mapping
-from snowmelt.parts import Part
+from snowmelt.stateful import Stateful
 
 STATE_FILE = "trainer_state.json"
 STATE: dict[str, type] = {"step": int, "files": dict, "sha256": str}
@@ -30,29 +30,40 @@ class Checkpoints:
 
     Args:
         root: the run's folder; a checkpoint is its child `checkpoint-STEP`.
-        parts: what a checkpoint holds, by the name of its sub-folder.
+        states: what a checkpoint holds, by the name of its sub-folder.
         limit: how many of the newest to keep; None keeps all.
     """
 
-    def __init__(self, root: Path, parts: dict[str, Part], limit: int | None = None) -> None:
+    def __init__(self, root: Path, states: dict[str, Stateful], limit: int | None = None) -> None:
         self.root = root
-        self.parts = parts
+        self.states = states
         self.limit = limit
 
-    def save(self, step: int, meta: dict[str, Any]) -> Path:
-        """Write `checkpoint-{step}`, and only then remove those beyond the limit.
+    def save(self, step: int, meta: dict[str, Any], *, writes: bool = True) -> Path | None:
+        """Write `checkpoint-{step}`, and only then remove those beyond the limit. Every process enters.
+
+        Args:
+            step: optimizer steps taken.
+            meta: what else a checkpoint says of itself.
+            writes: whether this process is the one that writes.
+
+        Returns:
+            Its folder, in the process that writes.
 
         Raises:
             UserError: if the disk is full; earlier checkpoints are left as they were.
         """
+        written = {name: state.collect() for name, state in self.states.items()}
+        if not writes:
+            return None
         final = self.root / f"checkpoint-{step}"
         partial = self.root / f"{_PARTIAL}{final.name}"
         for leftover in self.root.glob(f"{_PARTIAL}*checkpoint-*"):  # of a run that was killed
             shutil.rmtree(leftover)
         with full_disk(self.root, final.name), _removed_on_failure(partial):
             partial.mkdir()
-            for name, part in self.parts.items():
-                part.save(partial / name)
+            for name, write in written.items():
+                write(partial / name)
             files = {str(p.relative_to(partial)): _digest(p) for p in sorted(partial.rglob("*")) if p.is_file()}
             state = {"step": step, **meta, "files": files}
             (partial / STATE_FILE).write_text(json.dumps(state | {"sha256": _state_digest(state)}, indent=1))
@@ -66,10 +77,10 @@ class Checkpoints:
         return final
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
-        """Make the parts what they were when `path` was written; `state` is what `read_state` says of it."""
+        """Make the states what they were when `path` was written; `state` is what `read_state` says of it."""
         _verify(path, state["files"])
-        for name, part in self.parts.items():
-            part.load(path / name)
+        for name, stateful in self.states.items():
+            stateful.load(path / name)
 
 
 def complete(root: Path) -> list[Path]:

@@ -44,7 +44,7 @@ class LabelConditioning:
     dropout: float
 
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        labels = batch["labels"]
+        labels = batch["label"]
         dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < self.dropout
         return {"class_labels": labels.masked_fill(dropped, self.num_classes)}
 

@@ -67,7 +67,7 @@ def make_unet(
     channels: int,
     num_class_embeds: int | None,
     seed: int,
-    cell: int = 1,
+    vae_scale_factor: int = 1,
 ) -> UNet2DModel:
     """A freshly initialized network for data (channels, resolution, resolution), which is pictures or their latents.
 
@@ -78,14 +78,14 @@ def make_unet(
         channels: of the data.
         num_class_embeds: number of labels, the null label included, or None.
         seed: of the initial weights.
-        cell: side of the square of pixels that one place of the data stands for.
+        vae_scale_factor: side of an image over that of the data.
 
     Raises:
         UserError: if the configuration can't be read or the side can't be halved as often as the network does.
     """
     config = _stored_config(UNet2DModel, config_name_or_path) or named_config(size, resolution)
     config["num_class_embeds"] = num_class_embeds
-    return _build(UNet2DModel, config, config_name_or_path, resolution, channels, seed, cell)
+    return _build(UNet2DModel, config, config_name_or_path, resolution, channels, seed, vae_scale_factor)
 
 
 def make_conditional_unet(
@@ -96,7 +96,7 @@ def make_conditional_unet(
     channels: int,
     cross_attention_dim: int,
     seed: int,
-    cell: int = 1,
+    vae_scale_factor: int = 1,
 ) -> UNet2DConditionModel:
     """A freshly initialized network that attends to states of `cross_attention_dim` channels; else as `make_unet`."""
     stored = _stored_config(UNet2DConditionModel, config_name_or_path)
@@ -106,7 +106,7 @@ def make_conditional_unet(
         "class_embed_type": "projection",  # of the pooled text; see pipelines/text.py
         "projection_class_embeddings_input_dim": cross_attention_dim,
     }
-    return _build(UNet2DConditionModel, config, config_name_or_path, resolution, channels, seed, cell)
+    return _build(UNet2DConditionModel, config, config_name_or_path, resolution, channels, seed, vae_scale_factor)
 
 
 def named_conditional_config(size: str, resolution: int) -> dict[str, Any]:
@@ -130,16 +130,22 @@ def named_conditional_config(size: str, resolution: int) -> dict[str, Any]:
 
 
 def _build(
-    network: Any, config: dict[str, Any], source: str | None, resolution: int, channels: int, seed: int, cell: int
+    network: Any,
+    config: dict[str, Any],
+    source: str | None,
+    resolution: int,
+    channels: int,
+    seed: int,
+    vae_scale_factor: int,
 ) -> Any:
     """A network of a class from its configuration, which came from `source` where it isn't a named size."""
     halvings = len(config["block_out_channels"]) - 1
     if resolution % 2**halvings:
         below = resolution - resolution % 2**halvings
-        allowed = " or ".join(str(side * cell) for side in (below, below + 2**halvings) if side)
-        what = "it" if cell == 1 else f"the latents' side, {resolution},"
+        allowed = " or ".join(str(side * vae_scale_factor) for side in (below, below + 2**halvings) if side)
+        what = "it" if vae_scale_factor == 1 else f"the latents' side, {resolution},"
         raise UserError(
-            f"--resolution {resolution * cell}: this network halves {what} {halvings} times; take {allowed}"
+            f"--resolution {resolution * vae_scale_factor}: this network halves {what} {halvings} times; take {allowed}"
         )
     config |= {"sample_size": resolution, "in_channels": channels, "out_channels": channels}
     torch.manual_seed(seed)

@@ -16,8 +16,8 @@ from snowmelt.options import DiffusionConfig
 P = TypeVar("P", bound=ImagePipeline)
 
 
-def sample_grid(pipeline: UNetPipeline, path: Path, config: DiffusionConfig) -> np.ndarray:
-    """Sample the first images of the seed, `eval_batch_size` of them, classes in turn, and save them as one picture.
+def sample_grid(pipeline: UNetPipeline, path: Path | None, config: DiffusionConfig) -> np.ndarray:
+    """Sample the first images of the seed, `eval_batch_size` of them, classes in turn; save them as one at a path.
 
     Images with neither 1, 3 nor 4 channels are saved as `.npy` instead, float32 in [0, 1].
 
@@ -35,6 +35,8 @@ def sample_grid(pipeline: UNetPipeline, path: Path, config: DiffusionConfig) -> 
         return_dict=False,
     )
     pixels: np.ndarray = (output[0] * 255).round().astype(np.uint8)
+    if path is None:
+        return pixels
     if pixels.shape[-1] in IMAGE_CHANNELS:
         image_grid(pixels, classes if classes and num_images % classes == 0 else None).save(path)
     else:

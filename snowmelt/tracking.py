@@ -73,6 +73,12 @@ class Metrics:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(values, step=step)
 
+    def log_once(self, step: int, values: dict[str, Any]) -> None:
+        """Log, unless a line of that step has such values."""
+        lines = read_metrics(self.path.parent) if self.accelerator.is_main_process else []
+        if not any(line["step"] == step and values.keys() <= line.keys() for line in lines):
+            self.log(step, values)
+
 
 def log_samples(accelerator: Accelerator, images: np.ndarray, step: int) -> None:
     """Show samples, uint8 (N, H, W, C), in the tracker; each kind takes gray and RGB, not all take others."""

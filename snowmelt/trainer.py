@@ -1,25 +1,23 @@
-"""The training loop. One for every model: what differs is in the criterion, the codec and the conditioning."""
+"""The training loop, one for every task: checkpoints, averages, logging, and when to stop."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import ModelMixin
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from snowmelt.checkpoint import STATE_FILE, Checkpoints, full_disk, read_state, save_atomically
-from snowmelt.codec import Codec
-from snowmelt.conditioning import Conditioning
 from snowmelt.config import differences
-from snowmelt.data.loader import NOISE, Cache, batches
-from snowmelt.ema import applied, make_emas
+from snowmelt.data.loader import NOISE, batches
+from snowmelt.ema import make_emas
 from snowmelt.environment import check_memory
 from snowmelt.errors import UserError
 from snowmelt.files import checked
@@ -27,7 +25,8 @@ from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
-from snowmelt.parts import network_part, training_parts
+from snowmelt.stateful import Stateful, network_state, training_state
+from snowmelt.tasks.task import Networks, StepContext, Task
 from snowmelt.tracking import Metrics, log_samples, plot_loss
 
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
@@ -45,65 +44,47 @@ class Trainer:
     and two processes take the steps that one process takes with twice the accumulation.
 
     Args:
-        net: what the criterion calls: a network, or a module of several that are trained together.
-        parts: its networks, by their folders in checkpoints.
-        criterion: its loss.
-        codec: cached values to x0.
-        conditioning: batch to the network's keyword arguments.
-        data: the decoded images, or their latents.
+        task: what is trained.
         config: options; `output_dir` must be ready to be written to.
         accelerator: processes, device and precision.
-        save: writes the model into a new folder; its networks then hold their first averages.
-        draw: draws images of the progress to the path given, and returns them, uint8 (N, H, W, C), likewise.
-        on_saved: called, in the main process, after each saved model but the last.
         validation: judges the first averages, and ends a training that gets no better.
-        averaged: names of the parts of which averages are kept; all by default.
-        groups: of `net`'s parameters, where their settings differ; each group's gradient is clipped by itself.
+        on_saved: called, in the main process, after each saved model but the last.
     """
+
+    metrics: Metrics
+    """From the beginning of `fit` on."""
 
     def __init__(
         self,
-        net: nn.Module,
-        parts: dict[str, ModelMixin],
-        criterion: Any,
-        codec: Codec,
-        conditioning: Conditioning,
-        data: Cache,
+        task: Task,
         config: TrainingConfig,
         accelerator: Accelerator,
         *,
-        save: Callable[[Path], None],
-        draw: Callable[[Path], np.ndarray],
-        on_saved: Callable[[], None] = lambda: None,
         validation: "Validation | None" = None,
-        averaged: tuple[str, ...] | None = None,
-        groups: list[dict[str, Any]] | None = None,
+        on_saved: Callable[[], None] = lambda: None,
     ) -> None:
-        self.criterion = criterion
-        self.codec = codec
-        self.conditioning = conditioning
-        self.data = data
+        self.task = task
         self.config = config
         self.accelerator = accelerator
-        self.save = save
-        self.draw = draw
-        self.on_saved = on_saved
         self.validation = validation
+        self.on_saved = on_saved
         self.folder = Path(config.output_dir)
-        check_memory(data, config, accelerator.device)
+        self.data = next(iter(task.fields.values()))
+        check_memory(self.data, config, accelerator.device)
         self.generator = torch.Generator(accelerator.device)
         self.step = 0
 
-        net.train().to(accelerator.device)
-        names = parts if averaged is None else averaged
-        self.averages = make_emas({name: parts[name] for name in names}, config)
-        trained = groups or (p for p in net.parameters() if p.requires_grad)
-        optimizer, self.lr_factor = make_optimizer(trained, config, self.total_steps, self.images_per_step)
-        self.net, self.optimizer = accelerator.prepare(net, optimizer)
-        self.forward = torch.compile(self.net) if config.compile else self.net
-        kept = training_parts(parts, self.averages, optimizer, accelerator.scaler)
-        kept |= {"validation": validation} if validation else {}
-        self.checkpoints = Checkpoints(self.folder, kept, config.checkpoints_total_limit)
+        module = task.module(task.networks).train().to(accelerator.device)
+        self.emas = make_emas({name: task.networks[name] for name in task.averaged}, config)
+        for ema in (ema for emas in self.emas.values() for ema in emas.values()):
+            accelerator.prepare_model(ema.network, device_placement=False, evaluation_mode=True)  # in its precision
+        groups = task.parameter_groups()
+        optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step)
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.forward = torch.compile(self.module) if config.compile else self.module
+        states: dict[str, Stateful] = training_state(task.networks, self.emas, optimizer, accelerator.scaler)
+        states |= {"validation": validation} if validation else {}
+        self.checkpoints = Checkpoints(self.folder, states, config.checkpoints_total_limit)
 
     @property
     def images_per_step(self) -> int:
@@ -117,7 +98,7 @@ class Trainer:
         return self.config.max_train_steps or epochs
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint, as if the run had never stopped.
+        """Resume from a checkpoint, as if the run had never stopped.
 
         Raises:
             UserError: if it is damaged or was made by a run that trains differently.
@@ -144,9 +125,8 @@ class Trainer:
         with Interrupts() as interrupts, full_disk(self.folder, "metrics or samples"):
             stop = self._train(interrupts)
             if stop:
-                self.accelerator.print(
-                    f"stopped at step {self.step} ({stop}); resume with --resume_from_checkpoint latest"
-                )
+                resume = "resume with --resume_from_checkpoint latest"
+                self.accelerator.print(f"stopped at step {self.step} ({stop}); {resume}")
             self.save_model()
             self.save_samples()
             if self.accelerator.is_main_process:
@@ -159,38 +139,33 @@ class Trainer:
         """The loop. Returns the reason why it ended early, if it did; a checkpoint was saved then, too."""
         config, accelerator = self.config, self.accelerator
         meter = Meter(accelerator, config.gradient_accumulation_steps, self.data.rows)
-        metrics = Metrics(self.folder, accelerator, self.step)
+        self.metrics = Metrics(self.folder, accelerator, self.step)
         stream = self._stream()
         deadline = time.monotonic() + 60 * (math.inf if config.max_train_minutes is None else config.max_train_minutes)
         stop: str | None = None
-        bar = tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            disable=not accelerator.is_main_process,
-            unit="step",
-            mininterval=1,
-        )
+        quiet = not accelerator.is_main_process
+        bar = tqdm(total=self.total_steps, initial=self.step, disable=quiet, unit="step", mininterval=1)
         with bar:
             while self.step < self.total_steps and not stop:
                 for micro in range(config.gradient_accumulation_steps):
                     self.train_step(next(stream), micro, meter)
                 self.step += 1
                 bar.update()
-                wish = interrupts.requested or ("time limit" if time.monotonic() > deadline else None)
+                request = interrupts.requested or ("time limit" if time.monotonic() > deadline else None)
                 checkpointing = self.step % config.checkpointing_steps == 0 or self.step == self.total_steps
                 due = self._due_by_epoch()
                 evaluating = self.validation is not None and self.validation.due(self.step, self.total_steps)
                 # Processes can agree to stop only where they meet, at a flush; and nothing is saved of a network
                 # whose losses have not been looked at.
-                logging = self.step % config.logging_steps == 0 or (wish and accelerator.num_processes == 1)
+                logging = self.step % config.logging_steps == 0 or (request and accelerator.num_processes == 1)
                 if checkpointing or due or evaluating or logging:
-                    values, stop = meter.flush(self.step, wish)
+                    values, stop = meter.flush(self.step, request)
                     values["lr"] = self.optimizer.param_groups[0]["lr"]
                     if self.validation and evaluating:
                         with meter.paused():
                             values |= self.evaluate(self.validation)
                         stop = stop or self.validation.stop
-                    metrics.log(self.step, values)
+                    self.metrics.log(self.step, values)
                     bar.set_postfix(loss=f"{values['loss']:.4f}", speed=f"{values['images_per_second']:.0f} images/s")
                 with meter.paused():
                     if checkpointing or stop:
@@ -208,10 +183,9 @@ class Trainer:
         seeds = np.random.SeedSequence((NOISE, self.config.seed, self.step, shard)).generate_state(2).tolist()
         self.generator.manual_seed(seeds[0])
         torch.manual_seed(seeds[1])  # for the network's dropout
-        with accelerator.accumulate(self.net):
-            x0 = self.codec.from_cache(batch["images"], self.generator)
-            condition = self.conditioning.embed(batch, self.generator)
-            losses = self.criterion.loss(self.forward, x0, condition, self.generator)
+        context = StepContext(self.forward, self.generator, self.step, self.total_steps, self._averages())
+        with accelerator.accumulate(self.module):
+            losses = self.task.loss(batch, context)
             accelerator.backward(losses.loss.mean())
             meter.add(losses, batch["indices"])
             if not accelerator.sync_gradients:
@@ -221,59 +195,86 @@ class Trainer:
             set_learning_rate(self.optimizer, self.lr_factor(self.step))
             self.optimizer.step()
             self.optimizer.zero_grad()
-            for ema in (ema for emas in self.averages for ema in emas.values()):
-                ema.update(self.step + 1)
+            for emas in self.emas.values():
+                for ema in emas.values():
+                    ema.update(self.step + 1)
 
     def evaluate(self, validation: "Validation") -> dict[str, float]:
-        """Judge the averages that are sampled and published; the best so far are kept in `best`."""
-        with self._averaged():
-            self.net.eval()
-            values, best = validation.evaluate(self.accelerator.unwrap_model(self.net), self.step)
-            self.net.train()
-            if best and self.accelerator.is_main_process:
-                save_atomically(lambda folder: validation.keep(folder, self.save, values), self.folder)
-        self.accelerator.wait_for_everyone()
+        """Judge the networks that are sampled and published; the best so far are kept in `best`."""
+        with self._published() as networks:
+            values, best = validation.evaluate(networks, self.step)
+            if best:
+                self._write(lambda folder: validation.keep(folder, partial(self.task.save, networks), values))
         return values
 
     def save_checkpoint(self) -> None:
-        """Write `checkpoint-{step}`. Under data parallelism every process holds the same, so one writes."""
-        if self.accelerator.is_main_process:
-            meta = {"config": self.config.to_dict(), "total_steps": self.total_steps, **self._identity()}
-            self.checkpoints.save(self.step, meta)
+        """Write `checkpoint-{step}`."""
+        meta = {"config": self.config.to_dict(), "total_steps": self.total_steps, **self._identity()}
+        self.checkpoints.save(self.step, meta, writes=self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
 
     def save_model(self) -> None:
         """Write the model; where there are averages of several decays, all are kept beside it."""
-        if self.accelerator.is_main_process:
-            save_atomically(self._save, self.folder)
-        self.accelerator.wait_for_everyone()
+        several = self.emas if len(self.emas) > 1 else {}
+        averages = {
+            f"{name}_{suffix}": network_state(ema.network, self.task.networks[name]).collect()
+            for suffix, emas in several.items()
+            for name, ema in emas.items()
+        }
 
-    def _save(self, folder: Path) -> None:
-        with self._averaged():
-            self.save(folder)
-        for emas in self.averages if len(self.averages) > 1 else []:
-            for name, ema in emas.items():
-                network_part(ema.net, ema).save(folder / name)
+        def save(folder: Path | None) -> None:
+            self._log(self.task.save(networks, folder))
+            if folder is not None:
+                for name, write in averages.items():
+                    write(folder / name)
+
+        with self._published() as networks:
+            self._write(save)
 
     def save_samples(self) -> None:
-        """Draw pictures of the progress."""
-        if self.accelerator.is_main_process:
-            path = self.folder / "samples" / f"step-{self.step:06d}.png"
+        """Save a preview of the progress."""
+        path = self.folder / "samples" / f"step-{self.step:06d}.png"
+        main = self.accelerator.is_main_process
+        if main:
             path.parent.mkdir(exist_ok=True)
-            with self._averaged():
-                self.net.eval()
-                images = self.draw(path)
-                self.net.train()
-            log_samples(self.accelerator, images, self.step)
+        with self._published() as networks:
+            preview = self.task.preview(networks, path if main else None)
+        if main:
+            log_samples(self.accelerator, preview.images, self.step)
+        self._log(preview.values)
         self.accelerator.wait_for_everyone()
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        """Inside, the networks hold the averages that are sampled and published, where there are any."""
-        return applied(self.averages[0].values() if self.averages else ())
+    def _write(self, save: Callable[[Path | None], None]) -> None:
+        """Exchange the model in the run's folder. Every process enters `save`; the one that writes is given a path."""
+        if self.accelerator.is_main_process:
+            save_atomically(save, self.folder)
+        else:
+            save(None)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _published(self) -> Iterator[Networks]:
+        """The networks that are sampled and published, averages where there are any, in evaluation mode."""
+        networks = {**self.task.networks, **self._averages()}
+        in_training = [net for net in networks.values() if net.training]
+        for net in in_training:
+            net.eval()
+        yield networks
+        for net in in_training:
+            net.train()
+
+    def _averages(self) -> Networks:
+        """The averages that are kept first, by their networks' names."""
+        return {name: ema.network for name, ema in next(iter(self.emas.values()), {}).items()}
+
+    def _log(self, values: dict[str, float]) -> None:
+        """Log what is measured once for a step, unless it was already: a run that had ended may be resumed."""
+        if values:
+            self.metrics.log_once(self.step, values)
 
     def _stream(self) -> Iterator[dict[str, Tensor]]:
         return batches(
-            self.data,
+            self.task.fields,
             batch_size=self.config.train_batch_size,
             seed=self.config.seed,
             start_step=self.step,
@@ -283,7 +284,7 @@ class Trainer:
             device=self.accelerator.device,
             num_workers=self.config.dataloader_num_workers,
             random_flip=self.config.random_flip,
-            labels=self.conditioning.num_class_embeds is not None,
+            labels=self.task.labels,
         )
 
     def _identity(self) -> dict[str, Any]:

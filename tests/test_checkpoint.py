@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,23 @@ from diffusers import UNet2DModel
 
 from snowmelt.checkpoint import Checkpoints, complete, find, read_state, save_atomically
 from snowmelt.errors import UserError
-from snowmelt.parts import OptimizerPart
 from snowmelt.run_files import settle
+from snowmelt.stateful import OptimizerState
 from tests.conftest import trained
 
 
 class Number:
-    """A part that holds one number, and can meet with a full disk or the end of the process while it saves."""
+    """A stateful that holds one number, and can meet with a full disk or the end of the process while it saves."""
 
     def __init__(self, value: int = 0) -> None:
         self.value = value
         self.full = False
         self.killed = False
 
-    def save(self, folder: Path) -> None:
+    def collect(self) -> Callable[[Path], None]:
+        return self.write
+
+    def write(self, folder: Path) -> None:
         folder.mkdir()
         (folder / "number").write_text(str(self.value))
         if self.full:
@@ -53,6 +57,14 @@ def copy(run, tmp_path):
 
 def load(path: Path, number: Number) -> None:
     Checkpoints(path.parent, {"a": number}).load(path, read_state(path))
+
+
+def test_every_process_collects_and_one_writes(tmp_path):
+    number, asked = Number(3), []
+    number.collect = lambda: asked.append(1) or number.write
+    assert Checkpoints(tmp_path, {"a": number}).save(7, {}, writes=False) is None
+    assert asked == [1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_round_trip(tmp_path):
@@ -253,8 +265,8 @@ def test_an_optimizer_that_counts_in_whole_numbers(tmp_path):
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizers = [torch.optim.SGD([parameter]) for _ in range(2)]
     optimizers[0].state[parameter] = {"step": 7, "state1": torch.arange(3, dtype=torch.uint8)}
-    OptimizerPart(optimizers[0]).save(tmp_path / "optimizer")
-    OptimizerPart(optimizers[1]).load(tmp_path / "optimizer")
+    OptimizerState(optimizers[0]).collect()(tmp_path / "optimizer")
+    OptimizerState(optimizers[1]).load(tmp_path / "optimizer")
     state = optimizers[1].state[parameter]
     assert state["step"] == 7
     assert isinstance(state["step"], int)

@@ -8,7 +8,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from torch import nn
 
-from snowmelt.ema import Ema, gamma_of_width, make_emas, power_decay, warmup_decay
+from snowmelt.ema import Ema, gamma_of_sigma_rel, make_emas, power_decay, warmup_decay
 from snowmelt.errors import UserError
 from snowmelt.options import EmaOptions
 
@@ -29,7 +29,7 @@ def wander(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"ema_inv_gamma": 3.0, "ema_power": 0.9, "ema_max_decay": 0.7}])
 def test_warmup_form_is_that_of_diffusers(net, options):
-    ((ours,),) = [emas.values() for emas in make_emas({"net": net}, EmaOptions(**options))]
+    ours = make_emas({"net": net}, EmaOptions(**options))["ema"]["net"]
     o = EmaOptions(**options)
     theirs = EMAModel(
         net.parameters(), decay=o.ema_max_decay, use_ema_warmup=True, inv_gamma=o.ema_inv_gamma, power=o.ema_power
@@ -38,7 +38,7 @@ def test_warmup_form_is_that_of_diffusers(net, options):
         wander(net)
         ours.update(step)
         theirs.step(net.parameters())
-        for a, b in zip(ours.average, theirs.shadow_params, strict=True):
+        for a, b in zip(ours.network.parameters(), theirs.shadow_params, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
@@ -57,13 +57,13 @@ def test_power_form_weighs_step_t_by_its_power(gamma):
     for step in t:
         nn.init.constant_(net.weight, float(step))
         ema.update(int(step))
-    assert ema.average[0].item() == pytest.approx((exact * t).sum(), rel=1e-5)
-    assert ema.average[0].item() == pytest.approx((t ** (gamma + 1)).sum() / (t**gamma).sum(), rel=0.01)
+    assert ema.network.weight.item() == pytest.approx((exact * t).sum(), rel=1e-5)
+    assert ema.network.weight.item() == pytest.approx((t ** (gamma + 1)).sum() / (t**gamma).sum(), rel=0.01)
 
 
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.25, 12**-0.5])
-def test_width_is_the_profile_s_relative_deviation(width):
-    gamma = gamma_of_width(width)
+def test_width_is_the_profile_s_relative_standard_deviation(width):
+    gamma = gamma_of_sigma_rel(width)
     s = (np.arange(1_000_000) + 0.5) / 1_000_000
     profile = s**gamma / (s**gamma).sum()
     mean = (profile * s).sum()
@@ -74,7 +74,7 @@ def test_width_is_the_profile_s_relative_deviation(width):
 @pytest.mark.parametrize("width", [0.0, -0.1, 0.3])
 def test_impossible_width(width):
     with pytest.raises(UserError, match=f"--ema_widths {width}: must be more than 0 and at most 0.289"):
-        gamma_of_width(width)
+        gamma_of_sigma_rel(width)
 
 
 def test_widths_that_would_share_a_folder(net):
@@ -82,20 +82,19 @@ def test_widths_that_would_share_a_folder(net):
         make_emas({"net": net}, EmaOptions(ema_widths=[0.1, 0.1001]))
 
 
-def test_applied_restores_the_bits(net):
-    ema = Ema(net, lambda step: warmup_decay(step, 1, 0.75, 0.9999))
-    for step in (1, 2, 3):
-        wander(net)
-        ema.update(step)
-    before = [p.clone() for p in net.parameters()]
-    average = [a.clone() for a in ema.average]
-    with ema.applied():
-        assert all(torch.equal(p, a) for p, a in zip(net.parameters(), average, strict=True))
-        assert not torch.equal(next(net.parameters()), before[0])
-    with pytest.raises(RuntimeError), ema.applied():
-        raise RuntimeError
-    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(ema.average, average, strict=True))
+def test_what_is_frozen_is_shared(net):
+    """An average of LoRA matrices doesn't copy the network beside them."""
+    first, *others = net.parameters()
+    first.requires_grad_(False)
+    ema = Ema(net, lambda step: 0.5)
+    before = [p.clone() for p in others]
+    wander(net)
+    ema.update(1)
+    shared, *averages = ema.network.parameters()
+    assert shared is first
+    for average, p, old in zip(averages, others, before, strict=True):
+        torch.testing.assert_close(average, (p + old) / 2)
+        assert not average.requires_grad
 
 
 def test_published_weights_are_the_first_average(train, tmp_path):
@@ -112,11 +111,13 @@ def test_published_weights_are_the_first_average(train, tmp_path):
 
 
 def test_averages_of_several_networks(net):
-    """A dict per width, the first being that which is published; each network has its own folders."""
+    """A dict per width, the first being that which is published."""
     emas = make_emas({"a": net, "b": nn.Linear(1, 1)}, EmaOptions(ema_widths=[0.1, 0.25]))
-    assert [list(e) for e in emas] == [["a_ema_0.100", "b_ema_0.100"], ["a_ema_0.250", "b_ema_0.250"]]
-    assert emas[1]["a_ema_0.250"].net is net
-    assert make_emas({"a": net}, EmaOptions(use_ema=False)) == []
+    assert {suffix: list(averages) for suffix, averages in emas.items()} == {
+        "ema_0.100": ["a", "b"],
+        "ema_0.250": ["a", "b"],
+    }
+    assert make_emas({"a": net}, EmaOptions(use_ema=False)) == {}
 
 
 def test_several_widths_are_kept(train, tmp_path):

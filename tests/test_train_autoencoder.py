@@ -15,9 +15,9 @@ from torch.testing import assert_close
 
 from pipelines import LatentDiffusionPipeline
 from snowmelt.autoencoder.latents import measure_latents
-from snowmelt.codec import load_autoencoder
 from snowmelt.errors import UserError
 from snowmelt.evaluation import classifier
+from snowmelt.spaces import load_autoencoder
 from snowmelt.tracking import read_metrics
 from tests.autoencoder.conftest import config, data, make_kl, make_vq  # noqa: F401  (fixtures)
 from tests.conftest import trained

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipelines.vae import vae_scale_factor
-from snowmelt.codec import PixelCodec
 from snowmelt.data.cache import ImageCache
+from snowmelt.spaces import PixelSpace
 
 IMAGES = 5_000
 """How many images are measured at most: more change the scaling by less than a percent."""
@@ -120,7 +120,7 @@ def some_rows(count: int, seed: int) -> np.ndarray:
 def measure_latents(vae: Any, data: ImageCache, *, seed: int, batch_size: int) -> LatentStatistics:
     """Of the data, or of 5,000 images of it that the seed chooses."""
     rows = some_rows(len(data), seed)
-    codec, measure = PixelCodec(data.value_range), MEASURES[type(vae).__name__]
+    codec, measure = PixelSpace(data.value_range), MEASURES[type(vae).__name__]
     sums: dict[str, Tensor] = {}
     for start in range(0, len(rows), batch_size):
         raw = torch.from_numpy(data.gather(rows[start : start + batch_size], None))

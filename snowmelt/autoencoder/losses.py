@@ -67,7 +67,7 @@ class Regularization(NamedTuple):
 REGULARIZATIONS = {"kl": Regularization(_pass_kl, _divergence), "vq": Regularization(_pass_vq, _commitment)}
 
 
-class Passes(nn.Module):
+class AutoencoderModule(nn.Module):
     """All that runs forward in a training step: what processes share, and what reduced precision is for.
 
     Args:
@@ -81,19 +81,6 @@ class Passes(nn.Module):
         self.vae = vae
         self.regularization = regularization
         self.discriminator = discriminator
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """The networks by the names that checkpoints give them."""
-        return {"vae": self.vae} | ({} if self.discriminator is None else {"discriminator": self.discriminator})
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameters as the optimizer takes them; the discriminator's beta1 and beta2 are those of the paper's code."""
-        groups: list[dict[str, Any]] = [{"params": list(self.vae.parameters())}]
-        if self.discriminator is not None:
-            groups.append({"params": list(self.discriminator.parameters()), "betas": (0.5, 0.9)})
-        return groups
 
     def forward(self, images: Tensor, noise: Tensor, adversarial: bool) -> Passed:
         """Images (B, C, H, W) in [-1, 1] to `reconstruction` and what else the loss is made of.
@@ -139,29 +126,32 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 @dataclass(frozen=True)
 class AutoencoderLoss:
-    """The criterion of `Trainer`, whose network is a `Passes`.
+    """The sum above.
 
     Args:
-        passes: the bare module.
+        module: the bare module.
         options: weights and kinds of the terms.
         perceptual: P, if there is one.
-        step: tells how many optimizer steps were taken, which decides when the discriminator starts.
     """
 
-    passes: Passes
+    module: AutoencoderModule
     options: AutoencoderOptions
     perceptual: Perceptual | None
-    step: Callable[[], int]
 
-    def loss(
-        self, net: Callable[..., Passed], x0: Tensor, condition: dict[str, Any], generator: torch.Generator
-    ) -> Losses:
-        """Losses of images x0 (B, C, H, W) in [-1, 1], one posterior sample each; `condition` is empty."""
-        options, config = self.options, self.passes.vae.config
-        side = [s // vae_scale_factor(self.passes.vae) for s in x0.shape[2:]]
-        noise = torch.randn(len(x0), config.latent_channels, *side, generator=generator, device=x0.device)
-        adversarial = self.passes.discriminator is not None and self.step() >= options.disc_start
-        passed = net(x0, noise, adversarial)
+    def __call__(self, forward: Callable[..., Passed], x0: Tensor, step: int, generator: torch.Generator) -> Losses:
+        """Losses of images x0 (B, C, H, W) in [-1, 1], one posterior sample each.
+
+        Args:
+            forward: calls the module.
+            x0: the images.
+            step: optimizer steps taken, which decide whether the discriminator has started.
+            generator: of the posterior samples.
+        """
+        options, vae = self.options, self.module.vae
+        side = [s // vae_scale_factor(vae) for s in x0.shape[2:]]
+        noise = torch.randn(len(x0), vae.config.latent_channels, *side, generator=generator, device=x0.device)
+        adversarial = self.module.discriminator is not None and step >= options.disc_start
+        passed = forward(x0, noise, adversarial)
 
         error = passed["reconstruction"] - x0
         likelihood = DISTANCES[options.reconstruction](error).flatten(1).mean(1)
@@ -173,7 +163,7 @@ class AutoencoderLoss:
         terms = [REGULARIZATIONS[options.regularization].loss(passed, options)]
         if adversarial:
             terms.append(self._adversarial(passed, likelihood))
-        elif self.passes.discriminator is not None:
+        elif self.module.discriminator is not None:
             terms.append((passed["nothing"], dict.fromkeys(ADVERSARIAL, passed["nothing"])))
         total = likelihood + sum(term for term, _ in terms)
         values |= {name: value for _, logged in terms for name, value in logged.items()}
@@ -186,7 +176,7 @@ class AutoencoderLoss:
         terms += [f"{o.perceptual_weight:g} x perceptual ({o.perceptual})"] if self.perceptual else []
         terms += [f"{o.kl_weight:g} x KL" if o.regularization == "kl" else f"{o.commitment_weight:g} x commitment"]
         left_out = [] if self.perceptual else ["perceptual"]
-        if self.passes.discriminator is not None and o.disc_start < total_steps:
+        if self.module.discriminator is not None and o.disc_start < total_steps:
             terms.append(f"{o.disc_weight:g} x adversarial, with the adaptive weight, from step {o.disc_start}")
         else:
             left_out.append("adversarial" if not o.disc_weight else f"adversarial, before --disc_start {o.disc_start}")
@@ -195,7 +185,7 @@ class AutoencoderLoss:
     def _adversarial(self, passed: Passed, likelihood: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """lambda w_d G + D, (B,), with the hinge loss of Lim & Ye 2017, eq. 8 to 10."""
         generator = -passed["judged"].flatten(1).mean(1)
-        last_layer = self.passes.vae.decoder.conv_out.weight
+        last_layer = self.module.vae.decoder.conv_out.weight
         weight = self.options.disc_weight * adaptive_weight(likelihood.mean(), generator.mean(), last_layer)
         discriminator = (F.relu(1 - passed["real"]) + F.relu(1 + passed["fake"])).flatten(1).mean(1) / 2
         values = (generator, discriminator, weight)

@@ -7,9 +7,9 @@ from diffusers import AutoencoderKL, VQModel
 
 from pipelines.vae import vae_scale_factor
 from snowmelt.autoencoder.options import AutoencoderConfig, AutoencoderOptions
-from snowmelt.codec import load_autoencoder
 from snowmelt.data.cache import ImageCache
 from snowmelt.errors import UserError
+from snowmelt.spaces import load_autoencoder
 
 SIZES: dict[str, tuple[int, int]] = {
     # name: (channels at full resolution, residual blocks per level)

@@ -52,8 +52,8 @@ def measure_reconstructions(
     return values
 
 
-def reconstruction_grid(vae: Any, images: RealImages, count: int, path: Path) -> np.ndarray:
-    """Save a picture of `count` images, each with its reconstruction to the right.
+def reconstruction_grid(vae: Any, images: RealImages, count: int, path: Path | None) -> np.ndarray:
+    """Reconstruct `count` images, and save them as one, each with its reconstruction to the right, if there is a path.
 
     Images with neither 1, 3 nor 4 channels are saved as `.npy` instead, float32 in [0, 1].
 
@@ -64,6 +64,8 @@ def reconstruction_grid(vae: Any, images: RealImages, count: int, path: Path) ->
     pairs = torch.stack([originals, reconstruct(vae, originals)], 1).flatten(0, 1)  # (2 * count, C, H, W)
     array = pairs.permute(0, 2, 3, 1).numpy()
     pixels: np.ndarray = (array * 255).round().astype(np.uint8)
+    if path is None:
+        return pixels
     if array.shape[-1] in (1, 3, 4):
         image_grid(pixels, 2 * max(1, round((len(pixels) / 4) ** 0.5))).save(path)
     else:

@@ -45,12 +45,12 @@ class ImageCache:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def gather(self, indices: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    def gather(self, indices: np.ndarray, corners: np.ndarray | None) -> np.ndarray:
         """Copy of some images, cropped to squares.
 
         Args:
             indices: (B,) integers in 0..N-1.
-            rng: draws the crops of images that aren't square; None crops the centre.
+            corners: (B, 2) integers, top and left of the crop in pixels; None crops the centres.
 
         Returns:
             (B, C, R, R) of dtype `self.dtype`.
@@ -58,10 +58,10 @@ class ImageCache:
         if self._images is not None:
             return self._images[indices]
         side = self.resolution
-        spare = self.sizes[indices] - side  # (B, 2)
-        corners = (spare // 2 if rng is None else rng.integers(spare + 1)).tolist()
+        if corners is None:
+            corners = (self.sizes[indices] - side) // 2
         batch = np.empty((len(indices), self.channels, side, side), self.dtype)
-        for out, index, (top, left) in zip(batch, indices.tolist(), corners, strict=True):
+        for out, index, (top, left) in zip(batch, indices.tolist(), corners.tolist(), strict=True):
             height, width = self.sizes[index]
             start = self._offsets[index]
             image = self._pixels[start : start + self.channels * height * width]

@@ -53,8 +53,18 @@ class LatentCache:
         """The row of the data set that each comes from, (N,) int64."""
         return self.images.rows
 
-    def gather(self, indices: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """Copy of those at `indices` (B,), (B, *shape); nothing is random about them."""
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the images."""
+        return self.images.resolution
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Heights and widths of the images, (N, 2) int64: all square."""
+        return self.images.sizes
+
+    def gather(self, indices: np.ndarray, corners: np.ndarray | None) -> np.ndarray:
+        """Copy of those at `indices` (B,), (B, *shape), whole."""
         return self._values[indices]
 
     def as_tensor(self) -> torch.Tensor:

@@ -21,7 +21,7 @@ ORDER, CROP, FLIP, NOISE, HELD_OUT, VALIDATION = range(6)
 
 
 class Cache(Protocol):
-    """What is trained on: N decoded images, or their latents."""
+    """A field of what is trained on: N decoded images, or their latents."""
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -35,14 +35,22 @@ class Cache(Protocol):
     def fingerprint(self) -> str:
         """A key of all that the values depend on."""
 
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the squares that images are cropped to."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Heights and widths of the images before they are cropped, (N, 2) int64."""
+
     def __len__(self) -> int:
         """N."""
 
-    def gather(self, indices: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """Copy of those at `indices` (B,); `rng` draws what is random about them, their crops."""
+    def gather(self, indices: np.ndarray, corners: np.ndarray | None) -> np.ndarray:
+        """Copy (B, ...) of those at `indices` (B,), cropped from `corners` (B, 2) on; None for their centres."""
 
     def as_tensor(self) -> torch.Tensor | None:
-        """All N, where nothing is random about them: a read-only view."""
+        """All N, where there is nothing to crop: a read-only view."""
 
     def mirrored(self, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """A batch (B, ...) of `gather` or `as_tensor`, with those `chosen`, (B,) bool, mirrored left to right."""
@@ -56,11 +64,11 @@ class Shard(NamedTuple):
     indices: np.ndarray  # (B,) int64
 
 
-Loaded = tuple[Shard, torch.Tensor]  # and its images, as the cache gives them
+Loaded = tuple[Shard, dict[str, torch.Tensor]]  # and its fields, as the caches give them
 
 
 def batches(
-    cache: Cache,
+    fields: dict[str, Cache],
     *,
     batch_size: int,
     seed: int,
@@ -75,60 +83,100 @@ def batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Micro-steps of process `rank`, from optimizer step `start_step` on, without end.
 
+    Args:
+        fields: what a batch consists of by name, such as an image and the mask that belongs to it: caches of the same
+            rows, which share one crop and one mirror. The first has the labels.
+        batch_size: B, of this process and micro-step.
+        seed: of the order, the crops and the mirrors.
+        start_step: optimizer step to begin with.
+        rank: of this process.
+        world_size: processes.
+        accumulation: micro-steps in an optimizer step.
+        device: of the tensors.
+        num_workers: processes that read, where the data don't stay on the device.
+        random_flip: mirror every second image.
+        labels: whether a batch has `label`.
+
     Yields:
-        `images` (B, ...), dtype and shape of the cache's, on `device`; `indices` (B,) int64 on the CPU, which of the
-        cache's images these are; and, if `labels`, `labels` (B,) int64 on `device`.
+        Each field (B, ...), dtype and shape of the cache's, on `device`; `indices` (B,) int64 on the CPU, which of the
+        caches' images these are; and, if `labels`, `label` (B,) int64 on `device`.
 
     Raises:
-        UserError: if labels are asked for and the data set has none.
+        UserError: if labels are asked for and the data set has none, or the fields don't belong together.
     """
-    if labels and cache.labels is None:
+    first = next(iter(fields.values()))
+    if labels and first.labels is None:
         raise UserError("the data set has no labels; name their column with --label_column")
-    shards = _shards(len(cache), batch_size, seed, start_step, rank, world_size, accumulation)
-    resident = _resident(cache, device)
+    _check_aligned(fields)
+    shards = _shards(len(first), batch_size, seed, start_step, rank, world_size, accumulation)
+    resident = _resident(fields, device)
     if resident is not None:
         loaded = _from_memory(resident, shards)
     else:
-        loaded = _from_workers(cache, seed, shards, device, num_workers)
-    return _finished(cache, loaded, seed, device, random_flip, labels)
+        loaded = _from_workers(fields, seed, shards, device, num_workers)
+    return _finished(fields, loaded, seed, device, random_flip, labels)
 
 
-def _resident(cache: Cache, device: torch.device) -> torch.Tensor | None:
+def _check_aligned(fields: dict[str, Cache]) -> None:
+    """Whether row by row the fields are images of one shape, and at most of another resolution."""
+    (name, first), *others = fields.items()
+    for other, field in others:
+        if not np.array_equal(field.rows, first.rows):
+            raise UserError(f"{other}: not of the same rows of the data set as {name}; some could not be decoded")
+        if first.resolution % field.resolution or not np.array_equal(
+            field.sizes * (first.resolution // field.resolution), first.sizes
+        ):
+            raise UserError(f"{other}: its images don't have the shapes of those of {name}, which they belong to")
+
+
+def _resident(fields: dict[str, Cache], device: torch.device) -> dict[str, torch.Tensor] | None:
     """The whole set on `device`, when its images are square and take less than half of the free memory."""
-    images = cache.as_tensor()
+    tensors = {name: field.as_tensor() for name, field in fields.items()}
+    held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-    return None if images is None or 2 * images.nbytes > free else images.to(device)
+    if len(held) < len(tensors) or 2 * sum(tensor.nbytes for tensor in held.values()) > free:
+        return None
+    return {name: tensor.to(device) for name, tensor in held.items()}
 
 
-def _from_memory(images: torch.Tensor, shards: Iterator[Shard]) -> Iterator[Loaded]:
+def _from_memory(tensors: dict[str, torch.Tensor], shards: Iterator[Shard]) -> Iterator[Loaded]:
     for shard in shards:
-        yield shard, images.index_select(0, _to_device(torch.from_numpy(shard.indices), images.device))
+        indices = torch.from_numpy(shard.indices)
+        yield shard, {name: t.index_select(0, to_device(indices, t.device)) for name, t in tensors.items()}
 
 
 def _from_workers(
-    cache: Cache, seed: int, shards: Iterator[Shard], device: torch.device, num_workers: int
+    fields: dict[str, Cache], seed: int, shards: Iterator[Shard], device: torch.device, num_workers: int
 ) -> Iterator[Loaded]:
     loader = torch.utils.data.DataLoader(
-        _Reader(cache, seed),
+        _Reader(fields, seed),
         batch_size=None,
         sampler=shards,
         num_workers=num_workers,
         collate_fn=_unchanged,
         pin_memory=device.type == "cuda",
     )
-    for (step, number, indices), images in loader:
-        yield Shard(step, number, indices), images.to(device, non_blocking=True)
+    for (step, number, indices), values in loader:
+        moved = {name: value.to(device, non_blocking=True) for name, value in values.items()}
+        yield Shard(step, number, indices), moved
 
 
 class _Reader(torch.utils.data.Dataset):
-    def __init__(self, cache: Cache, seed: int) -> None:
-        self.cache = cache
+    def __init__(self, fields: dict[str, Cache], seed: int) -> None:
+        self.fields = fields
         self.seed = seed
 
     def __getitem__(self, shard: Shard) -> Loaded:
-        crops = np.random.default_rng([CROP, self.seed, shard.step, shard.number])
-        return shard, torch.from_numpy(self.cache.gather(shard.indices, crops))
+        first = next(iter(self.fields.values()))
+        # Corners are drawn on the grid of the coarsest field, on which all of them can begin.
+        unit = first.resolution // min(field.resolution for field in self.fields.values())
+        rng = np.random.default_rng([CROP, self.seed, shard.step, shard.number])
+        corners = unit * rng.integers((first.sizes[shard.indices] - first.resolution) // unit + 1)
+        return shard, {
+            name: torch.from_numpy(field.gather(shard.indices, corners * field.resolution // first.resolution))
+            for name, field in self.fields.items()
+        }
 
 
 def _unchanged(loaded: Any) -> Any:
@@ -137,26 +185,28 @@ def _unchanged(loaded: Any) -> Any:
 
 
 def _finished(
-    cache: Cache,
+    fields: dict[str, Cache],
     loaded: Iterator[Loaded],
     seed: int,
     device: torch.device,
     random_flip: bool,
     labels: bool,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    for shard, images in loaded:
+    classes = next(iter(fields.values())).labels
+    for shard, values in loaded:
+        batch = values
         if random_flip:
             rng = np.random.default_rng([FLIP, seed, shard.step, shard.number])
-            chosen = _to_device(torch.from_numpy(rng.random(len(images)) < 0.5), device)
-            images = cache.mirrored(images, chosen)
-        batch = {"images": images, "indices": torch.from_numpy(shard.indices)}
+            chosen = to_device(torch.from_numpy(rng.random(len(shard.indices)) < 0.5), device)
+            batch = {name: fields[name].mirrored(value, chosen) for name, value in values.items()}
+        batch["indices"] = torch.from_numpy(shard.indices)
         if labels:
-            assert cache.labels is not None  # batches() refused
-            batch["labels"] = _to_device(torch.from_numpy(cache.labels[shard.indices]), device)
+            assert classes is not None  # batches() refused
+            batch["label"] = to_device(torch.from_numpy(classes[shard.indices]), device)
         yield batch
 
 
-def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy that doesn't wait for the device: one from pageable memory would."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

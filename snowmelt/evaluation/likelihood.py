@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pipelines import PixelDiffusionPipeline, image_generators
 from pipelines.labels import ClassLabels
-from snowmelt.codec import PixelCodec
 from snowmelt.errors import UserError
 from snowmelt.evaluation.process import (
     ForwardProcess,
@@ -24,6 +23,7 @@ from snowmelt.evaluation.process import (
     make_condition,
     make_denoiser,
 )
+from snowmelt.spaces import PixelSpace
 
 Derivative = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(time (B,), state (B, S), rows (B,): which of the system's rows these are) -> d state / d time (B, S)."""
@@ -83,7 +83,7 @@ def bits_per_dim(
     return torch.cat(bits)
 
 
-def _draw(codec: PixelCodec, raw: Tensor, seed: int, indices: list[int]) -> tuple[Tensor, Tensor, float]:
+def _draw(codec: PixelSpace, raw: Tensor, seed: int, indices: list[int]) -> tuple[Tensor, Tensor, float]:
     """Data x0 and probes of -1 and 1, each (B, C, H, W) float64; and how much of x0 one unit of raw values is.
 
     Noise is spread over half a unit to both sides, since networks are trained on the values themselves.

@@ -14,9 +14,9 @@ from pipelines.labels import ClassLabels, label_conditions
 from pipelines.prediction import NoiseLevel, Prediction
 from pipelines.samplers import make_sampler
 from pipelines.schedulers import family
-from snowmelt.codec import PixelCodec
 from snowmelt.errors import UserError
 from snowmelt.objectives.paths import EdmPath, StraightPath
+from snowmelt.spaces import PixelSpace
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def make_condition(pipeline: PixelDiffusionPipeline, labels: ClassLabels | None,
         raise UserError(str(error)) from error
 
 
-def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -> tuple[PixelCodec, Sequence[int]]:
+def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -> tuple[PixelSpace, Sequence[int]]:
     """How raw values become the data that the network knows, and the images' indices, 0 .. N - 1 if not given.
 
     Raises:
@@ -119,4 +119,4 @@ def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -
         raise UserError(
             f"likelihood: the model was trained on {kinds[0]}, and the images hold {kinds[1]}; convert them"
         )
-    return PixelCodec(value_range or (0, torch.iinfo(images.dtype).max)), indices
+    return PixelSpace(value_range or (0, torch.iinfo(images.dtype).max)), indices

@@ -12,12 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
 
-from pipelines.unet import UNetPipeline
-from snowmelt.codec import Codec
-from snowmelt.conditioning import Conditioning
-from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import VALIDATION, Cache
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
@@ -27,9 +22,11 @@ from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.evaluation.sampling import draw, rounded
 from snowmelt.files import read_mapping
 from snowmelt.loading import SamplerOptions
-from snowmelt.objectives import Objective
 from snowmelt.options import UnconditionalConfig
 from snowmelt.samples import few_steps
+from snowmelt.tasks.diffusion import DiffusionTask
+from snowmelt.tasks.task import Networks, StepContext
+from snowmelt.tasks.unconditional import UnconditionalTask
 from snowmelt.tracking import plot_evaluations, read_metrics
 
 BEST, NOTE = "best", "validation.json"
@@ -40,29 +37,17 @@ LEAST, MOST = 1024, 8192
 
 
 class ValidationLoss:
-    """The criterion on held-out images: each time with the same noise, at the same levels, evenly spread.
+    """The task's loss on held-out images: each time with the same noise, at the same levels, evenly spread.
 
     Args:
-        criterion: the loss.
-        codec: cached values to x0.
-        conditioning: batch to the network's keyword arguments.
+        task: what is trained.
         data: the held-out images, or their latents.
         config: batch size, seed and flips.
         accelerator: the processes, which share the batches.
     """
 
-    def __init__(
-        self,
-        criterion: Any,
-        codec: Codec,
-        conditioning: Conditioning,
-        data: Cache,
-        config: UnconditionalConfig,
-        accelerator: Accelerator,
-    ) -> None:
-        self.criterion = replace(criterion, low_discrepancy=True) if isinstance(criterion, Objective) else criterion
-        self.codec = codec
-        self.conditioning = conditioning
+    def __init__(self, task: DiffusionTask, data: Cache, config: UnconditionalConfig, accelerator: Accelerator) -> None:
+        self.task = replace(task, objective=replace(task.objective, low_discrepancy=True))
         self.data = data
         self.config = config
         self.accelerator = accelerator
@@ -71,36 +56,36 @@ class ValidationLoss:
         self.generator = torch.Generator(accelerator.device)
 
     @torch.no_grad()
-    def __call__(self, net: nn.Module) -> dict[str, float]:
+    def __call__(self, networks: Networks, step: int) -> dict[str, float]:
         """`eval_loss`, and by quartile of the noise level `eval_loss_q1` to `_q4`; in every process alike."""
+        context = StepContext(self.task.module(networks), self.generator, step, step)
         size = self.config.train_batch_size
         batches = list(enumerate(self.rows[start : start + size] for start in range(0, len(self.rows), size)))
         own = [
-            (number, *self._losses(net, number, rows))
+            (number, *self._losses(context, number, rows))
             for number, rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]
         ]
-        _, losses, levels = zip(*sorted(gather_object(own), key=lambda part: part[0]), strict=True)
+        _, losses, quantiles = zip(*sorted(gather_object(own), key=lambda part: part[0]), strict=True)
         loss = torch.cat(losses).double()
         values = {"eval_loss": loss.mean().item()}
-        if levels[0] is not None:
-            quartile = (torch.cat(levels) * 4).long().clamp_(max=3)
+        if quantiles[0] is not None:
+            quartile = (torch.cat(quantiles) * 4).long().clamp_(max=3)
             values |= {f"eval_loss_q{q + 1}": loss[quartile == q].mean().item() for q in range(4)}
         return values
 
-    def _losses(self, net: nn.Module, number: int, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Losses and noise levels of a batch, each (B,) on the CPU."""
+    def _losses(self, context: StepContext, number: int, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Losses of a batch and quantiles of their noise levels, each (B,) on the CPU."""
         device = self.accelerator.device
         seeds = np.random.SeedSequence((VALIDATION, self.config.seed, number)).generate_state(1)
         self.generator.manual_seed(int(seeds[0]))
         images = torch.from_numpy(self.data.gather(rows, None)).to(device)
         if self.config.random_flip:
             images = self.data.mirrored(images, torch.zeros(len(rows), dtype=torch.bool, device=device))
-        batch = {"images": images}
-        if self.conditioning.num_class_embeds is not None:
+        batch = {"image": images}
+        if self.task.labels:
             assert self.data.labels is not None  # make_conditioning refused
-            batch["labels"] = torch.from_numpy(self.data.labels[rows]).to(device)
-        x0 = self.codec.from_cache(images, self.generator)
-        losses = self.criterion.loss(net, x0, self.conditioning.embed(batch, self.generator), self.generator)
+            batch["label"] = torch.from_numpy(self.data.labels[rows]).to(device)
+        losses = self.task.loss(batch, context)
         return losses.loss.cpu(), None if losses.quantile is None else losses.quantile.cpu()
 
 
@@ -109,34 +94,26 @@ class SampleMetrics:
 
     Args:
         config: which metrics, samples and features.
-        make_pipeline: of the network in training.
-        train: the images, which the samples are compared with.
-        held_out: others, which say how good a classifier is.
+        task: what is trained, whose images the samples are compared with; others say how good a classifier is.
         accelerator: the processes.
 
     Raises:
         UserError: for a metric that there isn't, or that can't be had.
     """
 
-    def __init__(
-        self,
-        config: UnconditionalConfig,
-        make_pipeline: Callable[[], UNetPipeline],
-        train: ImageCache,
-        held_out: ImageCache | None,
-        accelerator: Accelerator,
-    ) -> None:
+    def __init__(self, config: UnconditionalConfig, task: UnconditionalTask, accelerator: Accelerator) -> None:
+        train, held_out = task.images, task.held_out[0] if task.held_out else None
         unknown = [name for name in config.eval_metrics if name not in table.COMPARISONS]
         if unknown:
             raise UserError(f"--eval_metrics: {unknown[0]!r} is not one of {', '.join(table.COMPARISONS)}")
         self.config = config
-        self.make_pipeline = make_pipeline
+        self.pipeline = task.pipeline
         real = RealImages(train, config.split, train.value_range)
         others = None
         if held_out is not None:
             others = RealImages(held_out, config.validation_split or "held out", held_out.value_range)
         try:
-            classes = make_pipeline().num_classes
+            classes = task.pipeline(task.networks).num_classes
             table.check_features(config.eval_metrics, config.eval_features, classes)
             table.check_counts(config.eval_metrics, config.eval_num_images, len(train))
             table.check_classes(config.eval_metrics, classes, len(train.class_names or []))
@@ -146,9 +123,9 @@ class SampleMetrics:
         self.reference = Reference(features_of(real, self.extractor, BATCH), config.split)
         self.prepare = rounded if train.dtype == "uint8" else torch.clone
 
-    def __call__(self) -> list[table.Result]:
-        """The results, in every process; the network must be in evaluation mode."""
-        config, pipeline = self.config, few_steps(self.make_pipeline())
+    def __call__(self, networks: Networks) -> list[table.Result]:
+        """The results, in every process; the networks must be in evaluation mode."""
+        config, pipeline = self.config, few_steps(self.pipeline(networks))
         options = SamplerOptions(
             batch_size=config.train_batch_size,
             num_inference_steps=config.ddpm_num_inference_steps,
@@ -182,15 +159,17 @@ class Validation:
         """Whether to evaluate after this step, of so many."""
         return step == last or step % (self.config.eval_steps or last) == 0
 
-    def evaluate(self, net: nn.Module, step: int) -> tuple[dict[str, float], bool]:
+    def evaluate(self, networks: Networks, step: int) -> tuple[dict[str, float], bool]:
         """All values, and whether they are the best so far: the same in every process.
 
         Args:
-            net: with the weights to be judged, in evaluation mode.
-            step: optimizer steps that it has taken.
+            networks: with the weights to be judged, in evaluation mode.
+            step: optimizer steps that they have taken.
         """
-        results = self.metrics() if self.metrics else []
-        values = {f"eval_{result.metric}": result.value for result in results} | (self.loss(net) if self.loss else {})
+        results = self.metrics(networks) if self.metrics else []
+        values = {f"eval_{result.metric}": result.value for result in results} | (
+            self.loss(networks, step) if self.loss else {}
+        )
         values = broadcast_object_list([values])[0]  # or processes on unlike machines might not agree to stop
         metric, value = next(iter(values.items()))
         sign = -1 if results and not results[0].lower_is_better else 1
@@ -208,17 +187,20 @@ class Validation:
             return None
         return f"{self.best.get('metric', 'the first metric')} is no better than at step {self.best.get('step', 0)}"
 
-    def keep(self, folder: Path, save: Callable[[Path], None], values: dict[str, float]) -> None:
+    def keep(self, folder: Path | None, save: Callable[[Path | None], Any], values: dict[str, float]) -> None:
         """Write the model just found best into `folder`, below the name `best`, and beside it what it is.
 
+        Every process enters.
+
         Args:
-            folder: the run's, or where it is prepared.
+            folder: the run's, or where it is prepared; None in a process that doesn't write.
             save: writes the model into a new folder.
             values: of the evaluation.
         """
-        save(folder / BEST)
-        # The name comes after those of weights, which are replaced in this order: a kill leaves no false note.
-        (folder / BEST / NOTE).write_text(json.dumps(self.best | values, indent=1) + "\n")
+        save(None if folder is None else folder / BEST)
+        if folder is not None:
+            # The name comes after those of weights, which are replaced in this order: a kill leaves no false note.
+            (folder / BEST / NOTE).write_text(json.dumps(self.best | values, indent=1) + "\n")
 
     def plot(self) -> None:
         """Draw evaluation.png in the run's folder, if there was an evaluation."""
@@ -231,54 +213,36 @@ class Validation:
             return f"best       none: no evaluation was made; --eval_steps is {self.config.eval_steps}"
         return "best       {folder} (step {step}: {metric} {value:.5g})".format(folder=self.folder / BEST, **self.best)
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        (folder / NOTE).write_text(json.dumps({"best": self.best, "since": self.since}))
+    def collect(self) -> Callable[[Path], None]:
+        text = json.dumps({"best": self.best, "since": self.since})
 
-    def load(self, folder: Path) -> None:
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            (folder / NOTE).write_text(text)
+
+        return write
+
+    def load(self, path: Path) -> None:
         """Nothing is remembered where the checkpoint's run had no evaluations, or its best model isn't here.
 
         That in `best` may be of a step after this checkpoint, by a run that went further; the next evaluation then
         replaces it.
         """
-        if not (folder / NOTE).is_file() or not (self.folder / BEST / NOTE).is_file():
+        if not (path / NOTE).is_file() or not (self.folder / BEST / NOTE).is_file():
             return
-        state = read_mapping(folder / NOTE, {"best": dict, "since": int})
+        state = read_mapping(path / NOTE, {"best": dict, "since": int})
         kept = read_mapping(self.folder / BEST / NOTE, {"step": int})["step"]
         if state["best"].get("step") == kept:
             self.best, self.since = state["best"], state["since"]
         else:
-            print(
-                f"{self.folder / BEST} is of step {kept}, after {folder.parent.name}; the next evaluation replaces it"
-            )
+            print(f"{self.folder / BEST} is of step {kept}, after {path.parent.name}; the next evaluation replaces it")
 
 
-def make_validation(
-    config: UnconditionalConfig,
-    criterion: Any,
-    codec: Codec,
-    conditioning: Conditioning,
-    make_pipeline: Callable[[], UNetPipeline],
-    accelerator: Accelerator,
-    *,
-    splits: tuple[ImageCache, ImageCache | None],
-    watched: Cache | None,
-) -> Validation:
-    """What the options ask for, from the parts of the training.
-
-    Args:
-        config: the options.
-        criterion: the loss.
-        codec: cached values to x0.
-        conditioning: batch to the network's keyword arguments.
-        make_pipeline: of the network in training.
-        accelerator: the processes.
-        splits: images trained on, and held out.
-        watched: the latter, or their latents.
+def make_validation(config: UnconditionalConfig, task: UnconditionalTask, accelerator: Accelerator) -> Validation:
+    """What the options ask for.
 
     Raises:
         UserError: as `SampleMetrics`.
     """
-    loss = None if watched is None else ValidationLoss(criterion, codec, conditioning, watched, config, accelerator)
-    metrics = SampleMetrics(config, make_pipeline, *splits, accelerator) if config.eval_metrics else None
-    return Validation(config, loss, metrics)
+    loss = ValidationLoss(task, task.held_out[1], config, accelerator) if task.held_out else None
+    return Validation(config, loss, SampleMetrics(config, task, accelerator) if config.eval_metrics else None)

@@ -1,15 +1,16 @@
 """A text-to-image model from scratch: a network, and text by an encoder trained with it or a pretrained one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from pipelines import TextToImagePipeline
-from snowmelt.codec import LatentCodec, PixelCodec
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions
 from snowmelt.models import make_conditional_unet
 from snowmelt.objectives import make_objective
+from snowmelt.spaces import LatentSpace, PixelSpace
 from snowmelt.text.conditioning import CaptionConditioning, token_tables
 from snowmelt.text.model import TextToImageModel
 from snowmelt.text.networks import make_text_encoder
@@ -23,7 +24,7 @@ def from_scratch(
     config: TextToImageConfig,
     images: ImageCache,
     captions: Captions,
-    codec: PixelCodec | LatentCodec,
+    space: PixelSpace | LatentSpace,
     device: torch.device,
 ) -> TextToImageModel:
     """A new model for these images and captions.
@@ -31,7 +32,7 @@ def from_scratch(
     Raises:
         UserError: if the encoder or the network that was asked for can't be had or used.
     """
-    vae = codec.vae if isinstance(codec, LatentCodec) else None
+    vae = space.vae if isinstance(space, LatentSpace) else None
     objective = make_objective(config, latent=vae is not None)
     conditioning = CaptionConditioning(captions, config.caption_dropout)
     tokenizer, encoder = _tokenizer_and_encoder(config, captions, conditioning.texts)
@@ -39,32 +40,33 @@ def from_scratch(
     unet = make_conditional_unet(
         config.model_size,
         config.model_config_name_or_path,
-        resolution=config.resolution // codec.downsampling,
-        cell=codec.downsampling,
-        channels=codec.channels(images),
+        resolution=config.resolution // space.vae_scale_factor,
+        vae_scale_factor=space.vae_scale_factor,
+        channels=space.channels(images),
         cross_attention_dim=encoder.config.hidden_size,
         seed=config.seed,
     )
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    networks = {"unet": unet}
     if config.text_encoder is None:
-        conditioning.tell(**tokens)
+        networks["text_encoder"] = encoder
+        conditioning.use_tables(**tokens)
     else:
         conditioning.embed_with(unet, tokens, caption_states(tokens, encoder.to(device), cache_root(config)))
 
-    def pipeline() -> TextToImagePipeline:
+    def pipeline(networks: Mapping[str, Any]) -> TextToImagePipeline:
         return TextToImagePipeline(
-            unet, objective.scheduler(), encoder, tokenizer, vae, objective.pipeline_prediction_type
+            networks["unet"],
+            objective.scheduler(),
+            networks.get("text_encoder", encoder),
+            tokenizer,
+            vae,
+            objective.pipeline_prediction_type,
         )
 
     return TextToImageModel(
-        unet,
-        encoder,
-        objective,
-        conditioning,
-        trains_text=config.text_encoder is None,
-        pipeline=pipeline,
-        save=lambda folder: pipeline().save_pretrained(folder),
+        networks, objective, conditioning, pipeline, lambda made, folder: made.save_pretrained(folder)
     )
 
 

@@ -1,4 +1,4 @@
-"""Captions as what a network is told, the empty one in place of those that are dropped."""
+"""Captions as conditions of a network, the empty one in place of those that are dropped."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from pipelines.text import text_conditions
 from snowmelt.data.captions import Captions
-from snowmelt.data.loader import _to_device
+from snowmelt.data.loader import to_device
 
 CAPTION = 0xCA  # the purpose of the random numbers here, so that they are no others'
 
 
 class CaptionConditioning:
-    """A caption of each image, drawn where it has several, by its row in tables of what is told.
+    """A caption of each image, drawn where it has several, by its row in tables of tokens or embeddings.
 
     Draws follow from the seed that the generator was given for the pass, on the host, which knows the rows before
     the device does.
 
     Args:
         captions: of all images.
-        dropout: the share of captions replaced by the empty one, in [0, 1) (Ho & Salimans 2022, algorithm 1).
+        dropout: the fraction of captions replaced by the empty one, in [0, 1) (Ho & Salimans 2022, algorithm 1).
     """
 
     num_class_embeds = None
@@ -38,8 +38,8 @@ class CaptionConditioning:
         self._tables: dict[str, np.ndarray] = {}
         self._unet: Any = None
 
-    def tell(self, **tables: np.ndarray) -> "CaptionConditioning":
-        """Set what the network is told: by the names of its arguments, arrays with a row for each of `texts`."""
+    def use_tables(self, **tables: np.ndarray) -> "CaptionConditioning":
+        """Set what the network is conditioned on: arrays with a row for each of `texts`, by its arguments' names."""
         self._tables = tables
         return self
 
@@ -53,7 +53,7 @@ class CaptionConditioning:
         """
         self._unet = unet
         masks = {name: table for name, table in tokens.items() if name == "attention_mask"}
-        self.tell(encoder_hidden_states=embeddings, **masks)
+        self.use_tables(encoder_hidden_states=embeddings, **masks)
 
     def draw(self, indices: Tensor, seed: int) -> np.ndarray:
         """Rows (B,) of `texts` for images `indices` (B,)."""
@@ -64,20 +64,21 @@ class CaptionConditioning:
 
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         rows = self.draw(batch["indices"], generator.initial_seed())
-        told = {name: torch.from_numpy(table[rows]) for name, table in self._tables.items()}
+        conditions = {name: torch.from_numpy(table[rows]) for name, table in self._tables.items()}
         # Embeddings are kept in half precision; noise and losses never are.
-        told = {
-            name: _to_device(t.float() if t.is_floating_point() else t, generator.device) for name, t in told.items()
+        conditions = {
+            name: to_device(t.float() if t.is_floating_point() else t, generator.device)
+            for name, t in conditions.items()
         }
         if self._unet is None:
-            return told
-        return text_conditions(self._unet, told["encoder_hidden_states"], told.get("attention_mask"))
+            return conditions
+        return text_conditions(self._unet, conditions["encoder_hidden_states"], conditions.get("attention_mask"))
 
 
 def token_tables(tokenizer: object, texts: Sequence[str], masked: bool = True) -> dict[str, np.ndarray]:
     """Arguments of `encode_tokens` for captions, int64 (captions, L).
 
-    They are `input_ids` and, for an encoder that is told what is padding, `attention_mask`.
+    They are `input_ids` and, for an encoder that masks padding, `attention_mask`.
     """
     tokens = tokenizer(  # type: ignore[operator]
         list(texts), padding="max_length", truncation=True, return_tensors="np"

@@ -1,7 +1,7 @@
 """Going on from a pretrained pipeline: what of it is trained, and what is saved."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,26 +100,29 @@ def finetuned(config: TextToImageConfig, pipeline: Any, captions: Captions, devi
     # Stable Diffusion's encoder sees padding as text, ours is told of it.
     tokens = token_tables(pipeline.tokenizer, conditioning.texts, masked=isinstance(pipeline, TextToImagePipeline))
     if config.train_text_encoder:
-        conditioning.tell(**tokens)
+        conditioning.use_tables(**tokens)
     else:
         conditioning.embed_with(unet, tokens, caption_states(tokens, text_encoder.eval(), cache_root(config)))
     if config.rank:
         add_lora(trained, config.rank, config.seed)
 
-    def drawing() -> Any:
-        """As it is saved, but for the filter that would blacken what a model in training draws."""
-        drawn = copy.copy(pipeline)
+    def sampled(networks: Mapping[str, Any]) -> Any:
+        """The pipeline with these networks, without the filter that would blacken what a model in training draws."""
+        made = copy.copy(pipeline)
+        made.register_modules(**networks)
         if "safety_checker" in pipeline.components:
-            drawn.register_modules(safety_checker=None)
-        return drawn
+            made.register_modules(safety_checker=None)
+        return made
 
-    def save(folder: Path) -> None:
+    def write(made: Any, folder: Path) -> None:
         if config.rank:
-            save_lora(folder, trained)
-        else:
-            pipeline.save_pretrained(str(folder))
+            save_lora(folder, {name: getattr(made, name) for name in trained})
+            return
+        if "safety_checker" in pipeline.components:
+            made.register_modules(safety_checker=pipeline.safety_checker)
+        made.save_pretrained(str(folder))
 
-    return TextToImageModel(unet, text_encoder, objective, conditioning, config.train_text_encoder, drawing, save)
+    return TextToImageModel(trained, objective, conditioning, sampled, write)
 
 
 def _check(pipeline: Any, config: TextToImageConfig, flag: str) -> None:

@@ -28,8 +28,10 @@ def grid_prompts(config: TextToImageConfig, captions: Captions) -> list[str]:
     return [captions.of(i % len(captions))[0] for i in range(min(config.eval_batch_size, len(captions)))]
 
 
-def prompt_grid(pipeline: TextToImagePipeline, path: Path, config: TextToImageConfig, prompts: list[str]) -> np.ndarray:
-    """Sample an image of each prompt, the same noise every time, and save them as one picture, and with their prompts.
+def prompt_grid(
+    pipeline: TextToImagePipeline, path: Path | None, config: TextToImageConfig, prompts: list[str]
+) -> np.ndarray:
+    """Sample an image of each prompt, the same noise every time; save them as one at a path, and with their prompts.
 
     Returns:
         The images, uint8 (N, H, W, C).
@@ -43,6 +45,8 @@ def prompt_grid(pipeline: TextToImagePipeline, path: Path, config: TextToImageCo
         return_dict=False,
     )
     pixels: np.ndarray = (output[0] * 255).round().astype(np.uint8)
+    if path is None:
+        return pixels
     image_grid(pixels).save(path)
     (path.parent / PROMPTS_FILE).write_text("\n".join(prompts) + "\n")
     captioned_grid(pixels, prompts).save(path.parent / CAPTIONED_FILE)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from pipelines.vae import shift_and_scale
 from snowmelt.autoencoder import latents
 from snowmelt.autoencoder.latents import LatentStatistics, measure_latents, scaled, some_rows
-from snowmelt.codec import PixelCodec
+from snowmelt.spaces import PixelSpace
 from tests.autoencoder.conftest import make_kl, make_vq
 from tests.autoencoders import tiny_vae
 
@@ -16,7 +16,7 @@ from tests.autoencoders import tiny_vae
 def encoded(vae, data, rows=None):
     rows = np.arange(len(data)) if rows is None else rows
     with torch.no_grad():
-        images = PixelCodec(data.value_range).from_cache(torch.from_numpy(data.gather(rows, None)))
+        images = PixelSpace(data.value_range).from_cache(torch.from_numpy(data.gather(rows, None)))
         return vae.encode(images, return_dict=False)[0]
 
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from torch.testing import assert_close
 
 from snowmelt.autoencoder.discriminator import PatchDiscriminator
-from snowmelt.autoencoder.losses import AutoencoderLoss, Passes, adaptive_weight
+from snowmelt.autoencoder.losses import AutoencoderLoss, AutoencoderModule, adaptive_weight
 from tests.autoencoder.conftest import make_kl, make_vq
 
 BATCH = 6
@@ -33,19 +33,19 @@ def perceptual(a, b):
     return (a.pow(3) - b.pow(3)).square().flatten(1).mean(1)
 
 
-def make(config, vae, net=None, step=0, **options):
-    passes = Passes(vae, "kl" if isinstance(vae, AutoencoderKL) else "vq", net)
-    given = config(regularization=passes.regularization, **options)
-    return AutoencoderLoss(passes, given, perceptual if "perceptual_weight" in options else None, lambda: step)
+def make(config, vae, net=None, **options):
+    module = AutoencoderModule(vae, "kl" if isinstance(vae, AutoencoderKL) else "vq", net)
+    given = config(regularization=module.regularization, **options)
+    return AutoencoderLoss(module, given, perceptual if "perceptual_weight" in options else None)
 
 
-def losses(criterion, images):
-    return criterion.loss(criterion.passes, images, {}, torch.Generator().manual_seed(3))
+def losses(criterion, images, step=0, seed=3):
+    return criterion(criterion.module, images, step, torch.Generator().manual_seed(seed))
 
 
 def reference(criterion, images):
     """What `losses` should be, (B,), without the adversarial terms, and the reconstructions."""
-    vae, options = criterion.passes.vae, criterion.options
+    vae, options = criterion.module.vae, criterion.options
     posterior = vae.encode(images).latent_dist
     noise = torch.randn(BATCH, 2, 4, 4, generator=torch.Generator().manual_seed(3))
     made = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -70,7 +70,7 @@ def test_reconstruction_perceptual_and_kl(weight, config, images):
 
 def test_squared_error(config, images):
     criterion = make(config, make_kl(), reconstruction="l2", kl_weight=0.0)
-    made = reference(make(config, criterion.passes.vae, perceptual_weight=0.0), images)[2]
+    made = reference(make(config, criterion.module.vae, perceptual_weight=0.0), images)[2]
     assert_close(losses(criterion, images).loss, (made - images).square().mean((1, 2, 3)))
 
 
@@ -78,7 +78,7 @@ def test_posterior_is_sampled(config, images):
     """Each pass draws anew, from the generator that it is given."""
     criterion = make(config, make_kl())
     once, again = losses(criterion, images).loss, losses(criterion, images).loss
-    other = criterion.loss(criterion.passes, images, {}, torch.Generator().manual_seed(4)).loss
+    other = losses(criterion, images, seed=4).loss
     assert torch.equal(once, again)
     assert not torch.isclose(once, other).any()
 
@@ -105,7 +105,7 @@ def test_adversarial_gradients(config, images):
     found = losses(criterion, images)
     found.loss.mean().backward()
 
-    vae, judge = plain.passes.vae, plain.passes.discriminator
+    vae, judge = plain.module.vae, plain.module.discriminator
     likelihood, rest, made = reference(plain, images)
     generator = -judge(made).mean((1, 2, 3))
     last = vae.decoder.conv_out.weight
@@ -122,7 +122,7 @@ def test_adversarial_gradients(config, images):
         "discriminator": pytest.approx(hinge.mean().item(), rel=1e-4),
         "disc_weight": pytest.approx(weight, rel=1e-3),
     }
-    for ours, theirs in zip(criterion.passes.parameters(), plain.passes.parameters(), strict=True):
+    for ours, theirs in zip(criterion.module.parameters(), plain.module.parameters(), strict=True):
         assert theirs.grad.abs().sum() > 0
         assert_close(ours.grad, theirs.grad, rtol=2e-3, atol=1e-6)
 
@@ -133,12 +133,12 @@ def test_reduced_precision_keeps_the_two_apart(config, images):
     for weight in (0.5, 1e-9):  # of the decoder's force, which the discriminator must not feel
         criterion = make(config, make_kl(), discriminator(), disc_weight=weight, disc_start=0)
 
-        def net(*arguments, passes=criterion.passes):
+        def net(*arguments, module=criterion.module):
             with torch.autocast("cpu", torch.bfloat16):
-                return {name: value.float() for name, value in passes(*arguments).items()}
+                return {name: value.float() for name, value in module(*arguments).items()}
 
-        criterion.loss(net, images, {}, torch.Generator().manual_seed(3)).loss.mean().backward()
-        gradients.append([p.grad for p in criterion.passes.discriminator.parameters()])
+        criterion(net, images, 0, torch.Generator().manual_seed(3)).loss.mean().backward()
+        gradients.append([p.grad for p in criterion.module.discriminator.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert all(a.abs().sum() > 0 for a in gradients[0])
 
@@ -146,15 +146,15 @@ def test_reduced_precision_keeps_the_two_apart(config, images):
 def test_discriminator_starts(config, images):
     """Before its step it costs nothing, and gives gradients that are 0 rather than none, which processes share."""
     vae = make_kl()
-    before = losses(make(config, vae, discriminator(), step=4, disc_start=5), images)
+    before = losses(make(config, vae, discriminator(), disc_start=5), images, step=4)
     without = losses(make(config, vae, None), images)
-    after = losses(make(config, vae, discriminator(), step=5, disc_start=5), images)
+    after = losses(make(config, vae, discriminator(), disc_start=5), images, step=5)
     assert torch.equal(before.loss, without.loss)
     assert before.values.keys() == after.values.keys() == {*without.values, "generator", "discriminator", "disc_weight"}
     assert not torch.isclose(after.loss, without.loss).any()
-    criterion = make(config, vae, discriminator(), step=4, disc_start=5)
-    losses(criterion, images).loss.mean().backward()
-    assert all((p.grad == 0).all() for p in criterion.passes.discriminator.parameters())
+    criterion = make(config, vae, discriminator(), disc_start=5)
+    losses(criterion, images, step=4).loss.mean().backward()
+    assert all((p.grad == 0).all() for p in criterion.module.discriminator.parameters())
 
 
 @pytest.mark.parametrize(("slope", "expected"), [(0.5, 3 * 6 / (0.5 * 6 + 1e-4)), (0.0, 1e4)])
@@ -177,12 +177,3 @@ def test_adaptive_weight(slope, expected):
 def test_what_is_left_out_is_said(options, text, config):
     net = None if options.get("disc_weight") == 0 else discriminator()
     assert text in make(config, make_kl(), net, **options).describe(100)
-
-
-def test_networks_and_their_settings(config):
-    passes = make(config, make_kl(), discriminator()).passes
-    assert list(passes.parts) == ["vae", "discriminator"]
-    own, other = passes.groups
-    assert "betas" not in own
-    assert other["betas"] == (0.5, 0.9)
-    assert len(own["params"]) + len(other["params"]) == len(list(passes.parameters()))

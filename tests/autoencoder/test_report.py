@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from snowmelt.autoencoder.report import measure_reconstructions, reconstruct, reconstruction_grid
-from snowmelt.autoencoder.stage import make_extractor
 from snowmelt.data.sources import load_images
 from snowmelt.evaluation.real import RealImages
+from snowmelt.tasks.autoencoder import _make_extractor
 from tests.autoencoder.conftest import make_kl, make_vq
 
 
@@ -125,5 +125,5 @@ def test_channels_that_no_picture_has(faint, tmp_path):
 def test_features_that_are_asked_for(config, data):
     unlabelled = RealImages(replace(data, labels=None, class_names=None), "train", (0, 255))
     device = torch.device("cpu")
-    assert make_extractor(config(), unlabelled, device) is None
-    assert make_extractor(config(eval_features="none"), RealImages(data, "train", (0, 255)), device) is None
+    assert _make_extractor(config(), unlabelled, device) is None
+    assert _make_extractor(config(eval_features="none"), RealImages(data, "train", (0, 255)), device) is None

@@ -52,14 +52,14 @@ def panoramas(folder):
     return folder
 
 
-def test_crops_are_drawn_inside_the_image_and_repeat_with_their_generator(load, panoramas):
+def test_crops_begin_at_their_corners(load, panoramas):
     cache = load(train_data_dir=str(panoramas), resolution=10)
     assert cache.as_tensor() is None
     everything = np.arange(6)
     seen = set()
     for seed in range(60):
-        batch = cache.gather(everything, np.random.default_rng(seed))
-        assert (batch == cache.gather(everything, np.random.default_rng(seed))).all()
+        corners = np.random.default_rng(seed).integers(cache.sizes - 10 + 1)
+        batch = cache.gather(everything, corners)
         for n, image in enumerate(batch):
             top, left = image[:2, 0, 0]
             y, x = np.mgrid[top : top + 10, left : left + 10]

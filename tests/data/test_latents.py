@@ -14,12 +14,12 @@ from PIL import Image
 from torch.testing import assert_close
 
 from pipelines import LatentDiffusionPipeline
-from snowmelt.codec import LatentCodec, PixelCodec, load_autoencoder
 from snowmelt.data import latents as latents_module
 from snowmelt.data import loader, store
 from snowmelt.data.latents import LatentCache, build_latents
 from snowmelt.data.loader import batches
 from snowmelt.errors import UserError
+from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from tests.autoencoders import KINDS, STOCHASTIC, tiny_vae
 from tests.pipelines.models import tiny_unet
 
@@ -60,8 +60,8 @@ def build(images, encode: Callable = torch.Tensor.float, **changes) -> LatentCac
     return build_latents(images, encode, **{**options, **changes})
 
 
-def codec(kind: str) -> LatentCodec:
-    return LatentCodec(tiny_vae(kind), PixelCodec())
+def codec(kind: str) -> LatentSpace:
+    return LatentSpace(tiny_vae(kind), PixelSpace())
 
 
 FLOAT32 = {"random_flip": False, "mixed_precision": "no"}
@@ -106,7 +106,7 @@ def test_x0_is_a_fresh_draw_as_diffusers_scales_it(images, kind):
     expected = scaled[kind]()
     assert x0.dtype == torch.float32
     assert_close(x0, expected, atol=1e-4, rtol=1e-4)
-    assert x0.shape[1:] == (coding.latent_channels, SIDE // coding.downsampling, SIDE // coding.downsampling)
+    assert x0.shape[1:] == (coding.latent_channels, SIDE // coding.vae_scale_factor, SIDE // coding.vae_scale_factor)
     again = coding.from_cache(raw, torch.Generator().manual_seed(2))
     assert torch.equal(x0, again) == (kind not in STOCHASTIC)
     pipeline = LatentDiffusionPipeline(vae, tiny_unet(coding.latent_channels), DDPMScheduler())
@@ -176,12 +176,12 @@ def test_whatever_changes_latents_makes_another_cache(images, load, folder):
 def test_an_autoencoders_key_is_of_its_weights_and_configuration(tmp_path):
     first = codec("sd").fingerprint
     tiny_vae("sd").save_pretrained(tmp_path)
-    assert LatentCodec(load_autoencoder(str(tmp_path)), PixelCodec()).fingerprint == first
+    assert LatentSpace(load_autoencoder(str(tmp_path)), PixelSpace()).fingerprint == first
     vae = tiny_vae("sd")
     vae.decoder.conv_out.bias.data[0] += 1e-6
     scaled = tiny_vae("sd")
     scaled.register_to_config(scaling_factor=0.2)
-    assert len({first, *(LatentCodec(v, PixelCodec()).fingerprint for v in (vae, scaled))}) == 3
+    assert len({first, *(LatentSpace(v, PixelSpace()).fingerprint for v in (vae, scaled))}) == 3
 
 
 @pytest.mark.parametrize("what", ["of another autoencoder", "cut short"])
@@ -272,7 +272,7 @@ def test_images_that_do_not_suit_the_autoencoder(load, folder, kind, change, mes
 def stream(cache, **changes) -> list[dict[str, torch.Tensor]]:
     options = {"batch_size": 7, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, "accumulation": 1}
     options |= {"device": torch.device("cpu"), "num_workers": 0, "random_flip": True, "labels": False}
-    return list(islice(batches(cache, **{**options, **changes}), 4))
+    return list(islice(batches({"image": cache}, **{**options, **changes}), 4))
 
 
 @pytest.mark.parametrize("workers", [None, 0, 1])
@@ -281,10 +281,10 @@ def test_batches_show_the_images_and_mirror_images_that_pixels_would(images, mon
         monkeypatch.setattr(loader, "_resident", lambda cache, device: None)
     pixels, latents = stream(images), stream(build(images), num_workers=workers or 0)
     for ours, theirs in zip(latents, pixels, strict=True):
-        assert torch.equal(ours["images"], theirs["images"].float())
+        assert torch.equal(ours["image"], theirs["image"].float())
         assert torch.equal(ours["indices"], theirs["indices"])
     plain = stream(build(images, random_flip=False), random_flip=False)
-    assert torch.equal(plain[0]["images"], stream(images, random_flip=False)[0]["images"].float())
+    assert torch.equal(plain[0]["image"], stream(images, random_flip=False)[0]["image"].float())
 
 
 def test_pickling_copies_no_latents(images):

@@ -40,7 +40,7 @@ def take(cache, count, **changes):
         "random_flip": True,
         "labels": False,
     }
-    return list(islice(batches(cache, **{**options, **changes}), count))
+    return list(islice(batches({"image": cache}, **{**options, **changes}), count))
 
 
 def same(left, right):
@@ -74,7 +74,7 @@ def test_the_seed_decides_the_order(mixed):
 
 def test_crops_follow_seed_step_and_shard(wide):
     drawn = [*take(wide, 4, accumulation=2, random_flip=False), *take(wide, 4, seed=1, random_flip=False)]
-    corners = [tuple(batch["images"][:, 0, 0, 0].tolist()) for batch in drawn]
+    corners = [tuple(batch["image"][:, 0, 0, 0].tolist()) for batch in drawn]
     assert len(set(corners)) == 8
     assert set(sum(corners, ())) <= set(range(33))
 
@@ -93,7 +93,7 @@ def test_flips_follow_seed_step_and_shard(load, folder):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "a.png")
     cache = load(train_data_dir=str(folder), resolution=8)
     drawn = [*take(cache, 4, batch_size=64, accumulation=2), *take(cache, 4, batch_size=64, seed=1)]
-    assert len({tuple(batch["images"][:, 0, 0, 0].tolist()) for batch in drawn}) == 8
+    assert len({tuple(batch["image"][:, 0, 0, 0].tolist()) for batch in drawn}) == 8
 
 
 @pytest.mark.parametrize("name", ["digits", "mixed"])
@@ -106,7 +106,7 @@ def test_a_restart_equals_the_tail(request, name):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_set_that_is_not_resident_gives_the_same(digits, monkeypatch, workers):
     resident = take(digits, 6, accumulation=2, labels=True)
-    monkeypatch.setattr(loader, "_resident", lambda cache, device: None)
+    monkeypatch.setattr(loader, "_resident", lambda fields, device: None)
     assert same(resident, take(digits, 6, accumulation=2, labels=True, num_workers=workers))
 
 
@@ -119,22 +119,22 @@ def test_a_set_is_resident_only_within_half_of_the_memory(digits, mixed, monkeyp
         available = 2 * 1797 * 64
 
     monkeypatch.setattr(loader.psutil, "virtual_memory", lambda: Memory)
-    assert loader._resident(digits, CPU) is not None
+    assert loader._resident({"image": digits}, CPU) is not None
     Memory.available -= 1
-    assert loader._resident(digits, CPU) is None
+    assert loader._resident({"image": digits}, CPU) is None
     Memory.available = 2**60
-    assert loader._resident(mixed, CPU) is None
+    assert loader._resident({"image": mixed}, CPU) is None
 
 
 def test_labels_and_images_are_those_of_the_indices(digits):
     (batch,) = take(digits, 1, labels=True, random_flip=False)
-    assert torch.equal(batch["images"], digits.as_tensor()[batch["indices"]])
-    assert batch["labels"].dtype == torch.int64
-    assert (batch["labels"].numpy() == digits.labels[batch["indices"]]).all()
+    assert torch.equal(batch["image"], digits.as_tensor()[batch["indices"]])
+    assert batch["label"].dtype == torch.int64
+    assert (batch["label"].numpy() == digits.labels[batch["indices"]]).all()
 
 
 def test_half_of_the_images_are_mirrored(digits):
-    flipped, plain = (take(digits, 1, batch_size=1000, random_flip=flag)[0]["images"] for flag in (True, False))
+    flipped, plain = (take(digits, 1, batch_size=1000, random_flip=flag)[0]["image"] for flag in (True, False))
     mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
     kept = (flipped == plain).flatten(1).all(1)
     assert (mirrored | kept).all()
@@ -148,11 +148,11 @@ def test_16_bit_batches_have_the_right_values(load, folder, monkeypatch, workers
         Image.fromarray(image).save(folder / f"{n}.png")
     cache = load(train_data_dir=str(folder), resolution=8, preserve_input_precision=True)
     if workers is not None:
-        monkeypatch.setattr(loader, "_resident", lambda cache, device: None)
+        monkeypatch.setattr(loader, "_resident", lambda fields, device: None)
     (batch,) = take(cache, 1, batch_size=64, num_workers=workers or 0)
-    assert batch["images"].dtype == torch.uint16
+    assert batch["image"].dtype == torch.uint16
     expected = values[batch["indices"]].astype(np.float32)
-    shown = batch["images"].float().numpy()[:, 0]
+    shown = batch["image"].float().numpy()[:, 0]
     mirrored = (shown != expected).any((1, 2))
     assert 16 < mirrored.sum() < 48
     assert (np.where(mirrored[:, None, None], expected[..., ::-1], expected) == shown).all()

@@ -12,12 +12,12 @@ from scipy.integrate import quad, solve_ivp
 from scipy.stats import norm
 
 from pipelines import PixelDiffusionPipeline, make_scheduler
-from snowmelt.codec import PixelCodec
 from snowmelt.errors import UserError
 from snowmelt.evaluation.bound import variational_bound
 from snowmelt.evaluation.likelihood import _draw, bits_per_dim, integrate
 from snowmelt.objectives import RECIPES, Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath
+from snowmelt.spaces import PixelSpace
 from tests.pipelines.models import tiny_pipeline
 from tests.pipelines.test_latent import pipeline_of
 
@@ -168,7 +168,7 @@ def test_random_bytes_cost_eight_bits(name):
 
 def test_noise_fills_the_bin_around_a_value():
     """A byte stands for what is nearest to it, since networks are trained on the bytes."""
-    x0, probe, width = _draw(PixelCodec(), torch.full((1, 1, 64, 64), 100, dtype=torch.uint8), 0, [0])
+    x0, probe, width = _draw(PixelSpace(), torch.full((1, 1, 64, 64), 100, dtype=torch.uint8), 0, [0])
     offset = (x0 - (100 / 127.5 - 1)) / width
     assert offset.abs().max() < 0.5001
     assert abs(offset.mean()) < 0.02

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from pipelines import PixelDiffusionPipeline
-from snowmelt.codec import PixelCodec
 from snowmelt.conditioning import LabelConditioning, NoConditioning
 from snowmelt.data.held_out import load_splits
 from snowmelt.errors import UserError
@@ -26,6 +25,8 @@ from snowmelt.evaluation.table import Result
 from snowmelt.evaluation.validation import Validation, ValidationLoss
 from snowmelt.objectives import RECIPES
 from snowmelt.options import UnconditionalConfig
+from snowmelt.spaces import PixelSpace
+from snowmelt.tasks.diffusion import DiffusionTask
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
 
@@ -95,7 +96,7 @@ class Zero(torch.nn.Module):
 
     def forward(self, x, t, **condition):
         self.seen.append((x, t, condition))
-        return SimpleNamespace(sample=torch.zeros_like(x))
+        return (torch.zeros_like(x),)
 
 
 def test_share_is_held_out(config):
@@ -127,21 +128,23 @@ def test_loss_of_a_network_that_knows_nothing(name, config):
     objective = RECIPES[name]
     _, held_out = load_splits(config(validation_share=0.1))
     options = config(validation_share=0.1, train_batch_size=100)
-    loss = ValidationLoss(objective, PixelCodec(), NoConditioning(), held_out, options, Accelerator(cpu=True))
+    task = DiffusionTask(objective, PixelSpace(), NoConditioning(), held_out)
+    loss = ValidationLoss(task, held_out, options, Accelerator(cpu=True))
     net = Zero()
-    values = loss(net)
-    x0 = PixelCodec().from_cache(held_out.as_tensor()).square().mean().item()
+    values = loss({"unet": net}, 1)
+    x0 = PixelSpace().from_cache(held_out.as_tensor()).square().mean().item()
     g = torch.Generator().manual_seed(0)
     t, u = objective.draw_times(200_000, g)
-    _, _, a, b = objective.coefficients(t)
-    weighted = objective.weights(t) * (a**2 * x0 + b**2)
+    level = objective.path.level(t)
+    a, b = objective.coefficients(level)
+    weighted = objective.weights(level) * (a**2 * x0 + b**2)
     assert values["eval_loss"] == pytest.approx(weighted.mean().item(), rel=0.02)
     for q in range(4):
         expected = weighted[(u * 4).long() == q].mean().item()
         assert values[f"eval_loss_q{q + 1}"] == pytest.approx(expected, rel=0.05)
 
     torch.rand(7)
-    assert loss(Zero()) == values  # the same noise each time, whatever else was drawn
+    assert loss({"unet": Zero()}, 1) == values  # the same noise each time, whatever else was drawn
     times = torch.cat([t for _, t, _ in net.seen])
     assert len(times) == 1024
     first = net.seen[0][1]
@@ -153,7 +156,8 @@ def test_loss_sees_labels(config):
     net = Zero()
     conditioning = LabelConditioning(10, 0.2)
     options = config(validation_share=0.1, train_batch_size=64)
-    ValidationLoss(RECIPES["flow"], PixelCodec(), conditioning, held_out, options, Accelerator(cpu=True))(net)
+    task = DiffusionTask(RECIPES["flow"], PixelSpace(), conditioning, held_out)
+    ValidationLoss(task, held_out, options, Accelerator(cpu=True))({"unet": net}, 1)
     labels = torch.cat([condition["class_labels"] for _, _, condition in net.seen])
     rows = np.linspace(0, 179, 1024).round().astype(int)
     kept = labels != 10
@@ -161,13 +165,13 @@ def test_loss_sees_labels(config):
     assert (labels[kept] == torch.from_numpy(held_out.labels[rows])[kept]).all()
 
 
-class Told:
-    """A validation whose values are told."""
+class Given:
+    """A validation whose values are given."""
 
     def __init__(self, name: str, lower_is_better: bool, values: list[float], patience: int | None) -> None:
         results = iter([[Result(name, name, value, None, lower_is_better)] for value in values])
         config = SimpleNamespace(output_dir="run", eval_steps=1, patience=patience)
-        self.validation = Validation(config, None, lambda: next(results))
+        self.validation = Validation(config, None, lambda networks: next(results))
         self.best, self.stops = [], []
         for step in range(1, len(values) + 1):
             if self.validation.evaluate(None, step)[1]:
@@ -177,12 +181,12 @@ class Told:
 
 def test_best_and_patience():
     nan = math.nan
-    told = Told("fd", True, [3, 2, 2, nan, 1, 5, 4, 3], 3)
-    assert told.best == [1, 2, 5]
-    assert [stop is not None for stop in told.stops] == [False] * 7 + [True]
-    assert told.stops[-1] == "eval_fd is no better than at step 5"
-    assert Told("accuracy", False, [0.1, 0.5, 0.4, 0.6], None).best == [1, 2, 4]
-    assert Told("fd", True, [nan, 7, math.inf], None).best == [2]
+    given = Given("fd", True, [3, 2, 2, nan, 1, 5, 4, 3], 3)
+    assert given.best == [1, 2, 5]
+    assert [stop is not None for stop in given.stops] == [False] * 7 + [True]
+    assert given.stops[-1] == "eval_fd is no better than at step 5"
+    assert Given("accuracy", False, [0.1, 0.5, 0.4, 0.6], None).best == [1, 2, 4]
+    assert Given("fd", True, [nan, 7, math.inf], None).best == [2]
 
 
 def test_due():

@@ -35,26 +35,26 @@ def test_draws_follow_from_the_seed_of_the_pass() -> None:
     assert rows(conditioning, 1, 5) == rows(conditioning, 1, 5)
     assert rows(conditioning, 1, 5) != rows(conditioning, 1, 6)
     generator, batch = torch.Generator().manual_seed(5), {"indices": torch.ones(MANY, dtype=torch.int64)}
-    conditioning.tell(row=np.arange(4))
+    conditioning.use_tables(row=np.arange(4))
     first = conditioning.embed(batch, generator)["row"]
     torch.rand(3, generator=generator)  # what else draws from it doesn't matter
     assert torch.equal(conditioning.embed(batch, generator)["row"], first)
     assert [conditioning.texts[row] for row in first] == rows(conditioning, 1, 5)
 
 
-def test_tokens_are_told() -> None:
+def test_tokens_are_conditions() -> None:
     conditioning, tokenizer = CaptionConditioning(CAPTIONS, 0.0), tiny_tokenizer(8)
-    conditioning.tell(**token_tables(tokenizer, conditioning.texts))
-    told = conditioning.embed({"indices": torch.tensor([2, 0])}, torch.Generator())
+    conditioning.use_tables(**token_tables(tokenizer, conditioning.texts))
+    conditions = conditioning.embed({"indices": torch.tensor([2, 0])}, torch.Generator())
     expected: Any = tokenizer(["two blue squares", "a cat"], padding="max_length", return_tensors="pt")
-    assert told.keys() == {"input_ids", "attention_mask"}
-    assert all(torch.equal(told[name], expected[name]) for name in told)
+    assert conditions.keys() == {"input_ids", "attention_mask"}
+    assert all(torch.equal(conditions[name], expected[name]) for name in conditions)
 
 
-def test_states_are_told_in_full_precision() -> None:
+def test_embeddings_are_conditions_in_full_precision() -> None:
     conditioning = CaptionConditioning(CAPTIONS, 0.0)
     states = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float16)
-    conditioning.tell(encoder_hidden_states=states)
-    told = conditioning.embed({"indices": torch.tensor([2, 0])}, torch.Generator())["encoder_hidden_states"]
-    assert told.dtype == torch.float32
-    assert np.array_equal(told.numpy(), states[[2, 0]].astype(np.float32))
+    conditioning.use_tables(encoder_hidden_states=states)
+    conditions = conditioning.embed({"indices": torch.tensor([2, 0])}, torch.Generator())["encoder_hidden_states"]
+    assert conditions.dtype == torch.float32
+    assert np.array_equal(conditions.numpy(), states[[2, 0]].astype(np.float32))

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import diffusers
 import numpy as np
@@ -24,15 +24,8 @@ AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
 """diffusers' classes for images."""
 
 
-class Codec(Protocol):
-    """Turns what the cache holds into what the network learns to make."""
-
-    def from_cache(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        """Cached values (B, ...) to x0, float32 (B, c, h, w), drawing from the generator where that is random."""
-
-
 @dataclass(frozen=True)
-class PixelCodec:
+class PixelSpace:
     """Pixels: cached values, of whatever type, on a straight line to [-1, 1].
 
     Args:
@@ -40,7 +33,7 @@ class PixelCodec:
     """
 
     value_range: tuple[float, float] = (0, 255)
-    downsampling: ClassVar[int] = 1  # side in pixels of what one place of x0 stands for
+    vae_scale_factor: ClassVar[int] = 1  # side of an image over that of x0
 
     def channels(self, images: ImageCache) -> int:
         """Of x0."""
@@ -50,7 +43,7 @@ class PixelCodec:
         """What is trained on: the images themselves."""
         return images
 
-    def describe(self, images: ImageCache) -> str:
+    def describe(self, images: Any) -> str:
         """A line on what is trained on."""
         return f"{len(images)} images of {images.channels} x {images.resolution} x {images.resolution}"
 
@@ -60,7 +53,7 @@ class PixelCodec:
         return raw.to(torch.float32, copy=True).sub_(low).mul_(2 / (high - low)).sub_(1)
 
 
-class LatentCodec:
+class LatentSpace:
     """What an autoencoder makes of images, shifted and scaled as its configuration says.
 
     Args:
@@ -69,11 +62,11 @@ class LatentCodec:
         flag: the option that it was given by.
     """
 
-    def __init__(self, vae: Any, pixels: PixelCodec, flag: str = "--autoencoder") -> None:
+    def __init__(self, vae: Any, pixels: PixelSpace, flag: str = "--autoencoder") -> None:
         self.flag = flag
         self.vae = vae.eval().requires_grad_(False)
         self.pixels = pixels
-        self.downsampling = vae_scale_factor(vae)
+        self.vae_scale_factor = vae_scale_factor(vae)
         self.latent_channels: int = vae.config.get("vq_embed_dim") or vae.config["latent_channels"]
         self.shift, self.scale = (t.to(vae.device) for t in shift_and_scale(vae))
 
@@ -109,9 +102,9 @@ class LatentCodec:
                 f"{self.flag}: takes {expected} channels, the images have {images.channels}; convert them with "
                 f"--channels {expected}, or take another autoencoder"
             )
-        if images.resolution % self.downsampling:
+        if images.resolution % self.vae_scale_factor:
             raise UserError(
-                f"--resolution {images.resolution}: not a multiple of {self.downsampling}, by which {self.flag} "
+                f"--resolution {images.resolution}: not a multiple of {self.vae_scale_factor}, by which {self.flag} "
                 "divides it"
             )
         return self.latent_channels
@@ -130,8 +123,8 @@ class LatentCodec:
             dtype=np.float32 if mixed_precision == "no" else np.float16,
         )
 
-    def describe(self, latents: LatentCache, count: int = 1000) -> str:
-        """A line on what is trained on: x0 of up to `count` images has mean 0 and deviation 1 where all is well."""
+    def describe(self, latents: Any, count: int = 1000) -> str:
+        """A line on what is trained on: x0 of up to `count` images, which should have mean 0 and std 1."""
         raw = latents.as_tensor()[:: -(-len(latents) // count)].flatten(0, -4).to(self.shift.device)
         x0 = self.from_cache(raw, torch.Generator(raw.device).manual_seed(0))
         mean, std = x0.mean().item(), x0.std().item()

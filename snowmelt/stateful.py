@@ -1,0 +1,161 @@
+"""What a checkpoint holds: networks, their averages, the optimizer, the loss scale."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import ModelMixin
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from snowmelt.ema import Ema
+from snowmelt.text.lora import LORA_FILE, save_lora
+
+Write = Callable[[Path], None]
+"""Writes what was collected to a path that doesn't exist yet."""
+
+
+class Stateful(Protocol):
+    """Something a checkpoint holds. One registry of them serves saving and loading, so that they can't drift."""
+
+    def collect(self) -> Write:
+        """What is needed to resume. Every process enters, as it may be spread over them; one of them writes it."""
+
+    def load(self, path: Path) -> None:
+        """Become what was written."""
+
+
+class NetworkState:
+    """A network, or the average of one, as a folder that `from_pretrained` loads."""
+
+    def __init__(self, net: ModelMixin) -> None:
+        self.net = net
+
+    def collect(self) -> Write:
+        return self.net.save_pretrained
+
+    def load(self, path: Path) -> None:
+        self.net.load_state_dict(type(self.net).from_pretrained(path, use_safetensors=True).state_dict())
+
+
+class TrainedState:
+    """Those of a network's parameters that are trained, where most are frozen, or their average.
+
+    Args:
+        net: the network, or its average.
+        names: of the parameters.
+    """
+
+    def __init__(self, net: nn.Module, names: Iterable[str]) -> None:
+        self.net = net
+        self.names = list(names)
+
+    def collect(self) -> Write:
+        tensors = {name: self.net.get_parameter(name).detach().contiguous() for name in self.names}
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            save_file(tensors, folder / "trained.safetensors")
+
+        return write
+
+    def load(self, path: Path) -> None:
+        self.net.load_state_dict(load_file(path / "trained.safetensors"), strict=False)  # the others are as they were
+
+
+class LoraState:
+    """LoRA matrices once more: in the file that `load_lora_weights` of diffusers looks for.
+
+    Args:
+        nets: the networks that have them, by the names of a pipeline: those to be sampled.
+    """
+
+    def __init__(self, nets: dict[str, Any]) -> None:
+        self.nets = nets
+
+    def collect(self) -> Write:
+        return lambda file: save_lora(file.parent, self.nets)
+
+    def load(self, path: Path) -> None:
+        """Nothing: `TrainedState`s hold the same and more."""
+
+
+def network_state(net: nn.Module, trained: nn.Module | None = None) -> Stateful:
+    """A network, as far as it is trained.
+
+    Args:
+        net: the network, or an average.
+        trained: the network in training, whose average it is.
+    """
+    if not getattr(net, "peft_config", None):
+        return NetworkState(net)
+    return TrainedState(net, [name for name, p in (trained or net).named_parameters() if p.requires_grad])
+
+
+class OptimizerState:
+    """An optimizer's moments, as safetensors. Its hyperparameters come from the configuration, not from here."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def collect(self) -> Write:
+        state = self.optimizer.state_dict()["state"]
+        values = {f"{i}.{k}": v for i, moments in state.items() for k, v in moments.items()}
+        # bitsandbytes counts steps in an int, PyTorch in a tensor of floats.
+        tensors = {key: torch.as_tensor(value).contiguous() for key, value in values.items()}
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            save_file(tensors, folder / "optimizer.safetensors")
+
+        return write
+
+    def load(self, path: Path) -> None:
+        state: dict[int, dict[str, Tensor | int]] = {}
+        for key, value in load_file(path / "optimizer.safetensors").items():
+            index, name = key.split(".", 1)
+            counted = value.dim() == 0 and value.dtype == torch.int64
+            state.setdefault(int(index), {})[name] = int(value) if counted else value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+class ScalerState:
+    """The loss scale of fp16 training."""
+
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        self.scaler = scaler
+
+    def collect(self) -> Write:
+        text = json.dumps(self.scaler.state_dict())
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            (folder / "scaler.json").write_text(text)
+
+        return write
+
+    def load(self, path: Path) -> None:
+        self.scaler.load_state_dict(json.loads((path / "scaler.json").read_text()))
+
+
+def training_state(
+    networks: dict[str, ModelMixin],
+    emas: dict[str, dict[str, Ema]],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+) -> dict[str, Stateful]:
+    """All that a training needs to resume, by folder: networks and averages by their names, `optimizer`, `scaler`."""
+    states: dict[str, Stateful] = {name: network_state(net) for name, net in networks.items()}
+    states["optimizer"] = OptimizerState(optimizer)
+    for suffix, averages in emas.items():
+        for name, ema in averages.items():
+            states[f"{name}_{suffix}"] = network_state(ema.network, networks[name])
+    if adapted := {name: net for name, net in networks.items() if getattr(net, "peft_config", None)}:
+        first = next(iter(emas.values()), {})
+        states[LORA_FILE] = LoraState(
+            {name: first[name].network if name in first else net for name, net in adapted.items()}
+        )
+    return states | ({} if scaler is None else {"scaler": ScalerState(scaler)})

@@ -1,0 +1,47 @@
+"""What trainings of diffusion models share: the loss."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from snowmelt.conditioning import Conditioning
+from snowmelt.data.loader import Cache
+from snowmelt.objectives import Losses, Objective
+from snowmelt.spaces import LatentSpace, PixelSpace
+from snowmelt.tasks.task import Networks, StepContext
+
+
+@dataclass(frozen=True)
+class DiffusionTask:
+    """A network that learns an objective on images or their latents.
+
+    Attributes:
+        objective: the loss, and the scheduler that fits it.
+        space: cached values to x0.
+        conditioning: batches to the network's conditions.
+        data: the decoded images, or their latents.
+    """
+
+    objective: Objective
+    space: PixelSpace | LatentSpace
+    conditioning: Conditioning
+    data: Cache
+
+    @property
+    def fields(self) -> dict[str, Cache]:
+        return {"image": self.data}
+
+    @property
+    def labels(self) -> bool:
+        return self.conditioning.num_class_embeds is not None
+
+    def module(self, networks: Networks) -> nn.Module:
+        network: nn.Module = networks["unet"]
+        return network
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> Losses:
+        """The objective's loss on a batch, with conditions of which some are dropped."""
+        x0 = self.space.from_cache(batch["image"], context.generator)
+        conditions: dict[str, Any] = self.conditioning.embed(batch, context.generator)
+        return self.objective.loss(context.forward, x0, conditions, context.generator)

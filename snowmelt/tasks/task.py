@@ -1,0 +1,83 @@
+"""What the trainer asks of whatever it trains."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from snowmelt.data.loader import Cache
+from snowmelt.objectives import Losses
+
+Networks = Mapping[str, Any]
+"""Networks by the names of their folders."""
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a loss may depend on besides the batch.
+
+    Attributes:
+        forward: calls the task's module, as processes share it and as it is compiled.
+        generator: of all that is random, on the device, seeded for this forward pass.
+        step: optimizer steps taken before this one.
+        total_steps: of the whole training.
+        ema: averages of the networks, the first that are kept, by their names; empty where there are none.
+    """
+
+    forward: Callable[..., Any]
+    generator: torch.Generator
+    step: int
+    total_steps: int
+    ema: Networks = field(default_factory=dict)
+
+
+class Preview(NamedTuple):
+    """A look at what networks have learned."""
+
+    images: np.ndarray
+    """uint8 (N, H, W, C)."""
+    values: dict[str, float]
+    """To be logged, by name."""
+
+
+class Task(Protocol):
+    """Networks in training, their loss, and what is made of them.
+
+    Every process enters `save` and `preview`, since networks may be spread over them; one of them is given a path.
+    """
+
+    @property
+    def fields(self) -> dict[str, Cache]:
+        """What a batch consists of, by name; see `batches`."""
+
+    @property
+    def labels(self) -> bool:
+        """Whether a batch has `label`."""
+
+    @property
+    def networks(self) -> dict[str, ModelMixin]:
+        """What is trained, by the names of their folders in checkpoints."""
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Names of the networks of which averages are kept."""
+
+    def module(self, networks: Networks) -> nn.Module:
+        """What `loss` calls forward, made of these networks: one module, so that processes share its gradients."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trained parameters as the optimizer takes them; each group's gradient is clipped by itself."""
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> Losses:
+        """The losses of a batch."""
+
+    def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
+        """Write the model of these networks into a new folder, in the process that is given one; values to log."""
+
+    def preview(self, networks: Networks, path: Path | None) -> Preview:
+        """Images of these networks; the process that is given a path saves them there, or beside it."""

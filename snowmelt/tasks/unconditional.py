@@ -1,0 +1,107 @@
+"""Unconditional and class-conditional diffusion models, of pixels or latents."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers import ModelMixin
+
+from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline
+from pipelines.unet import UNetPipeline
+from snowmelt.conditioning import make_conditioning
+from snowmelt.data.cache import ImageCache
+from snowmelt.data.held_out import load_splits
+from snowmelt.data.loader import Cache
+from snowmelt.models import make_unet
+from snowmelt.objectives import describe, make_objective
+from snowmelt.options import UnconditionalConfig
+from snowmelt.samples import check_steps, sample_grid
+from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
+from snowmelt.tasks.diffusion import DiffusionTask
+from snowmelt.tasks.task import Networks, Preview
+
+
+@dataclass(frozen=True)
+class UnconditionalTask(DiffusionTask):
+    """A UNet2DModel in training.
+
+    Attributes:
+        unet: the network.
+        images: that it is trained on, decoded.
+        held_out: others, decoded and as the network sees them, where there are any.
+        config: the options.
+    """
+
+    unet: Any
+    images: ImageCache
+    held_out: tuple[ImageCache, Cache] | None
+    config: UnconditionalConfig
+
+    @classmethod
+    def make(cls, config: UnconditionalConfig, accelerator: Accelerator) -> "UnconditionalTask":
+        """What the options ask for.
+
+        Raises:
+            UserError: for options or data that can't be trained on.
+        """
+        objective = make_objective(config, latent=config.autoencoder is not None)
+        check_steps(objective.scheduler(), config)
+        accelerator.print(describe(config, objective))
+        vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
+        images, held_out = load_splits(config, labels=config.class_conditional)
+        conditioning = make_conditioning(config, images)
+        pixels = PixelSpace(images.value_range)
+        space = LatentSpace(vae, pixels) if vae else pixels
+        unet = make_unet(
+            config.model_size,
+            config.model_config_name_or_path,
+            resolution=config.resolution // space.vae_scale_factor,
+            vae_scale_factor=space.vae_scale_factor,
+            channels=space.channels(images),
+            num_class_embeds=conditioning.num_class_embeds,
+            seed=config.seed,
+        )
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        flip, precision = config.random_flip, config.mixed_precision
+        data = space.encode(images, random_flip=flip, mixed_precision=precision)
+        accelerator.print(space.describe(data))
+        judged = None
+        if held_out:
+            judged = held_out, space.encode(held_out, random_flip=flip, mixed_precision=precision)
+        return cls(objective, space, conditioning, data, unet, images, judged, config)
+
+    @property
+    def networks(self) -> dict[str, ModelMixin]:
+        return {"unet": self.unet}
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        return ("unet",)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.unet.parameters())}]
+
+    def pipeline(self, networks: Networks) -> UNetPipeline:
+        """The pipeline that samples a network as it was trained, with a scheduler of its own."""
+        settings: dict[str, Any] = {
+            "prediction_type": self.objective.pipeline_prediction_type,
+            "id2label": dict(enumerate(self.images.class_names or [])) if self.config.class_conditional else None,
+            # That of integers is their type's.
+            "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
+        }
+        scheduler = self.objective.scheduler()
+        if isinstance(self.space, LatentSpace):
+            return LatentDiffusionPipeline(self.space.vae, networks["unet"], scheduler, **settings)
+        return PixelDiffusionPipeline(networks["unet"], scheduler, **settings)
+
+    def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
+        """Write the pipeline."""
+        if folder is not None:
+            self.pipeline(networks).save_pretrained(folder)
+        return {}
+
+    def preview(self, networks: Networks, path: Path | None) -> Preview:
+        """Samples of the first images of the seed, classes in turn."""
+        return Preview(sample_grid(self.pipeline(networks), path, self.config), {})
