@@ -53,15 +53,16 @@ def main() -> None:
     import torch
     from accelerate import PartialState
 
+    from pipelines.backbones import trained_size
     from snowmelt.environment import check_fits, find_launch, use_all_cores
 
     use_all_cores(find_launch())
     state = PartialState(cpu=not torch.accelerator.is_available())
     pipeline = load(config).to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)
-    unet = pipeline.unet.config
-    side = unet.sample_size if isinstance(unet.sample_size, int) else max(unet.sample_size or (1,))
-    check_fits("batch_size", min(config.batch_size, config.num_images), unet.in_channels * side**2, state.device)
+    height, width = trained_size(pipeline.network)
+    numbers = pipeline.network.config.out_channels * (height or 1) * (width or 1)
+    check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
     folder = Path(config.output_dir)
     kept = settings(config)
     stale = check_folder(folder, kept, expected_files(config, pipeline), config.overwrite_output_dir)

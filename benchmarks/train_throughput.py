@@ -79,12 +79,12 @@ def run_bare(folder: Path, steps: int) -> list[float]:
     import torch
     from diffusers import UNet2DModel
 
+    from snowmelt.backbones import unet_config
     from snowmelt.environment import native_precision
-    from snowmelt.models import named_config
 
     pixels = np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("*.png"))])
     data = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    net = UNet2DModel(sample_size=SIDE, **named_config("tiny", SIDE))
+    net = UNet2DModel(sample_size=SIDE, **unet_config("tiny", SIDE))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, fused=True)
     dtype = torch.bfloat16 if native_precision() == "bf16" else torch.float32
 
@@ -111,7 +111,7 @@ def run_diffusers(folder: Path, steps: int, precision: str) -> list[float]:
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    from snowmelt.models import named_config
+    from snowmelt.backbones import unet_config
 
     rng = np.random.default_rng(0)
 
@@ -128,7 +128,7 @@ def run_diffusers(folder: Path, steps: int, precision: str) -> list[float]:
     dataset = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(folder.parent))
     dataset.set_transform(transform)
     loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True)
-    net = UNet2DModel(sample_size=SIDE, **(named_config("tiny", SIDE) | {"attention_head_dim": 8}))
+    net = UNet2DModel(sample_size=SIDE, **(unet_config("tiny", SIDE) | {"attention_head_dim": 8}))
     ema = EMAModel(net.parameters(), use_ema_warmup=True, power=0.75, model_cls=UNet2DModel, model_config=net.config)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10_000)

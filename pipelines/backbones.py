@@ -11,7 +11,7 @@ class Backbone:
 
     Attributes:
         component: its name in pipelines, and so in model folders and checkpoints.
-        size_multiple: of its configuration: what the sides of its data must be multiples of.
+        size_multiple: its configuration -> what the sides of its data must be multiples of.
     """
 
     component: str

@@ -84,7 +84,7 @@ def choose_pipeline(options: PipelineOptions) -> "PixelDiffusionPipeline":
 
     pipeline = find_source(str(options.model), options.revision, options.checkpoint, options.ema).load()
     # `to` would warn of modules to keep in float32, of which this network has none.
-    pipeline.unet.type(getattr(torch, options.torch_dtype))
+    pipeline.network.type(getattr(torch, options.torch_dtype))
     return pipeline
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from pipelines.backbones import COMPONENTS
 from snowmelt.errors import UserError, one_line
 from snowmelt.files import checked, read_mapping, read_text, shown
 from snowmelt.text.lora import LORA_FILE
@@ -41,6 +42,11 @@ class Index:
     values: dict[str, Any]
     class_name: str
     components: dict[str, tuple[str, str]]
+
+    @property
+    def backbone(self) -> str | None:
+        """The component that is the network which denoises, if there is one."""
+        return next((name for name in COMPONENTS if name in self.components), None)
 
 
 def read_index(folder: Path, flag: str = "--model") -> Index:

@@ -87,7 +87,7 @@ def find_source(
     index = read_index(folder)
     # Stock pipelines of a network and a scheduler, as diffusers' DDPMPipeline, are read by the pixel one.
     kind = PIPELINES.get(index.class_name)
-    if kind is None and index.components.keys() != {"unet", "scheduler"}:
+    if kind is None and index.components.keys() != {index.backbone, "scheduler"}:
         parts = ", ".join(sorted(index.components))
         raise UserError(f"--model: {model} is a {index.class_name} of {parts}; load it with diffusers itself")
     kind = kind or PixelDiffusionPipeline
@@ -168,13 +168,13 @@ def _weights(parent: Path, index: Index, checkpoint: str | None, ema: float | No
         wanted = emas if ema is None else [f"{name}_ema_{ema:.3f}"]
         if ema is None and len(emas) > 1:
             raise UserError(f"--ema: {parent} has several EMAs; choose one: {', '.join(emas)}")
-        if ema is not None and name == "unet" and wanted[0] not in emas:
-            widths = ", ".join(ema.removeprefix("unet_ema_") for ema in emas if ema != "unet_ema")
+        if ema is not None and name == index.backbone and wanted[0] not in emas:
+            widths = ", ".join(ema.removeprefix(f"{name}_ema_") for ema in emas if ema != f"{name}_ema")
             raise UserError(f"--ema: {parent} has none of sigma_rel {ema:.3f}; it has {widths or 'none'}")
         found = [parent / folder for folder in (*wanted, name) if (parent / folder).is_dir()]
         # Of a part that wasn't trained there is none in a checkpoint; beside a model its own serves.
         if found and found[0] != parent / name or checkpoint is not None and found:
             chosen[name] = found[0]
-    if "unet" not in chosen:
-        raise UserError(f"--checkpoint {checkpoint}: {parent} holds no unet; take another")
+    if index.backbone not in chosen:
+        raise UserError(f"--checkpoint {checkpoint}: {parent} holds no {index.backbone}; take another")
     return chosen

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipelines.backbones import COMPONENTS
 from snowmelt.checkpoint import MODEL_FILE, PENDING, STATE_FILE, finish_saving, read_state
 from snowmelt.errors import UserError
 from snowmelt.options import TrainingConfig
@@ -16,7 +17,8 @@ CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 
-_COMPONENT = r"(unet|vae|text_encoder|tokenizer|scheduler|feature_extractor|safety_checker)(_ema(_\d\.\d{3})?)?"
+_NAMES = "|".join([*COMPONENTS, "vae|text_encoder|tokenizer|scheduler|feature_extractor|safety_checker"])
+_COMPONENT = rf"({_NAMES})(_ema(_\d\.\d{{3}})?)?"
 OWN_FILES = re.compile(
     rf"config\.yaml|run\.json|metrics\.jsonl|loss\.png|evaluation\.png|skipped\.txt|pytorch_lora_weights\.safetensors|"
     rf"alignment\.md|alignment\.png|alignment-prompts\.png|"

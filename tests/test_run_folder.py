@@ -69,7 +69,7 @@ def test_refusals_leave_the_folder(train, tmp_path):
         ({"resume_from_checkpoint": "latest", "overwrite_output_dir": True}, "would delete what"),
         ({"resume_from_checkpoint": "latest", "learning_rate": 1.0}, "--learning_rate 0.0001"),
         ({"overwrite_output_dir": True, "label_column": "labels"}, "label"),
-        ({"overwrite_output_dir": True, "resolution": 9}, "--resolution 9: this network halves it 1 times"),
+        ({"overwrite_output_dir": True, "resolution": 9}, "--resolution 9: this network divides it by 2"),
         ({"overwrite_output_dir": True, "ema_widths": [0.5]}, "--ema_widths: must be more than 0 and at most 0.288"),
         ({"overwrite_output_dir": True, "objective": "flaw"}, "--objective flaw: unknown; known: "),
         ({"overwrite_output_dir": True, "push_to_hub": True, "hub_model_id": "a//b"}, "can't publish to a//b: "),

@@ -139,7 +139,7 @@ def test_another_autoencoder_cannot_take_over_a_run(train, autoencoders, tmp_pat
         ({"autoencoder": "not/a/folder"}, "--autoencoder not/a/folder: no such folder; give one, or a name of the Hub"),
         ({"channels": 3}, "--autoencoder: takes 1 channels, the images have 3; .* --channels 1"),
         ({"resolution": 18}, "--resolution 18: not a multiple of 4, by which --autoencoder divides it"),
-        ({"resolution": 20}, "--resolution 20: this network halves the latents' side, 5, 1 times; take 16 or 24"),
+        ({"resolution": 20}, "--resolution 20: this network divides the latents' side, 5, by 2; take 16 or 24"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(train, autoencoders, tmp_path, change, message):

@@ -170,7 +170,7 @@ def test_a_few_colours_are_learned(fit: Callable[..., Path], tmp_path: Path) -> 
         ({"caption_column": "label"}, "--caption_column label: no such column; columns of text: captions"),
         ({"text_encoder": "/nowhere/at/all"}, "--text_encoder /nowhere/at/all: no text encoder there"),
         ({"text_hidden_size": 100}, "--text_hidden_size 100: must be a multiple of 64"),
-        ({"resolution": 9}, "--resolution 9: this network halves it 1 times; take 8 or 10"),
+        ({"resolution": 9}, "--resolution 9: this network divides it by 2; take 8 or 10"),
         ({"dataset_name": "digits"}, "no column holds captions; columns of text: none; all columns: image, label"),
     ],
 )

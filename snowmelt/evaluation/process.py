@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines import PixelDiffusionPipeline
+from pipelines.backbones import trained_size
 from pipelines.denoiser import Denoiser
 from pipelines.labels import ClassLabels, label_conditions
 from pipelines.prediction import NoiseLevel, Prediction
@@ -83,7 +84,7 @@ def make_condition(pipeline: PixelDiffusionPipeline, labels: ClassLabels | None,
     Raises:
         UserError: for labels that the model doesn't know, or that it needs.
     """
-    embeds = pipeline.unet.config.num_class_embeds
+    embeds = pipeline.network.config.num_class_embeds
     if n == 0 and labels is not None:  # asked only whether it has a likelihood
         return {}
     try:
@@ -102,12 +103,12 @@ def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -
     """
     if not isinstance(pipeline, PixelDiffusionPipeline):
         raise UserError(f"likelihood: {type(pipeline).__name__} makes no pixels by itself; take a pixel-space model")
-    unet = pipeline.unet
-    if unet.dtype != torch.float32:
-        raise UserError(f"likelihood: the network is {unet.dtype}, too coarse to integrate; load it as torch.float32")
-    size = unet.config.sample_size
-    side = (size, size) if isinstance(size, int) else tuple(size)
-    expected = (unet.config.out_channels, *side)
+    network = pipeline.network
+    if network.dtype != torch.float32:
+        raise UserError(
+            f"likelihood: the network is {network.dtype}, too coarse to integrate; load it as torch.float32"
+        )
+    expected = (network.config.out_channels, *trained_size(network))
     if tuple(images.shape[1:]) != expected:
         raise UserError(f"likelihood: images of shape {tuple(images.shape[1:])}, but the model's are {expected}")
     indices = range(len(images)) if indices is None else indices

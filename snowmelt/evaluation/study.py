@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 
 from pipelines import IMAGE_CHANNELS, image_grid
+from pipelines.backbones import trained_size
 from pipelines.unet import UNetPipeline
 from snowmelt.config import on_hub
 from snowmelt.data.sources import load_images
@@ -120,9 +121,9 @@ class Study:
 
     def _shape(self, pipeline: UNetPipeline) -> tuple[int, int, int]:
         """(C, R, R) of the model's images."""
-        size = pipeline.unet.config.sample_size
-        side, other = (size, size) if isinstance(size, int) else size or (0, 0)
-        if side != other or side < 1:
+        side, other = trained_size(pipeline.network)
+        if side is None or side != other or side < 1:
+            size = pipeline.network.config.sample_size
             raise UserError(f"--model: its network is of sample_size {size}; only square images can be evaluated")
         return pipeline.channels, side * pipeline.vae_scale_factor, side * pipeline.vae_scale_factor
 

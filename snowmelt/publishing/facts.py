@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.backbones import COMPONENTS
 from snowmelt.errors import UserError, printable
 from snowmelt.evaluation.alignment import ALIGNMENT_FILE, read_alignment
 from snowmelt.files import Kind, checked, read_mapping, read_text, shown
@@ -115,13 +116,16 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         folders = {"": source}
     else:
         index = read_index(source)
-        if "unet" not in index.components:
-            raise UserError(f"--model: {source} is a {index.class_name} without a 'unet'; none such is published here")
+        if index.backbone is None:
+            needed = " or ".join(map(repr, COMPONENTS))
+            raise UserError(
+                f"--model: {source} is a {index.class_name} without a {needed}; none such is published here"
+            )
         _check_index(source, index)
         for name in index.components:
             component_files(source, name)
-        network = read_mapping(own_file(source, source / "unet/config.json"), {"sample_size": (int, list)})
-        weights = [own_file(source, path) for path in main_weights(source / "unet")]
+        network = read_mapping(own_file(source, source / index.backbone / "config.json"), {"sample_size": (int, list)})
+        weights = [own_file(source, path) for path in main_weights(source / index.backbone)]
         folders = {name: source / name for name in index.components}
     run = _run(source, dataset_name)
     return Facts(

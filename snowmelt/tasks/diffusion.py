@@ -29,6 +29,11 @@ class DiffusionTask:
     data: Cache
 
     @property
+    def component(self) -> str:
+        """The name of the network that denoises."""
+        return "unet"
+
+    @property
     def fields(self) -> dict[str, Cache]:
         return {"image": self.data}
 
@@ -37,7 +42,7 @@ class DiffusionTask:
         return self.conditioning.num_class_embeds is not None
 
     def module(self, networks: Networks) -> nn.Module:
-        network: nn.Module = networks["unet"]
+        network: nn.Module = networks[self.component]
         return network
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> Losses:

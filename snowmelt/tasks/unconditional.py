@@ -9,11 +9,11 @@ from diffusers import ModelMixin
 
 from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline
 from pipelines.unet import UNetPipeline
+from snowmelt.backbones import ARCHITECTURES, make_network
 from snowmelt.conditioning import make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
-from snowmelt.models import make_unet
 from snowmelt.objectives import describe, make_objective
 from snowmelt.options import UnconditionalConfig
 from snowmelt.samples import check_steps, sample_grid
@@ -21,19 +21,21 @@ from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask
 from snowmelt.tasks.task import Networks, Preview
 
+ARCHITECTURE = "UNet2DModel"
+
 
 @dataclass(frozen=True)
 class UnconditionalTask(DiffusionTask):
-    """A UNet2DModel in training.
+    """A network in training, on class labels or without.
 
     Attributes:
-        unet: the network.
+        network: the network.
         images: that it is trained on, decoded.
         held_out: others, decoded and as the network sees them, where there are any.
         config: the options.
     """
 
-    unet: Any
+    network: Any
     images: ImageCache
     held_out: tuple[ImageCache, Cache] | None
     config: UnconditionalConfig
@@ -53,7 +55,8 @@ class UnconditionalTask(DiffusionTask):
         conditioning = make_conditioning(config, images)
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae, pixels) if vae else pixels
-        unet = make_unet(
+        network = make_network(
+            ARCHITECTURE,
             config.model_size,
             config.model_config_name_or_path,
             resolution=config.resolution // space.vae_scale_factor,
@@ -63,25 +66,29 @@ class UnconditionalTask(DiffusionTask):
             seed=config.seed,
         )
         if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing()
         flip, precision = config.random_flip, config.mixed_precision
         data = space.encode(images, random_flip=flip, mixed_precision=precision)
         accelerator.print(space.describe(data))
         judged = None
         if held_out:
             judged = held_out, space.encode(held_out, random_flip=flip, mixed_precision=precision)
-        return cls(objective, space, conditioning, data, unet, images, judged, config)
+        return cls(objective, space, conditioning, data, network, images, judged, config)
+
+    @property
+    def component(self) -> str:
+        return ARCHITECTURES[type(self.network).__name__].backbone.component
 
     @property
     def networks(self) -> dict[str, ModelMixin]:
-        return {"unet": self.unet}
+        return {self.component: self.network}
 
     @property
     def averaged(self) -> tuple[str, ...]:
-        return ("unet",)
+        return (self.component,)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.unet.parameters())}]
+        return [{"params": list(self.network.parameters())}]
 
     def pipeline(self, networks: Networks) -> UNetPipeline:
         """The pipeline that samples a network as it was trained, with a scheduler of its own."""
@@ -93,8 +100,8 @@ class UnconditionalTask(DiffusionTask):
         }
         scheduler = self.objective.scheduler()
         if isinstance(self.space, LatentSpace):
-            return LatentDiffusionPipeline(self.space.vae, networks["unet"], scheduler, **settings)
-        return PixelDiffusionPipeline(networks["unet"], scheduler, **settings)
+            return LatentDiffusionPipeline(self.space.vae, networks[self.component], scheduler, **settings)
+        return PixelDiffusionPipeline(networks[self.component], scheduler, **settings)
 
     def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
         """Write the pipeline."""

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from pipelines import TextToImagePipeline
+from snowmelt.backbones import make_network
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions
-from snowmelt.models import make_conditional_unet
 from snowmelt.objectives import make_objective
 from snowmelt.spaces import LatentSpace, PixelSpace
 from snowmelt.text.conditioning import CaptionConditioning, token_tables
@@ -37,7 +37,8 @@ def from_scratch(
     conditioning = CaptionConditioning(captions, config.caption_dropout)
     tokenizer, encoder = _tokenizer_and_encoder(config, captions, conditioning.texts)
     tokens = token_tables(tokenizer, conditioning.texts)
-    unet = make_conditional_unet(
+    unet = make_network(
+        "UNet2DConditionModel",
         config.model_size,
         config.model_config_name_or_path,
         resolution=config.resolution // space.vae_scale_factor,

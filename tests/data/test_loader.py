@@ -26,21 +26,23 @@ def mixed(load, folder):
     return load(train_data_dir=str(folder), resolution=8)
 
 
+USUAL = {
+    "batch_size": 10,
+    "seed": 0,
+    "start_step": 0,
+    "rank": 0,
+    "world_size": 1,
+    "accumulation": 1,
+    "device": CPU,
+    "num_workers": 0,
+    "random_flip": True,
+    "labels": False,
+}
+
+
 def take(cache, count, **changes):
     """The first `count` micro-steps."""
-    options = {
-        "batch_size": 10,
-        "seed": 0,
-        "start_step": 0,
-        "rank": 0,
-        "world_size": 1,
-        "accumulation": 1,
-        "device": CPU,
-        "num_workers": 0,
-        "random_flip": True,
-        "labels": False,
-    }
-    return list(islice(batches({"image": cache}, **{**options, **changes}), count))
+    return list(islice(batches({"image": cache}, **USUAL | changes), count))
 
 
 def same(left, right):
@@ -161,3 +163,45 @@ def test_16_bit_batches_have_the_right_values(load, folder, monkeypatch, workers
 def test_labels_must_exist(mixed):
     with pytest.raises(UserError, match="no labels; name their column with --label_column"):
         take(mixed, 0, labels=True)
+
+
+def pair(load, folder, small: int = 16) -> dict:
+    """Images that say where each of their pixels is, and others that say so at a fraction of the resolution."""
+    for name, side in (("image", 16), ("condition", small)):
+        (folder / name).mkdir()
+        for n in range(7):
+            y, x = np.mgrid[0:side, 0 : side * (4 + n) // 4] * (16 // side)
+            Image.fromarray(np.stack([y, x, np.full_like(y, n)], -1).astype(np.uint8)).save(folder / name / f"{n}.png")
+    return {
+        "image": load(train_data_dir=str(folder / "image"), resolution=16),
+        "condition": load(train_data_dir=str(folder / "condition"), resolution=small),
+    }
+
+
+@pytest.mark.parametrize("small", [16, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fields_share_one_crop_and_one_mirror(load, folder, small, workers):
+    fields = pair(load, folder, small)
+    seen = set()
+    for batch in islice(batches(fields, **USUAL | {"num_workers": workers}), 20):
+        image, condition = batch["image"], batch["condition"]
+        assert condition.shape == (10, 3, small, small)
+        assert (image[:, 2, 0, 0] == batch["indices"]).all()
+        factor = 16 // small
+        # Of each block of pixels the condition has the corner that lies first in the file.
+        blocks = image.unflatten(2, (small, factor)).unflatten(4, (small, factor)).amin((3, 5))
+        assert torch.equal(blocks, condition)
+        mirrored = image[:, 1, 0, 0] > image[:, 1, 0, -1]
+        seen |= set(zip(mirrored.tolist(), image[:, 1].amin((1, 2)).tolist(), strict=True))
+    assert {flipped for flipped, _ in seen} == {False, True}
+    assert len({left for _, left in seen}) > 3
+
+
+def test_fields_that_do_not_belong_together_are_refused(load, folder, digits):
+    fields = pair(load, folder)
+    with pytest.raises(UserError, match="mask: not of the same rows of the data set as image"):
+        next(batches(fields | {"mask": digits}, **USUAL))
+    Image.new("RGB", (40, 16)).save(folder / "condition" / "3.png")
+    changed = load(train_data_dir=str(folder / "condition"), resolution=16)
+    with pytest.raises(UserError, match="condition: its images don't have the shapes of those of image"):
+        next(batches(fields | {"condition": changed}, **USUAL))

@@ -7,17 +7,17 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 
+from snowmelt.backbones import ARCHITECTURES, SIZES, make_network
 from snowmelt.errors import UserError
-from snowmelt.models import SIZES, make_unet
 from tests.conftest import TINY_UNET
 
 BROKEN = json.dumps(TINY_UNET | {"norm_num_groups": 3})
 
 
-def make(size="tiny", path=None, resolution=32, channels=3, num_class_embeds=None, seed=0) -> UNet2DModel:
-    return make_unet(
-        size, path and str(path), resolution=resolution, channels=channels, num_class_embeds=num_class_embeds, seed=seed
-    )
+def make(size="tiny", path=None, resolution=32, channels=3, num_class_embeds=None, seed=0, **options) -> UNet2DModel:
+    shape = {"resolution": resolution, "channels": channels}
+    given = path and str(path)
+    return make_network("UNet2DModel", size, given, **shape, num_class_embeds=num_class_embeds, seed=seed, **options)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -33,6 +33,20 @@ def test_named_sizes(size, resolution):
     assert net.config.sample_size == resolution
 
 
+def test_conditions_have_input_channels_of_their_own():
+    with torch.device("meta"):
+        net = make(channels=3, condition_channels=4)
+        assert net(torch.empty(1, 7, 32, 32), torch.empty(1)).sample.shape == (1, 3, 32, 32)
+
+
+def test_pipelines_know_every_architecture():
+    """And that they halve sides as often as their configurations say."""
+    for name, architecture in ARCHITECTURES.items():
+        assert architecture.network.__name__ == name
+        assert architecture.backbone.component == "unet"
+        assert architecture.backbone.size_multiple(architecture.named_config("tiny", 64)) == 8
+
+
 def test_sizes_grow():
     with torch.device("meta"):
         counts = [sum(p.numel() for p in make(size).parameters()) for size in SIZES]
@@ -40,7 +54,7 @@ def test_sizes_grow():
 
 
 @pytest.mark.parametrize(
-    ("resolution", "allowed"), [(50, "this network halves it 3 times; take 48 or 56"), (1, "1 times; take 2")]
+    ("resolution", "allowed"), [(50, "this network divides it by 8; take 48 or 56"), (1, "by 2; take 2")]
 )
 def test_resolution_that_cannot_be_halved(resolution, allowed):
     with pytest.raises(UserError, match=f"--resolution {resolution}: .*{allowed}$"):

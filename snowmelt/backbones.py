@@ -1,0 +1,191 @@
+"""The registry of networks that can be trained: for each class its named sizes, and what it takes as conditions.
+
+What pipelines must know of the same classes is in pipelines/backbones.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+
+from pipelines.backbones import BACKBONES, Backbone
+from snowmelt.errors import UserError, one_line
+
+ATTENTION_HEAD_DIM = 64
+"""diffusers' default of 8 makes attention the bottleneck; see benchmarks/train_throughput.py."""
+
+SIZES: dict[str, tuple[int, int]] = {
+    # name: (channels at full resolution, residual blocks per level)
+    "tiny": (32, 1),
+    "small": (64, 2),
+    "base": (128, 2),
+    "large": (192, 3),
+}
+
+MULTIPLIERS: dict[int, tuple[int, ...]] = {
+    # largest side: multiples of the channels at each level, the side halving from one to the next
+    16: (1, 2),
+    32: (1, 2, 2),
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+}
+
+ATTENTION_BELOW = 16
+"""Attention sits at levels whose side is at most this, where its quadratic cost is small, but not at the first."""
+
+CONDITIONAL_SIZES: dict[str, tuple[int, tuple[int, ...], int, int]] = {
+    # name: (channels at full resolution, their multiples at each level, residual blocks per level, attention from
+    # this side on; the lowest level always attends)
+    "tiny": (32, (1, 1, 2, 4), 1, 4),
+    "small": (64, (1, 2, 4, 4), 1, 8),
+    "base": (128, (1, 2, 4, 4), 2, 8),
+    "large": (192, (1, 2, 4, 5), 2, 8),
+}
+
+
+def unet_config(size: str, resolution: int) -> dict[str, Any]:
+    """`UNet2DModel` arguments of a named size for images of a given side.
+
+    Raises:
+        UserError: if the side can't be halved as often as the network does.
+    """
+    width, layers = SIZES[size]
+    fitting = [side for side in MULTIPLIERS if resolution <= side]
+    multipliers = MULTIPLIERS[fitting[0] if fitting else max(MULTIPLIERS)]
+    attends = [level > 0 and resolution >> level <= ATTENTION_BELOW for level in range(len(multipliers))]
+    return {
+        "block_out_channels": tuple(width * m for m in multipliers),
+        "layers_per_block": layers,
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "attention_head_dim": ATTENTION_HEAD_DIM,
+    }
+
+
+def conditional_unet_config(size: str, resolution: int) -> dict[str, Any]:
+    """`UNet2DConditionModel` arguments of a named size for data of a given side.
+
+    The text is attended to at the lower levels and, pooled, joins the time embedding, so that it reaches every block.
+    """
+    width, multipliers, layers, below = CONDITIONAL_SIZES[size]
+    channels = tuple(width * m for m in multipliers)
+    last = len(channels) - 1
+    attends = [level == last or (level > 0 and resolution >> level <= below) for level in range(len(channels))]
+    return {
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        # The number of heads, whatever diffusers calls it.
+        "attention_head_dim": tuple(max(1, c // ATTENTION_HEAD_DIM) for c in channels),
+        "resnet_time_scale_shift": "scale_shift",
+    }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of networks.
+
+    Attributes:
+        network: the class.
+        named_config: a named size and the side of the data -> its arguments, but for what follows from data.
+        conditions: what the network is conditioned on -> arguments for that.
+    """
+
+    network: Any
+    named_config: Callable[[str, int], dict[str, Any]]
+    conditions: Callable[..., dict[str, Any]]
+
+    @property
+    def backbone(self) -> Backbone:
+        """What pipelines know of it."""
+        return BACKBONES[self.network.__name__]
+
+
+def _label_conditions(num_class_embeds: int | None) -> dict[str, Any]:
+    """Of a table of so many labels, the null label included, or none."""
+    return {"num_class_embeds": num_class_embeds}
+
+
+def _text_conditions(cross_attention_dim: int) -> dict[str, Any]:
+    """Of text embeddings with so many channels, and of their mean; see pipelines/text.py."""
+    return {
+        "cross_attention_dim": cross_attention_dim,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": cross_attention_dim,
+    }
+
+
+ARCHITECTURES = {
+    "UNet2DModel": Architecture(UNet2DModel, unet_config, _label_conditions),
+    "UNet2DConditionModel": Architecture(UNet2DConditionModel, conditional_unet_config, _text_conditions),
+}
+
+
+def make_network(
+    name: str,
+    size: str,
+    config_name_or_path: str | None,
+    *,
+    resolution: int,
+    channels: int,
+    seed: int,
+    condition_channels: int = 0,
+    vae_scale_factor: int = 1,
+    **conditions: Any,
+) -> Any:
+    """A freshly initialized network for data (channels, resolution, resolution), which is images or their latents.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        size: a named size.
+        config_name_or_path: a folder, JSON file or Hub name of a configuration of the class, taken instead of `size`.
+        resolution: side of the data.
+        channels: of the data.
+        seed: of the initial weights.
+        condition_channels: of conditions that are concatenated to the data in the network's input.
+        vae_scale_factor: side of an image over that of the data.
+        conditions: what else the network is conditioned on, as its `Architecture` takes it.
+
+    Raises:
+        UserError: if the configuration can't be read or the side isn't a multiple of what the network needs.
+    """
+    architecture = ARCHITECTURES[name]
+    config = _stored_config(architecture.network, config_name_or_path) or architecture.named_config(size, resolution)
+    _check_resolution(architecture.backbone.size_multiple(config), resolution, vae_scale_factor)
+    config |= architecture.conditions(**conditions)
+    config |= {"sample_size": resolution, "in_channels": channels + condition_channels, "out_channels": channels}
+    torch.manual_seed(seed)
+    try:
+        return architecture.network.from_config(config)
+    except Exception as error:  # whatever diffusers raises at a configuration that anybody may have written
+        raise UserError(
+            f"--model_config_name_or_path {config_name_or_path}: no such network can be built "
+            f"({type(error).__name__}: {one_line(error)}); correct it, or take --model_size"
+        ) from error
+
+
+def _check_resolution(multiple: int, resolution: int, vae_scale_factor: int) -> None:
+    if resolution % multiple:
+        below = resolution - resolution % multiple
+        allowed = " or ".join(str(side * vae_scale_factor) for side in (below, below + multiple) if side)
+        what = "it" if vae_scale_factor == 1 else f"the latents' side, {resolution},"
+        raise UserError(
+            f"--resolution {resolution * vae_scale_factor}: this network divides {what} by {multiple}; take {allowed}"
+        )
+
+
+def _stored_config(network: Any, name_or_path: str | None) -> dict[str, Any] | None:
+    if not name_or_path:
+        return None
+    name, flag = network.__name__, f"--model_config_name_or_path {name_or_path}"
+    try:
+        config = dict(network.load_config(name_or_path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: {one_line(error)}") from error
+    if config.get("_class_name", name) != name or "block_out_channels" not in config:
+        raise UserError(f"{flag}: describes no {name}: its _class_name is another, or it has no block_out_channels")
+    return config
