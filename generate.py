@@ -82,7 +82,7 @@ def main() -> None:
     if state.is_main_process:
         for path in stale:
             path.unlink()
-        if has_pictures(pipeline):
+        if is_drawable(pipeline):
             save_grid(config, pipeline, folder)
         if config.trajectory:
             save_trajectory(config, pipeline, folder)
@@ -98,7 +98,7 @@ def load(config: GenerateConfig) -> "PixelDiffusionPipeline":
     """
     pipeline = choose_pipeline(config)
     set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
-    if config.trajectory and not has_pictures(pipeline):
+    if config.trajectory and not is_drawable(pipeline):
         raise UserError(f"--trajectory: can't draw images of {pipeline.channels} channels")
     if config.bit_depth == 16 and pipeline.channels != 1:
         raise UserError(f"--bit_depth: 16 is for gray images, this model's have {pipeline.channels} channels")
@@ -122,20 +122,20 @@ def draw(pipeline: "PixelDiffusionPipeline", config: GenerateConfig, indices: li
     )
 
 
-def has_pictures(pipeline: "PixelDiffusionPipeline") -> bool:
+def is_drawable(pipeline: "PixelDiffusionPipeline") -> bool:
     from pipelines import IMAGE_CHANNELS
 
     return pipeline.channels in IMAGE_CHANNELS
 
 
 def file_name(pipeline: "PixelDiffusionPipeline", index: int) -> str:
-    return f"{index:06d}.{'png' if has_pictures(pipeline) else 'npy'}"
+    return f"{index:06d}.{'png' if is_drawable(pipeline) else 'npy'}"
 
 
 def expected_files(config: GenerateConfig, pipeline: "PixelDiffusionPipeline") -> set[str]:
     """Names of all files of this run."""
     names = {file_name(pipeline, index) for index in range(config.num_images)}
-    names |= {"grid.png"} if has_pictures(pipeline) else set()
+    names |= {"grid.png"} if is_drawable(pipeline) else set()
     return names | ({"strip.png", "trajectory.gif"} if config.trajectory else set())
 
 
@@ -180,7 +180,7 @@ def check_folder(folder: Path, wanted: dict[str, Any], expected: set[str], overw
 
 
 def save_image(image: "np.ndarray", path: Path, bit_depth: int, value_range: tuple[float, float]) -> None:
-    """Save float32 (H, W, C) in [0, 1] as a picture, or as an array of the data's own values."""
+    """Save float32 (H, W, C) in [0, 1] as an image, or as an array of the data's own values."""
     import numpy as np
     import PIL.Image
 

@@ -4,9 +4,9 @@
         --resolution 32 [--minutes 10 | --max_train_steps 1000] [--num_images 2000] [flags of train_unconditional.py]
 
 Prints one table: speed and memory of training, speed of sampling, and Frechet distance of samples to the training
-images, by evaluate.py, with that of as many held-out images, its floor; with the distance that as many reconstructions
-of training images have, which a latent model can hardly beat; PSNR and SSIM on held-out images, and the statistics of
-the latents. The time in which the images are encoded doesn't count as training; it is told apart.
+images, by evaluate.py, beside that of as many held-out images and that of as many reconstructions of training images,
+which a latent model can hardly beat; PSNR and SSIM on held-out images, and the statistics of the latents. The time in
+which the images are encoded doesn't count as training; it is listed apart.
 Runs gather in --output_dir: a second call with the same arguments goes on with what isn't there yet.
 """
 
@@ -103,7 +103,7 @@ def evaluate(name: str, args: argparse.Namespace, data: list[Any]) -> dict[str, 
         run("evaluate.py", *words)
     report = json.loads((out / "report/report.json").read_text())
     values = {f"{r['name']}, {args.num_images} samples": r["value"] for r in report["results"]}
-    return values | {f"{r['name']}, real images": r["value"] for r in report["floor"]}
+    return values | {f"{r['name']}, real images": r["value"] for r in report["baseline"]}
 
 
 class Autoencoder:
@@ -119,8 +119,8 @@ class Autoencoder:
             for split in ("train", args.held_out_split)
         )
         self.vae = load_autoencoder(str(args.autoencoder)).to(DEVICE)
-        self.codec = LatentSpace(self.vae, PixelSpace(train.value_range))
-        self.codec.channels(train)
+        self.space = LatentSpace(self.vae, PixelSpace(train.value_range))
+        self.space.channels(train)
         self.count = min(args.num_images, len(train))
         real = RealImages(train, "train", train.value_range)
         others = RealImages(held_out, args.held_out_split, train.value_range)
@@ -133,15 +133,15 @@ class Autoencoder:
         self.distance = FrechetDistance(features_of(real, extractor, BATCH))(torch.cat(parts))
         start = time.perf_counter()
         # As the training script does, which finds the latents then.
-        self.latents = self.codec.encode(train, random_flip=random_flip, mixed_precision=native_precision())
+        self.latents = self.space.encode(train, random_flip=random_flip, mixed_precision=native_precision())
         self.seconds = time.perf_counter() - start
 
     def describe(self) -> None:
         raw = self.latents.as_tensor()[:1000].flatten(0, -4).to(DEVICE)
-        x0 = self.codec.from_cache(raw, torch.Generator(DEVICE).manual_seed(0))
+        x0 = self.space.from_cache(raw, torch.Generator(DEVICE).manual_seed(0))
         mean, std = (", ".join(f"{v:.2f}" for v in f((0, 2, 3)).tolist()) for f in (x0.mean, x0.std))
         shape = " x ".join(map(str, x0.shape[1:]))
-        print(f"\n{type(self.vae).__name__}, factor {self.codec.vae_scale_factor}, latents of {shape}:")
+        print(f"\n{type(self.vae).__name__}, factor {self.space.vae_scale_factor}, latents of {shape}:")
         print(", ".join(f"{name.upper()} {value:.4g}" for name, value in self.quality.items()) + " on held-out images;")
         print(f"Frechet distance of {self.count} reconstructed training images {self.distance:.4g};")
         print(f"as the network sees its latents, means of the channels {mean}; standard deviations {std};")

@@ -76,7 +76,7 @@ def main() -> None:
         runs = [values(report["results"]), *(values(point["results"]) for point in report["sweep"])]
         distances = " | ".join(f"{found['fd']:.3f}" for found in runs)
         lines.append(f"| {name} | {distances} | {runs[0]['accuracy']:.1%} |")
-    real, accuracy = [r["value"] for r in report["floor"] if r["metric"] == "fd"], report["features"]["accuracy"]
+    real, accuracy = [r["value"] for r in report["baseline"] if r["metric"] == "fd"], report["features"]["accuracy"]
     print(
         f"\n{args.num_images} samples against the training split; the classifier recognises {accuracy:.1%} of the test"
     )

@@ -2,9 +2,9 @@
 
     python benchmarks/scenes_aligned.py [--model runs/scenes] [--num_prompts 500] [--guidance_scales 1 1.25 3]
 
-An analytic checker reads shape, colour, count, size, position and relation back from each picture. "Seen" prompts
-name combinations that training shows, "held out" ones one that no training picture shows. Beside the samples stands the
-checker on scenes drawn as the prompts say. The standard error of a share p is sqrt(p (1 - p) / number).
+An analytic checker reads shape, colour, count, size, position and relation back from each image. "Seen" prompts
+name combinations that training shows, "held out" ones one that no training image shows. Beside the samples stands the
+checker on scenes drawn as the prompts say. The standard error of a fraction p is sqrt(p (1 - p) / number).
 In the model's folder it leaves alignment.md, what it prints, and alignment-prompts.png, the first prompts of each sort
 with what the checker says of them; with --checkpoints N alignment.png as well, the averaged weights of each
 checkpoint judged by N prompts of each sort. publish.py puts them on the model card.
@@ -45,8 +45,8 @@ def real_scenes(count: int, side: int) -> str:
     for name, held_out in (("real, seen", False), ("real, held out", True)):
         rng = np.random.default_rng(1)
         scenes = [draw_scene(rng, held_out) for _ in range(count)]
-        pictures = [Image.fromarray(draw(scene)).resize((side, side), Image.Resampling.BILINEAR) for scene in scenes]
-        judged[name] = alignment([describe(s, rng) for s in scenes], [np.asarray(p) for p in pictures])
+        images = [Image.fromarray(draw(scene)).resize((side, side), Image.Resampling.BILINEAR) for scene in scenes]
+        judged[name] = alignment([describe(s, rng) for s in scenes], [np.asarray(p) for p in images])
     return report(judged)
 
 
@@ -65,8 +65,8 @@ def main() -> None:
     pipeline = TextToImagePipeline.from_pretrained(args.model)
     pipeline.set_progress_bar_config(disable=True)
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    told = [f"The checker on {args.num_prompts} scenes that are as they should be, of each sort:", ""]
-    told += [real_scenes(args.num_prompts, side)]
+    said_lines = [f"The checker on {args.num_prompts} scenes that are as they should be, of each sort:", ""]
+    said_lines += [real_scenes(args.num_prompts, side)]
 
     @torch.autocast("cpu", torch.bfloat16, enabled=native_precision() == "bf16")
     def judged(count: int, **options: float) -> dict:
@@ -74,12 +74,12 @@ def main() -> None:
         return scene_alignment(made, count=count, seed=args.seed)
 
     made = pipeline_draw(pipeline, args.seed, num_inference_steps=args.num_inference_steps)
-    picture(made, args.seed, args.model / "alignment-prompts.png")
+    draw_samples(made, args.seed, args.model / "alignment-prompts.png")
     for scale in args.guidance_scales or [None]:
         said = "The pipeline's own guidance" if scale is None else f"Guidance {scale:g}"
-        told += ["", f"{said}, {args.num_inference_steps} steps, seed {args.seed}:", ""]
-        told += [report(judged(args.num_prompts, **({} if scale is None else {"guidance_scale": scale})))]
-    text = "\n".join(told) + "\n"
+        said_lines += ["", f"{said}, {args.num_inference_steps} steps, seed {args.seed}:", ""]
+        said_lines += [report(judged(args.num_prompts, **({} if scale is None else {"guidance_scale": scale})))]
+    text = "\n".join(said_lines) + "\n"
     write_alignment(args.model / ALIGNMENT_FILE, text, weights)
     print(text)
     if args.checkpoints:
@@ -93,7 +93,7 @@ def main() -> None:
         plot(curve, args.model / "alignment.png")
 
 
-def picture(made: Draw, seed: int, path: Path, columns: int = 6) -> None:
+def draw_samples(made: Draw, seed: int, path: Path, columns: int = 6) -> None:
     """Two rows of seen prompts and two of held-out ones, under what was drawn of them."""
     images, captions = [], []
     for held_out in (False, True):
@@ -115,7 +115,7 @@ def plot(curve: dict[int, dict[str, float]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for name in next(iter(curve.values())):
         axes.plot(list(curve), [values[name] for values in curve.values()], marker="o", label=name)
-    axes.set(xlabel="optimizer step", ylabel="share of prompts right in all they say", ylim=(0, 1))
+    axes.set(xlabel="optimizer step", ylabel="fraction of prompts right in all they say", ylim=(0, 1))
     axes.legend()
     figure.savefig(path, dpi=150)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/train_throughput.py [--rounds 3] [--steps 60] [--compile]
 
-Same pictures, same UNet (but for the attention heads that each recipe has), batch 64, 32x32. The contenders take turns,
+Same images, same UNet (but for the attention heads that each recipe has), batch 64, 32x32. The contenders take turns,
 each in a process of its own, and the table gives the median over rounds: ratios mean more than images per second.
 """
 
@@ -31,16 +31,16 @@ CONTENDERS = {
 }
 
 
-def make_pictures(folder: Path, count: int = 2000) -> None:
+def make_images(folder: Path, count: int = 2000) -> None:
     """Coloured ellipses on coloured grounds, as PNG files."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
-        picture = Image.new("RGB", (SIDE, SIDE), tuple(rng.integers(0, 256, 3).tolist()))
+        image = Image.new("RGB", (SIDE, SIDE), tuple(rng.integers(0, 256, 3).tolist()))
         corner, size = rng.integers(0, SIDE // 2, 2), rng.integers(4, SIDE // 2, 2)
         box = [*corner.tolist(), *(corner + size).tolist()]
-        ImageDraw.Draw(picture).ellipse(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
-        picture.save(folder / f"{i:05d}.png")
+        ImageDraw.Draw(image).ellipse(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
+        image.save(folder / f"{i:05d}.png")
 
 
 def windows(step, steps: int) -> list[float]:
@@ -186,8 +186,8 @@ def main() -> None:
     names = [n for n in CONTENDERS if args.compile or n != "ours-compiled"]
     results: dict[str, list[dict]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "pictures"
-        make_pictures(folder)
+        folder = Path(scratch) / "images"
+        make_images(folder)
         for round_ in range(args.rounds):
             for name in names:
                 command = [

@@ -24,7 +24,7 @@ class NoiseLevel(NamedTuple):
     Attributes:
         alpha: the factor of x0.
         sigma: the factor of the unit normal noise.
-        timestep: what the network is told of it.
+        timestep: what the network is shown of it.
         input_scale: the factor of x_t in the network's input (c_in of Karras et al. 2022, eq. 7); None for 1.
     """
 

@@ -30,7 +30,7 @@ def check_text_encoder(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
         raise ValueError(f"tokenizer: has {len(tokenizer)} tokens, and the text encoder knows {known}: not its own")
     expected = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
     if width != expected:
-        raise ValueError(f"text_encoder: its states have {width} channels, the network attends to {expected}")
+        raise ValueError(f"text_encoder: its embeddings have {width} channels, the network attends to {expected}")
 
 
 def encode_tokens(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

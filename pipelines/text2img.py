@@ -39,12 +39,12 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
     `load_lora_weights` and its relatives are those of `StableDiffusionPipeline`.
 
     Args:
-        unet: the network, which attends to the text encoder's states.
+        unet: the network, which attends to the text encoder's embeddings.
         scheduler: any stock scheduler of the family that the network was trained for; see `make_scheduler`.
         text_encoder: a `CLIPTextModel`, `T5EncoderModel` or the like; None if only embeddings are to be given.
         tokenizer: its tokenizer; captions are padded to its `model_max_length`.
         vae: a stock autoencoder, or None for a network of pixels.
-        prediction_type: what the network predicts, where the scheduler can't be told; see `UNetPipeline`.
+        prediction_type: what the network predicts, where the scheduler can't say; see `UNetPipeline`.
 
     Raises:
         ValueError: for an unknown `prediction_type`, or parts that don't fit each other.
@@ -155,11 +155,11 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
             output_type: "pil", or "np" for an array (B, H, W, C) or "pt" for a tensor (B, C, H, W) in [0, 1], or
                 "latent" for what the network made (B, c, h, w).
             return_dict: False for a tuple of the output's fields.
-            guidance_rescale: from 0 to 1: how much of the way to take the deviation of the guided output back to that
-                of the output without guidance (Lin et al. 2024, eqs. 15 and 16).
+            guidance_rescale: from 0 to 1: how much of the way to take the standard deviation of the guided output back
+                to that of the output without guidance (Lin et al. 2024, eqs. 15 and 16).
             guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
             image: one, or one per prompt, to start from: PIL, or arrays or tensors in [0, 1] laid out as the outputs.
-            strength: the share of the steps that are left to `image`, from 1 / steps to 1 (Meng et al. 2022).
+            strength: the fraction of the steps that are left to `image`, from 1 / steps to 1 (Meng et al. 2022).
             callback_on_step_end: called as f(pipeline, step, timestep, tensors); "latents" in the dict it
                 returns replace x_t.
             callback_on_step_end_tensor_inputs: which it sees, of "latents" (the default) and

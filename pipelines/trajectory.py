@@ -1,4 +1,4 @@
-"""Pictures of many images at once: grids, and how samples come about."""
+"""Grids of images, and denoising trajectories as strips and GIFs."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pipelines.sampling import Trajectory
 
 
 def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> PIL.Image.Image:
-    """One picture of many, row by row, apart by a gray line; where there is transparency, by a transparent one.
+    """A grid of images, row by row, apart by a gray line; where there is transparency, by a transparent one.
 
     Args:
         pixels: uint8 (N, H, W, C), C being 1, 3 or 4.
@@ -29,7 +29,7 @@ def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> 
         raise ValueError(f"pixels: must be (N, H, W, C), is of shape {pixels.shape}")
     n, height, width, channels = pixels.shape
     if channels not in (1, 3, 4):
-        raise ValueError(f"pixels: no picture has {channels} channels; 1, 3 and 4 can be shown")
+        raise ValueError(f"pixels: PIL has no image of {channels} channels; 1, 3 and 4 can be shown")
     columns = int(np.ceil(n**0.5)) if columns is None else whole("columns", columns)
     gap = whole("gap", gap, 0)
     rows = -(-n // columns)
@@ -42,7 +42,7 @@ def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> 
 
 
 def save_strip(trajectory: Trajectory, path: str | Path, columns: int = 10) -> None:
-    """Save a picture of evenly spread steps: two rows per image, x_t above and the predicted x0 below it.
+    """Save a strip of evenly spread steps: two rows per image, x_t above and the predicted x0 below it.
 
     Raises:
         TypeError: for what is no trajectory.

@@ -30,7 +30,7 @@ class UNetPipeline(ImagePipeline):
     Args:
         unet: the network.
         scheduler: any stock scheduler of the family that the network was trained for; see `make_scheduler`.
-        prediction_type: what the network predicts, where the scheduler can't be told: "epsilon", "sample" or
+        prediction_type: what the network predicts, where the scheduler can't say: "epsilon", "sample" or
             "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
         value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
         id2label: names of the classes by number. A row of the network's label table beyond them is the null class.

@@ -1,4 +1,4 @@
-"""What the network is told besides the noisy picture and its time."""
+"""What a network is conditioned on besides the noisy data and their noise level."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,7 +37,7 @@ class LabelConditioning:
 
     Args:
         num_classes: K.
-        dropout: the share of labels dropped, in [0, 1).
+        dropout: the fraction of labels dropped, in [0, 1).
     """
 
     num_classes: int

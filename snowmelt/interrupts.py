@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop after the current step, with everything saved."""
+"""SIGTERM and Ctrl-C as a request to stop after the current step, with everything saved."""
 
 import signal
 from types import FrameType, TracebackType

@@ -131,17 +131,17 @@ def sample(
     if by_text != bool(prompts):
         why = "needed by this model, which makes images from texts" if by_text else "this model takes no text"
         raise UserError(f"--prompt: {why}")
-    told: dict[str, Any] = {"prompt": [prompts[index % len(prompts)] for index in indices]} if by_text else {}
+    given: dict[str, Any] = {"prompt": [prompts[index % len(prompts)] for index in indices]} if by_text else {}
     if not by_text:
-        told = {"batch_size": len(indices), "class_labels": _labels(pipeline, indices, class_label)}
+        given = {"batch_size": len(indices), "class_labels": _labels(pipeline, indices, class_label)}
     elif class_label is not None:
         raise UserError("--class_label: this model has no classes; give --prompt alone")
     if options.guidance_scale is not None:
-        told["guidance_scale"] = options.guidance_scale
+        given["guidance_scale"] = options.guidance_scale
     interval = (options.guidance_interval[0], options.guidance_interval[1]) if options.guidance_interval else None
     try:
         return pipeline(
-            **told,
+            **given,
             guidance_interval=interval,
             num_inference_steps=options.num_inference_steps,
             eta=options.eta,

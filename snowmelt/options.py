@@ -64,7 +64,7 @@ class ModelOptions(Config):
         None, "a UNet2DModel configuration to use instead of a named size", path=True
     )
     class_conditional: bool = option(False, "condition on the label column")
-    label_dropout: float = option(0.1, "share of labels dropped, for classifier-free guidance", minimum=0, below=1)
+    label_dropout: float = option(0.1, "fraction of labels dropped, for classifier-free guidance", minimum=0, below=1)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
 
@@ -185,7 +185,7 @@ class HeldOutOptions(OptimizationOptions, DataOptions):
 
     validation_split: str | None = option(None, "split that the model is judged by", resumable=True)
     validation_share: float | None = option(
-        None, "share of the training images to keep from training for that instead", minimum=0, below=1
+        None, "fraction of the training images to keep from training for that instead", minimum=0, below=1
     )
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ def pretrained_objective(
 
 
 def pretrained_scheduler(scheduler: SchedulerMixin, objective: Objective) -> SchedulerMixin:
-    """The scheduler to save with what the objective teaches: the model's own, told what has changed.
+    """The scheduler to save with what the objective teaches: the model's own, with what has changed.
 
     One that can't start from pure noise is replaced by DDIM where training has left no signal there (Lin et al. 2024).
     """

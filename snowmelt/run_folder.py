@@ -113,20 +113,21 @@ def _facts(config: TrainingConfig, data: ImageCache, accelerator: Accelerator) -
     }
 
 
-def summary(config: TrainingConfig, data: ImageCache, told: str, base: str | None = None) -> str:
+def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str | None = None) -> str:
     """Where everything is, and how to use it.
 
     Args:
         config: the run's options.
         data: what it was trained on.
-        told: what the pipeline is called with besides its steps.
+        arguments: what the pipeline is called with besides its steps.
         base: the pipeline that LoRA matrices belong to, where they are all that was trained.
     """
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").glob("step-*"))
-    call = f"{told}num_inference_steps=50"
-    picture = data.channels in IMAGE_CHANNELS
-    last = f'pipeline({call}).images[0].save("sample.png")' if picture else f'pipeline({call}, output_type="np").images'
+    call = f"{arguments}num_inference_steps=50"
+    last = f'pipeline({call}, output_type="np").images'
+    if data.channels in IMAGE_CHANNELS:
+        last = f'pipeline({call}).images[0].save("sample.png")'
     return (
         f"\npipeline   {folder}\nsamples    {grids[-1]}\nloss       {folder / 'loss.png'}\n\n"
         f"{_loading(folder, base)}\n{last}"

@@ -1,4 +1,4 @@
-"""Pictures of a run's progress."""
+"""Images of a run's progress."""
 
 from pathlib import Path
 from typing import TypeVar

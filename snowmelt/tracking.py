@@ -21,7 +21,7 @@ from snowmelt.errors import UserError
 from snowmelt.files import checked, parse_json, read_text
 
 METRICS_FILE = "metrics.jsonl"
-SHARES = {
+PARTS = {
     "loss_q1": "least noise",
     "loss_q2": "second quarter",
     "loss_q3": "third quarter",
@@ -114,7 +114,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def plot_loss(folder: Path) -> Path:
-    """Draw loss.png from metrics.jsonl, on a log scale: the loss, and its shares.
+    """Draw loss.png from metrics.jsonl, on a log scale: the loss, and its parts.
 
     Those are by quartile of the noise level, or what an autoencoder's is made of.
     """
@@ -124,7 +124,7 @@ def plot_loss(folder: Path) -> Path:
     steps = [line["step"] for line in lines]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, label in SHARES.items():
+    for name, label in PARTS.items():
         if name in lines[0]:
             axes.plot(steps, [line[name] for line in lines], linewidth=0.8, alpha=0.7, label=label)
     axes.plot(steps, [line["loss"] for line in lines], color="black", linewidth=1.2, label="all")

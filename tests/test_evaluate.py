@@ -120,7 +120,7 @@ def test_report(
         "features",
         "sampler",
         "results",
-        "floor",
+        "baseline",
         "sweep",
         "warnings",
     } == set(report)
@@ -145,12 +145,12 @@ def test_report(
     }
     metrics = ["fd", "kid", "is", "precision", "recall", "density", "coverage", "accuracy"]
     assert [r["metric"] for r in report["results"]] == metrics
-    assert [r["metric"] for r in report["floor"]] == 2 * metrics
+    assert [r["metric"] for r in report["baseline"]] == 2 * metrics
     assert all(set(r) == {"metric", "name", "value", "error", "lower_is_better"} for r in report["results"])
     assert [r["lower_is_better"] for r in report["results"]] == [True, True, *6 * [False]]
     assert report["results"][0]["name"] == f"Frechet distance ({report['features']['name']})"
-    assert report["floor"][0]["name"].endswith(", 24 images of train against its others")
-    real, ours = values(report["floor"][:8]), values(report["results"])
+    assert report["baseline"][0]["name"].endswith(", 24 images of train against its others")
+    real, ours = values(report["baseline"][:8]), values(report["results"])
     assert ours["fd"] > 5 * real["fd"]  # noise isn't digits
     assert ours["recall"] < real["recall"]
     assert real["accuracy"] > 0.8 > ours["accuracy"]
@@ -230,7 +230,7 @@ def test_memorization_and_likelihood(run: Callable[..., dict], tmp_path: Path) -
         "likelihood",
     ]
     assert [r["metric"] for r in report["results"]] == names
-    assert report["floor"] == []
+    assert report["baseline"] == []
     assert values(report["results"])["likelihood"] > 0
     assert report["results"][-1]["error"] > 0
     assert (tmp_path / "closest.png").is_file()

@@ -2,6 +2,6 @@
 
 networks                by name, with their discriminator             models.py, discriminator.py
 reconstruction, KL or commitment, perceptual, adversarial losses     losses.py, perceptual.py
-latents' mean and deviation, and whether the autoencoder is sound     latents.py
-PSNR, SSIM and rFD on held-out images, pictures beside originals      report.py
+latents' mean and std, and whether the autoencoder is sound     latents.py
+PSNR, SSIM and rFD on held-out images, reconstructions beside originals      report.py
 """

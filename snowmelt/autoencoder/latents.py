@@ -43,7 +43,7 @@ class LatentStatistics:
 
     @property
     def scale(self) -> float:
-        """One over the deviation over all channels, so that (z - shift) * scale has unit variance."""
+        """One over the standard deviation over all channels, so that (z - shift) * scale has unit variance."""
         second = (self.std.square() + self.mean.square()).mean()
         return (second - self.mean.mean().square()).rsqrt().item()
 
@@ -52,8 +52,8 @@ class LatentStatistics:
         """exp of the entropy of the codes: as many equally frequent ones would be as diverse."""
         if self.usage is None:
             return None
-        share = self.usage / self.usage.sum()
-        return torch.special.entr(share).sum().exp().item()
+        fractions = self.usage / self.usage.sum()
+        return torch.special.entr(fractions).sum().exp().item()
 
     def values(self) -> dict[str, float]:
         """All of it by name, for the log."""
@@ -66,7 +66,7 @@ class LatentStatistics:
     def describe(self) -> str:
         """All of it in a line."""
         mean, std, kl = (None if t is None else " ".join(f"{x:.3g}" for x in t) for t in (self.mean, self.std, self.kl))
-        line = f"latents by channel: mean {mean}, deviation {std}"
+        line = f"latents by channel: mean {mean}, std {std}"
         if kl is not None:
             line += f", KL {kl} nats a value"
         if self.usage is not None:
@@ -120,11 +120,11 @@ def some_rows(count: int, seed: int) -> np.ndarray:
 def measure_latents(vae: Any, data: ImageCache, *, seed: int, batch_size: int) -> LatentStatistics:
     """Of the data, or of 5,000 images of it that the seed chooses."""
     rows = some_rows(len(data), seed)
-    codec, measure = PixelSpace(data.value_range), MEASURES[type(vae).__name__]
+    space, measure = PixelSpace(data.value_range), MEASURES[type(vae).__name__]
     sums: dict[str, Tensor] = {}
     for start in range(0, len(rows), batch_size):
         raw = torch.from_numpy(data.gather(rows[start : start + batch_size], None))
-        for name, part in measure(vae, codec.from_cache(raw.to(vae.device))).items():
+        for name, part in measure(vae, space.from_cache(raw.to(vae.device))).items():
             sums[name] = sums.get(name, 0) + part.cpu()
     count = len(rows) * (data.resolution // vae_scale_factor(vae)) ** 2
     mean = sums["first"] / count

@@ -88,6 +88,6 @@ def _pretrained(options: AutoencoderOptions, data: ImageCache) -> Any:
     if vae.config.in_channels != data.channels:
         raise UserError(
             f"--pretrained_model_name_or_path {name}: takes {vae.config.in_channels} channels, the images have "
-            f"{data.channels}; convert pictures with --channels {vae.config.in_channels}"
+            f"{data.channels}; convert images with --channels {vae.config.in_channels}"
         )
     return vae

@@ -45,9 +45,11 @@ class FeatureDistance(nn.Module):
 
 
 def _lpips(images: RealImages, device: torch.device) -> Perceptual:
-    """LPIPS with VGG-16, of pictures laid on white (Zhang et al. 2018)."""
+    """LPIPS with VGG-16, of images laid on white (Zhang et al. 2018)."""
     if images.cache.channels not in (1, 3, 4):
-        raise UserError(f"--perceptual lpips: sees pictures, and these images have {images.cache.channels} channels")
+        raise UserError(
+            f"--perceptual lpips: takes gray, RGB and RGBA; these images have {images.cache.channels} channels"
+        )
     try:
         import lpips
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""How well an autoencoder gives images back: numbers on images, and pictures beside the originals."""
+"""How well an autoencoder gives images back: metrics, and reconstructions beside originals."""
 
 from pathlib import Path
 from typing import Any

@@ -15,7 +15,7 @@ import psutil
 import torch
 from PIL import Image
 
-from snowmelt.data.images import PICTURE_MODES, Header, Preprocess, background_color, header
+from snowmelt.data.images import PIL_MODES, Header, Preprocess, background_color, header
 from snowmelt.data.places import Source
 from snowmelt.data.rows import readable
 from snowmelt.data.store import cache_root, check_space, in_units, open_store
@@ -223,14 +223,14 @@ def _check_sizes(folder: Path, headers: list[Header], preprocess: Preprocess) ->
 
 
 def _say_conversions(headers: list[Header], channels: int, options: DataOptions) -> None:
-    pictures = Counter(h.channels for h in headers if h.is_picture and h.channels != channels)
-    if not pictures:
+    converted = Counter(h.channels for h in headers if h.is_pil and h.channels != channels)
+    if not converted:
         return
     names = {1: "gray", 3: "RGB", 4: "RGBA"}
     laid = f" laid on {options.background}" if channels != 4 else ""
-    listed = ", ".join(f"{n} {names[c]}{laid if c == 4 else ''}" for c, n in sorted(pictures.items()))
+    listed = ", ".join(f"{n} {names[c]}{laid if c == 4 else ''}" for c, n in sorted(converted.items()))
     print(
-        f"{pictures.total()} of {len(headers)} images become {names[channels]}: {listed}; --channels chooses otherwise"
+        f"{converted.total()} of {len(headers)} images become {names[channels]}: {listed}; --channels chooses otherwise"
     )
 
 
@@ -262,21 +262,19 @@ def _write(folder: Path, source: Source, column: str, options: DataOptions, prep
 
 
 def _channels(headers: list[Header], options: DataOptions, like: Like | None) -> int:
-    """Those that are asked for, or of the others, or that all images have; pictures that differ become RGB."""
-    counts = Counter((h.channels, h.is_picture) for h in headers)
+    """Those that are asked for, or of the others, or that all images have; PIL images that differ become RGB."""
+    counts = Counter((h.channels, h.is_pil) for h in headers)
     channels = options.channels or (like.channels if like else None)
     if channels is None:
         if len({c for c, _ in counts}) == 1:
             return headers[0].channels
-        if any(not is_picture for _, is_picture in counts):
-            found = ", ".join(
-                f"{n} with {c} ({PICTURE_MODES[c] if p else 'array'})" for (c, p), n in counts.most_common()
-            )
+        if any(not is_pil for _, is_pil in counts):
+            found = ", ".join(f"{n} with {c} ({PIL_MODES[c] if p else 'array'})" for (c, p), n in counts.most_common())
             raise UserError(f"images differ in their channels: {found}; arrays aren't converted, so separate them")
         channels = 3
-    for count, is_picture in counts:
-        if channels not in ((1, 3, 4) if is_picture else (1, 3) if count == 1 else (count,)):
-            kind = "pictures can be given 1, 3 or 4" if is_picture else f"an array here has {count}"
+    for count, is_pil in counts:
+        if channels not in ((1, 3, 4) if is_pil else (1, 3) if count == 1 else (count,)):
+            kind = "PIL images can be given 1, 3 or 4" if is_pil else f"an array here has {count}"
             if options.channels is None and like:
                 raise UserError(f"{like.where} has {channels} channels: {kind}")
             raise UserError(f"--channels {channels}: {kind}")

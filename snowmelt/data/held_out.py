@@ -50,12 +50,12 @@ def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageC
     return train, held_out
 
 
-def _split(rows: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(rows: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held out, ascending."""
-    count = round(share * rows)
+    count = round(fraction * rows)
     if not 0 < count < rows:
         raise UserError(
-            f"--validation_share {share}: of {rows} images that is {count}; there must be some on each side"
+            f"--validation_share {fraction}: of {rows} images that is {count}; there must be some on each side"
         )
     held_out = np.zeros(rows, bool)
     held_out[np.random.default_rng([HELD_OUT, seed]).permutation(rows)[:count]] = True

@@ -1,6 +1,6 @@
 """One row of a data set to an array of pixels: open, orient, convert, resize, crop.
 
-There are two roads. *Pictures*, what Pillow reads at 8 bits per channel, are converted between gray, RGB and RGBA
+There are two roads. *PIL images*, what Pillow reads at 8 bits per channel, are converted between gray, RGB and RGBA
 as the user asks. *Arrays*, which are 16-bit and float images, `.npy` files and array columns, have channels whose
 meaning isn't known: they are resized one channel at a time in float32 and never mixed.
 """
@@ -21,7 +21,7 @@ from snowmelt.data.places import open_file
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
 
-PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 BAD_IMAGE = (OSError, ValueError)
 """What the functions here raise for a file that is broken, truncated or not an image at all."""
 
@@ -37,7 +37,7 @@ class Header:
 
     channels: int  # 1 gray, 3 colour, 4 with transparency; the array's own count for arrays
     depth: str  # "uint8", "uint16" or "float32"
-    is_picture: bool
+    is_pil: bool
     height: int
     width: int
 
@@ -128,18 +128,18 @@ class Preprocess:
         """
         if isinstance(image, Image.Image):
             ImageOps.exif_transpose(image, in_place=True)
-        pixels = self._picture(image) if header(image).is_picture else self._array(image)  # (H, W, C)
+        pixels = self._pil_image(image) if header(image).is_pil else self._array(image)  # (H, W, C)
         if self.center_crop:
             top, left = ((side - self.resolution) // 2 for side in pixels.shape[:2])
             pixels = pixels[top : top + self.resolution, left : left + self.resolution]
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
-    def _picture(self, image: Any) -> np.ndarray:
+    def _pil_image(self, image: Any) -> np.ndarray:
         if self.channels != 4 and image.has_transparency_data:
             canvas = Image.new("RGBA", image.size, self.background)
             canvas.alpha_composite(image.convert("RGBA"))
             image = canvas
-        image = image.convert(PICTURE_MODES[self.channels])
+        image = image.convert(PIL_MODES[self.channels])
         size = self.resized(image.width, image.height)
         if image.size != size:
             # Pillow filters RGBA premultiplied by alpha, so transparent pixels' colours don't bleed.

@@ -1,4 +1,4 @@
-"""How well pictures show what their prompts say, for prompts of scenes, where it can be read off."""
+"""How well images show what their prompts say, for prompts of scenes, where it can be read off."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ ALIGNMENT_FILE = "alignment.md"
 """What is said of a model's alignment, in its folder."""
 
 Draw = Callable[[list[str], range], np.ndarray]
-"""Prompts, and the numbers of their images, to pictures, uint8 (N, H, H, 3)."""
+"""Prompts, and the numbers of their images, to uint8 arrays (N, H, H, 3)."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Alignment:
 
     Attributes:
         prompts: how many there were.
-        attributes: for each attribute the share of the prompts that claim it; "all": of prompts right in all they say.
-        kinds: the share right in all they say, of prompts for one thing, for several alike and for a pair.
+        attributes: for each attribute the fraction of the prompts that claim it; "all": of those right in all they say.
+        kinds: the fraction right in all they say, of prompts for one thing, for several alike and for a pair.
     """
 
     prompts: int
@@ -48,22 +48,22 @@ def scene_alignment(draw: Draw, *, count: int, seed: int = 0, batch_size: int = 
     judged = {}
     for name, held_out in (("seen", False), ("held out", True)):
         claimed = prompts(count, seed, held_out)
-        pictures = (p for part in _parts(count, batch_size) for p in draw([claimed[i].text for i in part], part))
-        judged[name] = alignment(claimed, pictures)
+        images = (p for part in _parts(count, batch_size) for p in draw([claimed[i].text for i in part], part))
+        judged[name] = alignment(claimed, images)
     return judged
 
 
-def alignment(claimed: list[Prompt], pictures: Iterable[np.ndarray]) -> Alignment:
-    """Judge a picture, uint8 (H, H, 3), for each prompt."""
-    verdicts = [judge(prompt, read_scene(picture)) for prompt, picture in zip(claimed, pictures, strict=True)]
+def alignment(claimed: list[Prompt], images: Iterable[np.ndarray]) -> Alignment:
+    """Judge an image, uint8 (H, H, 3), for each prompt."""
+    verdicts = [judge(prompt, read_scene(image)) for prompt, image in zip(claimed, images, strict=True)]
     whole = [all(verdict.values()) for verdict in verdicts]
     attributes = {a: [v[a] for v in verdicts if a in v] for a in ATTRIBUTES} | {"all": whole}
     kinds: dict[str, list[bool]] = {}
     for prompt, right in zip(claimed, whole, strict=True):
         kind = "pair" if prompt.relation else "one" if len(prompt.things) == 1 else "several"
         kinds.setdefault(kind, []).append(right)
-    shares = [{k: float(np.mean(v)) for k, v in sorted(d.items()) if v} for d in (attributes, kinds)]
-    return Alignment(len(claimed), *shares)
+    fractions = [{k: float(np.mean(v)) for k, v in sorted(d.items()) if v} for d in (attributes, kinds)]
+    return Alignment(len(claimed), *fractions)
 
 
 def pipeline_draw(pipeline: TextToImagePipeline, seed: int, **arguments: Any) -> Draw:
@@ -82,8 +82,8 @@ def report(judged: dict[str, Alignment]) -> str:
     columns = [*ATTRIBUTES, "all", "one", "several", "pair"]
     lines = [["prompts", "number", *columns]]
     for name, result in judged.items():
-        shares = result.attributes | result.kinds
-        lines.append([name, str(result.prompts), *(f"{shares[c]:.1%}" if c in shares else "" for c in columns)])
+        fractions = result.attributes | result.kinds
+        lines.append([name, str(result.prompts), *(f"{fractions[c]:.1%}" if c in fractions else "" for c in columns)])
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -50,13 +50,13 @@ def variational_bound(
     Raises:
         UserError: if the images, labels or the number of timesteps don't fit the model.
     """
-    codec, indices = check_images(pipeline, images, indices)
+    space, indices = check_images(pipeline, images, indices)
     chain = _Chain(pipeline, images.dtype)
     steps = chain.length if num_timesteps is None else num_timesteps
     if not 2 <= steps <= chain.length:
         raise UserError(f"likelihood: {steps} timesteps; take from 2 to the model's {chain.length}")
     condition = make_condition(pipeline, labels, len(images))
-    x0 = codec.from_cache(images).double()
+    x0 = space.from_cache(images).double()
     generators = image_generators(seed, indices)
     weight = (chain.length - 1) / (steps - 1)
     shift = torch.tensor([torch.rand(1, generator=g).item() for g in generators], dtype=torch.float64).view(-1, 1)

@@ -21,7 +21,7 @@ LARGEST, SMALLEST = 64, 4
 FEATURES = 64
 STEPS, BATCH = 2000, 128
 HELD_OUT = 0.1
-"""Share of the images that isn't trained on, to tell how good the classifier is."""
+"""Fraction of the images that isn't trained on, to tell how good the classifier is."""
 
 
 class ConvNet(nn.Module):

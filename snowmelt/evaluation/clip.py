@@ -1,4 +1,4 @@
-"""How well pictures fit their captions, by CLIP."""
+"""How well images fit their captions, by CLIP."""
 
 import torch
 from torch import Tensor

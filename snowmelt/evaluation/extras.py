@@ -63,9 +63,9 @@ def _memorization(case: Case) -> list[Result]:
     results = []
     spaces = (("", "pixels"), ("_features", f"features ({case.extractor.name})"))
     for (suffix, where), space in zip(spaces, found.spaces, strict=True):
-        share = f"Share of samples nearer to a training image than 99% of {found.compared}, in {where}"
+        title = f"Fraction of samples nearer to a training image than 99% of {found.compared}, in {where}"
         closer = f"Probability that a sample is nearer to a training image than one of {found.compared}, in {where}"
-        results.append(Result(f"memorization{suffix}", share, space.share, None, True))
+        results.append(Result(f"memorization{suffix}", title, space.fraction, None, True))
         results.append(Result(f"memorization{suffix}_closer", closer, space.closer, None, True))
     return results
 

@@ -50,14 +50,14 @@ class HubFeatures:
         device: where it computes.
 
     Raises:
-        UserError: if it can't be loaded, lacks weights, or the images aren't pictures.
+        UserError: if it can't be loaded, lacks weights, or the images are of no kind that it takes.
     """
 
     accuracy = None
     head = None
 
     def __init__(self, name: str, channels: int, device: torch.device) -> None:
-        _check_picture(name, channels)
+        _check_channels(name, channels)
         try:
             settings = BaseImageProcessor.get_image_processor_dict(name)[0]
             self.net, report = AutoModel.from_pretrained(name, output_loading_info=True)
@@ -100,13 +100,14 @@ class InceptionFeatures:
         device: where it computes.
 
     Raises:
-        UserError: if torch-fidelity isn't installed, its weights can't be reached, or the images aren't pictures.
+        UserError: if torch-fidelity isn't installed, its weights can't be reached, or it takes no such
+            images.
     """
 
     accuracy = None
 
     def __init__(self, channels: int, device: torch.device) -> None:
-        _check_picture("inception", channels)
+        _check_channels("inception", channels)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
@@ -162,7 +163,7 @@ def resized(images: Tensor, side: int) -> Tensor:
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) in [0, 1] with 3 channels: gray repeated, transparent ones laid on white."""
+    """Images (B, C, H, W) in [0, 1] with 3 channels: gray repeated, transparent ones laid on white."""
     channels = images.shape[1]
     if channels == 4:
         return images[:, :3] * images[:, 3:] + 1 - images[:, 3:]
@@ -186,6 +187,8 @@ def _side(settings: dict[str, Any]) -> int:
     return int(size or 224)
 
 
-def _check_picture(name: str, channels: int) -> None:
+def _check_channels(name: str, channels: int) -> None:
     if channels not in (1, 3, 4):
-        raise UserError(f"--features {name}: sees pictures, and these images have {channels} channels; take classifier")
+        raise UserError(
+            f"--features {name}: takes gray, RGB and RGBA; these images have {channels} channels; take classifier"
+        )

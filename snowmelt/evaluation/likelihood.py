@@ -65,7 +65,7 @@ def bits_per_dim(
     Raises:
         UserError: if the images or labels don't fit the model, or the ODE can't be solved.
     """
-    codec, indices = check_images(pipeline, images, indices)
+    space, indices = check_images(pipeline, images, indices)
     condition = make_condition(pipeline, labels, len(images))
     process = forward_process(pipeline.scheduler)
     low, high = process.log_ratios
@@ -73,7 +73,7 @@ def bits_per_dim(
     bits = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, len(images), batch_size):
         rows = torch.arange(start, min(start + batch_size, len(images)))
-        x0, probe, width = _draw(codec, images[rows], seed, [indices[i] for i in rows.tolist()])
+        x0, probe, width = _draw(space, images[rows], seed, [indices[i] for i in rows.tolist()])
         flow = _flow(pipeline, process, condition, rows, probe)
         state = torch.cat([signal * x0.flatten(1), torch.zeros(len(rows), 1, dtype=torch.float64)], 1)
         state = integrate(flow, state, (low, high), rtol, atol)
@@ -83,13 +83,13 @@ def bits_per_dim(
     return torch.cat(bits)
 
 
-def _draw(codec: PixelSpace, raw: Tensor, seed: int, indices: list[int]) -> tuple[Tensor, Tensor, float]:
+def _draw(space: PixelSpace, raw: Tensor, seed: int, indices: list[int]) -> tuple[Tensor, Tensor, float]:
     """Data x0 and probes of -1 and 1, each (B, C, H, W) float64; and how much of x0 one unit of raw values is.
 
     Noise is spread over half a unit to both sides, since networks are trained on the values themselves.
     """
-    width = 2 / (codec.value_range[1] - codec.value_range[0])
-    x0 = codec.from_cache(raw).double()
+    width = 2 / (space.value_range[1] - space.value_range[0])
+    x0 = space.from_cache(raw).double()
     probe = torch.empty_like(x0)
     for i, generator in enumerate(image_generators(seed, indices)):
         if not raw.dtype.is_floating_point:

@@ -1,8 +1,8 @@
 """Whether a model repeats its training images: each sample's nearest ones, by pixels and by features.
 
-A small distance alone proves nothing: dull pictures are near to everything. So a sample's distance to its nearest
+A small distance alone proves nothing: dull images are near to everything. So a sample's distance to its nearest
 training image is divided by the mean of those to its 50 nearest (Carlini et al. 2023, section 5.1), and what is
-usual is told by images that were not trained on, measured in the same way (Meehan et al. 2020). Mirror images count
+usual is known from images that were not trained on, measured in the same way (Meehan et al. 2020). Mirror images count
 as copies.
 """
 
@@ -24,7 +24,7 @@ from snowmelt.evaluation.reference import features_of
 NEIGHBOURS = 50
 QUANTILE = 0.01
 HELD_OUT = 5000
-"""At most so many held-out images, evenly spread over their split, tell what is usual."""
+"""At most so many held-out images, evenly spread over their split, say what is usual."""
 SAME = 0.5 / 255
 """Held-out images this near to a training image, as a root mean square, are that image: nothing is held out of them."""
 ROWS = 1024
@@ -56,7 +56,7 @@ class Nearest:
         return self.usual.quantile(QUANTILE).item()
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Of samples whose ratio is below it: about 0.01 for a model that copies no more than chance does."""
         return (self.ratios < self.threshold).double().mean().item()
 
@@ -76,7 +76,7 @@ class Memorization:
 
     Attributes:
         spaces: pixels, and features where there is an extractor.
-        compared: what tells the usual distance, and how many images of it.
+        compared: what gives the usual distance, and how many images of it.
         duplicates: how many more of it were left out, being training images themselves.
     """
 
@@ -143,13 +143,13 @@ def draw_closest(samples: Tensor, train: RealImages, found: Memorization, path: 
     """Draw the most suspect samples, each beside its nearest training image in every space.
 
     Raises:
-        UserError: for images that no picture shows.
+        UserError: for images of channels that none can be shown with.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if samples.shape[1] not in (1, 3, 4):
-        raise UserError(f"memorization: no picture has {samples.shape[1]} channels")
+        raise UserError(f"memorization: PIL has no image of {samples.shape[1]} channels")
     rows = found.order[:count]
     columns = 1 + len(found.spaces)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)  # inches

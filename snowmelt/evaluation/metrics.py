@@ -135,8 +135,8 @@ def inception_score(logits: Tensor, seed: int = 0) -> Estimate:
         torch.manual_seed(seed)  # it shuffles by torch's own generator
         metric = InceptionScore(_Identity(logits.shape[1]), splits=splits, sync_on_compute=False)
         metric.update(logits.double())
-        mean, deviation = metric.compute()
-    return Estimate(mean.item(), deviation.item() / splits**0.5)
+        mean, std = metric.compute()
+    return Estimate(mean.item(), std.item() / splits**0.5)
 
 
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
@@ -149,7 +149,7 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
 
 
 def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> tuple[float, float]:
-    """How many of the reference's balls a sample is in, over k, and the share of balls with a sample in them.
+    """How many of the reference's balls a sample is in, over k, and the fraction of balls with a sample in them.
 
     (Naeem et al. 2020, eq. 3 and 4; both are 1 in expectation, the second nearly, when the distributions agree.)
     """

@@ -36,7 +36,8 @@ class EvaluateConfig(SamplerOptions, ImageOptions, PipelineOptions):
 
     split: str = option("train", "split of the images that samples are compared with")
     held_out_split: str | None = option(
-        None, "split that the model wasn't trained on: for the floor, likelihood, memorization and the classifier"
+        None,
+        "split that the model wasn't trained on: for the real-data baseline, likelihood, memorization, the classifier",
     )
     num_images: int = option(5000, "images to sample", minimum=2)
     metrics: list[str] = option(["fd", "kid", "prdc"], f"of {' '.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""What `evaluate.py` leaves: `report.json`, `report.md`, and pictures."""
+"""What `evaluate.py` leaves: `report.json`, `report.md`, and images."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class Report:
     """Everything that was measured, and what of; the fields are those of `report.json`.
 
     `weights` is a hash of those that were measured, so that the report can't pass for one of others, and `checkpoint`
-    the one that they are from. There the floor, here the results of real images by which these are, is one list with
+    the one that they are from. There the baseline, here the results of real images by which these are, is one list with
     that in their names.
     """
 
@@ -52,7 +52,7 @@ class Report:
     features: dict[str, Any]
     sampler: dict[str, Any]
     results: list[Result] = field(default_factory=list)
-    floor: dict[str, list[Result]] = field(default_factory=dict)
+    baseline: dict[str, list[Result]] = field(default_factory=dict)
     sweep: list[SweepPoint] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -61,9 +61,9 @@ class Report:
         for stale in folder.glob("sweep-*.png"):
             stale.unlink()
         for parameter, points in self._sweeps().items():
-            plot(points, self.floor, folder / f"sweep-{parameter}.png")
-        floor = [asdict(r) | {"name": f"{r.name}, {which}"} for which, found in self.floor.items() for r in found]
-        text = json.dumps(asdict(self) | {"floor": floor}, indent=1, allow_nan=False)
+            plot(points, self.baseline, folder / f"sweep-{parameter}.png")
+        baseline = [asdict(r) | {"name": f"{r.name}, {which}"} for which, found in self.baseline.items() for r in found]
+        text = json.dumps(asdict(self) | {"baseline": baseline}, indent=1, allow_nan=False)
         for name, content in (("report.json", text + "\n"), ("report.md", self.markdown(folder))):
             partial = folder / f".partial-{name}"  # a full disk leaves the earlier one
             partial.write_text(content, encoding="utf-8")
@@ -76,7 +76,7 @@ class Report:
         }
 
     def markdown(self, folder: Path) -> str:
-        """The report for people; `folder` is where its pictures are."""
+        """The report for people; `folder` is where its images are."""
         data, sampler = self.dataset, self.sampler
         accuracy = self.features.get("accuracy")
         config = f" ({data['config']})" if data["config"] else ""
@@ -93,13 +93,13 @@ class Report:
         lines += ["", "## Results", "", *self._table()]
         for parameter, points in self._sweeps().items():
             lines += ["", f"## {parameter}", "", f"![{parameter}](sweep-{parameter}.png)", "", *_sweep_rows(points)]
-        pictures = [p.name for p in sorted(folder.glob("*.png")) if not p.name.startswith("sweep-")]
-        lines += [f"\n![{Path(name).stem}]({name})" for name in pictures]
+        images = [p.name for p in sorted(folder.glob("*.png")) if not p.name.startswith("sweep-")]
+        lines += [f"\n![{Path(name).stem}]({name})" for name in images]
         return "\n".join(lines) + "\n"
 
     def _table(self) -> list[str]:
         """The results, beside what real images get."""
-        columns = {"samples": self.results} | self.floor
+        columns = {"samples": self.results} | self.baseline
         lines = ["| | better | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
         for result in self.results:
             cells = [next((r for r in found if r.metric == result.metric), None) for found in columns.values()]
@@ -122,7 +122,7 @@ def check_output(folder: Path) -> None:
         raise UserError(f"--output {folder}: {there} can't be written to; change its permissions, or name another")
 
 
-def plot(points: list[SweepPoint], floor: dict[str, list[Result]], path: Path) -> None:
+def plot(points: list[SweepPoint], baseline: dict[str, list[Result]], path: Path) -> None:
     """Draw a sweep: a panel per metric, a line per sampler, what real images get as dashes."""
     metrics = list(dict.fromkeys(result.metric for point in points for result in point.results))
     columns = min(4, len(metrics))
@@ -138,11 +138,11 @@ def plot(points: list[SweepPoint], floor: dict[str, list[Result]], path: Path) -
             )
             x, y, error = zip(*drawn, strict=True)
             axes.errorbar(x, y, error, marker="o", label=line)
-        for result in (r for found in floor.values() for r in found if r.metric == metric):
+        for result in (r for found in baseline.values() for r in found if r.metric == metric):
             axes.axhline(result.value, linestyle="--", color="gray", linewidth=1)
         parameter = points[0].parameter
         axes.set(xlabel=AXES.get(parameter, "network evaluations"), ylabel=metric)
-        if metric == "fd":  # from bad samplers to the floor it changes by orders of magnitude
+        if metric == "fd":  # from bad samplers to the baseline it changes by orders of magnitude
             axes.set_yscale("log")
         if parameter not in AXES:
             axes.set_xscale("log")

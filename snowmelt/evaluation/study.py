@@ -93,7 +93,7 @@ class Study:
         keep = config.num_images if self._keeps() else GRID_IMAGES
         samples = self._draw(pipeline, self.settings[0], keep)
         if self.state.is_main_process:
-            report.floor = self._floor()
+            report.baseline = self._baseline()
             report.results = self._compare(samples)
             config.folder.mkdir(parents=True, exist_ok=True)
             if pipeline.channels in IMAGE_CHANNELS:
@@ -148,11 +148,11 @@ class Study:
         images = Images(samples.features, samples.labels)
         return table.compare(self.config.metrics, images, self.reference, self.extractor, self.config.seed)
 
-    def _floor(self) -> dict[str, list[table.Result]]:
+    def _baseline(self) -> dict[str, list[table.Result]]:
         """What real images get: those of the reference, and as many held-out ones."""
         config, extractor = self.config, self.extractor
         real = Images(self.reference.features, self.real.labels)
-        own, results = table.floor(config.metrics, config.num_images, real, self.reference, extractor, config.seed)
+        own, results = table.baseline(config.metrics, config.num_images, real, self.reference, extractor, config.seed)
         found = {own: results}
         if self.held_out is not None:
             features = features_of(self.held_out, extractor, config.batch_size)

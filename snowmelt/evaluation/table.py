@@ -115,7 +115,7 @@ COMPARISONS: dict[str, Metric] = {
     "prdc": Metric(_prdc, minimum=6),
     "accuracy": Metric(_accuracy, head=True, labels=True),
 }
-"""What compares any images with the reference: the model's, and for the floor real ones."""
+"""What compares any images with the reference: the model's, and for the baseline real ones."""
 
 
 def check_counts(names: list[str], num_images: int, reference: int, dimensions: int = 0) -> None:
@@ -188,7 +188,7 @@ def compare(
     return [result for results in found for result in results]
 
 
-def floor(
+def baseline(
     names: list[str], count: int, real: Images, reference: Reference, extractor: FeatureExtractor, seed: int
 ) -> tuple[str, list[Result]]:
     """What the reference's own images get: as many as are sampled, at most half of them, against the others.

@@ -99,8 +99,8 @@ class Objective:
         t, u = self.draw_times(len(x0), generator)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         if self.noise_offset:
-            shared = torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=x0.device)
-            noise += self.noise_offset * shared
+            constant = torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=x0.device)
+            noise += self.noise_offset * constant
         seen = noise
         if self.input_perturbation:
             extra = torch.randn(x0.shape, generator=generator, device=x0.device)
@@ -127,6 +127,6 @@ class Objective:
 
     @property
     def pipeline_prediction_type(self) -> str | None:
-        """What the pipeline must be told of the output, where the scheduler takes it for something else."""
+        """What the pipeline must know of the output, where the scheduler takes it for something else."""
         known = self.path.scheduler_prediction_type
         return None if known in (None, self.prediction_type) else self.prediction_type

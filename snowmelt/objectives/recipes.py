@@ -101,10 +101,10 @@ def _check(name: str, objective: Objective) -> None:
     if objective.weight not in WEIGHTS:
         raise UserError(f"--loss_weight {objective.weight}: unknown; known: {', '.join(WEIGHTS)}")
     if DISTRIBUTIONS[objective.timestep_sampling].domain != objective.path.domain:
-        fitting = ", ".join(n for n, law in DISTRIBUTIONS.items() if law.domain == objective.path.domain)
+        fitting = ", ".join(n for n, d in DISTRIBUTIONS.items() if d.domain == objective.path.domain)
         raise UserError(f"--timestep_sampling {objective.timestep_sampling} doesn't fit {name}, which takes {fitting}")
     if getattr(objective.path, "zero_snr", False) and objective.prediction_type == "epsilon":
         raise UserError(
-            "--rescale_betas_zero_snr leaves no signal at the last step, where epsilon doesn't determine the picture; "
+            "--rescale_betas_zero_snr leaves no signal at the last step, where epsilon doesn't determine the image; "
             "add --prediction_type v_prediction or sample"
         )

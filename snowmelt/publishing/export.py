@@ -45,7 +45,7 @@ def export(
     """Make of a run's or a pipeline's folder, which isn't touched, one to be published.
 
     It holds the pipeline, whose weights are the average where the run kept one, with its own code; the configuration
-    without what names this machine; metrics, pictures and README.md. No checkpoints, optimizer states or logs.
+    without what names this machine; metrics, images and README.md. No checkpoints, optimizer states or logs.
 
     Args:
         source: what to publish.
@@ -101,7 +101,7 @@ def add_variant(folder: Path, variant: str) -> None:
 
 
 def _draw_strip(folder: Path) -> None:
-    """How a few images come about, as denoising.png; nothing for what is no picture."""
+    """Denoising trajectories of a few samples, as denoising.png; nothing where they can't be shown."""
     pipeline: Any = load_pipeline(str(folder))
     if pipeline.channels not in IMAGE_CHANNELS:
         return

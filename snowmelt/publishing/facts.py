@@ -45,7 +45,7 @@ REPORT: dict[str, Kind] = {
     "features": dict,
     "sampler": dict,
     "results": list,
-    "floor": list,
+    "baseline": list,
     "warnings": list,
 }
 FEATURES: dict[str, Kind] = {"name": str}
@@ -212,12 +212,15 @@ def _report(
             raise UserError(f"--report {folder} holds no {REPORT_FILE}; name the folder that evaluate.py wrote")
         return None
     path = own_file(named or source, folder / REPORT_FILE)
-    report = _on_one_line(read_mapping(path, REPORT))
+    values = read_mapping(path)
+    if "floor" in values:  # as version 0.1 called it
+        values["baseline"] = values.pop("floor")
+    report = _on_one_line(checked(path, values, REPORT))
     accuracy: dict[str, Kind] = {"accuracy": NUMBER} if "accuracy" in report["features"] else {}
     checked(f"{path}: features", report["features"], FEATURES | accuracy)
     checked(f"{path}: sampler", report["sampler"], SAMPLER)
     dataset = checked(f"{path}: dataset", report["dataset"], DATASET)
-    for result in [*report["results"], *report["floor"]]:
+    for result in [*report["results"], *report["baseline"]]:
         checked(f"{path}: results", result, RESULT)
     if report.get("weights") != weights_digest(folders):
         other = f"the weights of {report.get('checkpoint') or 'another model'}, not of these"

@@ -12,11 +12,11 @@ from snowmelt.data.captions import Captions
 from snowmelt.objectives import make_objective
 from snowmelt.spaces import LatentSpace, PixelSpace
 from snowmelt.text.conditioning import CaptionConditioning, token_tables
+from snowmelt.text.embeddings import cache_root, caption_embeddings
 from snowmelt.text.model import TextToImageModel
 from snowmelt.text.networks import make_text_encoder
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.text.pretrained import load_text_encoder
-from snowmelt.text.states import cache_root, caption_states
 from snowmelt.text.tokens import fit_length, train_tokenizer
 
 
@@ -54,7 +54,7 @@ def from_scratch(
         networks["text_encoder"] = encoder
         conditioning.use_tables(**tokens)
     else:
-        conditioning.embed_with(unet, tokens, caption_states(tokens, encoder.to(device), cache_root(config)))
+        conditioning.embed_with(unet, tokens, caption_embeddings(tokens, encoder.to(device), cache_root(config)))
 
     def pipeline(networks: Mapping[str, Any]) -> TextToImagePipeline:
         return TextToImagePipeline(

@@ -49,7 +49,7 @@ class CaptionConditioning:
         Args:
             unet: the network.
             tokens: of `token_tables`.
-            embeddings: of these tokens, (texts, L, D), by `caption_states`.
+            embeddings: of these tokens, (texts, L, D), by `caption_embeddings`.
         """
         self._unet = unet
         masks = {name: table for name, table in tokens.items() if name == "attention_mask"}

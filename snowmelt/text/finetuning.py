@@ -17,10 +17,10 @@ from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError, one_line
 from snowmelt.pretrained import pretrained_objective, pretrained_scheduler
 from snowmelt.text.conditioning import CaptionConditioning, token_tables
+from snowmelt.text.embeddings import cache_root, caption_embeddings
 from snowmelt.text.lora import add_lora, save_lora
 from snowmelt.text.model import TextToImageModel
 from snowmelt.text.options import TextToImageConfig
-from snowmelt.text.states import cache_root, caption_states
 
 PIPELINES = {cls.__name__: cls for cls in (StableDiffusionPipeline, TextToImagePipeline)}
 NEEDED = ("unet", "scheduler", "text_encoder", "tokenizer")
@@ -97,12 +97,12 @@ def finetuned(config: TextToImageConfig, pipeline: Any, captions: Captions, devi
             (net.enable_gradient_checkpointing if net is unet else net.gradient_checkpointing_enable)()
 
     conditioning = CaptionConditioning(captions, config.caption_dropout)
-    # Stable Diffusion's encoder sees padding as text, ours is told of it.
+    # Stable Diffusion's encoder sees padding as text, ours masks it.
     tokens = token_tables(pipeline.tokenizer, conditioning.texts, masked=isinstance(pipeline, TextToImagePipeline))
     if config.train_text_encoder:
         conditioning.use_tables(**tokens)
     else:
-        conditioning.embed_with(unet, tokens, caption_states(tokens, text_encoder.eval(), cache_root(config)))
+        conditioning.embed_with(unet, tokens, caption_embeddings(tokens, text_encoder.eval(), cache_root(config)))
     if config.rank:
         add_lora(trained, config.rank, config.seed)
 
@@ -138,7 +138,7 @@ def _check(pipeline: Any, config: TextToImageConfig, flag: str) -> None:
     if pipeline.vae is not None and pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise UserError(
             f"{flag}: its unet takes {pipeline.unet.config.in_channels} channels and its vae makes "
-            f"{pipeline.vae.config.latent_channels}; models that are told more than a text can't be trained here"
+            f"{pipeline.vae.config.latent_channels}; models with conditions besides a text can't be trained"
         )
     expected = channels(pipeline)
     if config.channels not in (None, expected):

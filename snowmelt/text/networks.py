@@ -15,7 +15,7 @@ EMBEDDING_STD = {"token_embedding": 1.0, "position_embedding": 0.3}
 
 
 class TextConditionedUNet(nn.Module):
-    """A text encoder and the UNet that attends to its states, trained together.
+    """A text encoder and the UNet that attends to its embeddings, trained together.
 
     Args:
         unet: the network.
@@ -35,9 +35,9 @@ class TextConditionedUNet(nn.Module):
         attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """The UNet's output for data (B, C, H, W) at times (B,), told of tokens (B, L)."""
-        states = encode_tokens(self.text_encoder, input_ids, attention_mask)
-        conditions = text_conditions(self.unet, states, attention_mask)
+        """The UNet's output for data (B, C, H, W) at times (B,), conditioned on tokens (B, L)."""
+        embeds = encode_tokens(self.text_encoder, input_ids, attention_mask)
+        conditions = text_conditions(self.unet, embeds, attention_mask)
         return self.unet(sample, timestep, **conditions, return_dict=return_dict)
 
 
@@ -48,7 +48,7 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, l
 
     Args:
         tokenizer: whose `model_max_length` is set.
-        hidden_size: width of its states.
+        hidden_size: width of its embeddings.
         layers: transformer blocks.
         seed: of the initial weights.
 

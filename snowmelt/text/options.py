@@ -33,7 +33,7 @@ class CaptionOptions(Config):
     skip_empty_captions: bool = option(False, "leave out images without a caption instead of stopping")
     max_train_samples: int | None = option(None, "train on the first so many images only", minimum=1)
     caption_dropout: float = option(
-        0.1, "share of captions replaced by the empty one, for classifier-free guidance", minimum=0, below=1
+        0.1, "fraction of captions replaced by the empty one, for classifier-free guidance", minimum=0, below=1
     )
 
 

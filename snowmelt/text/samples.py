@@ -1,4 +1,4 @@
-"""Pictures of a text-to-image run's progress."""
+"""Images of a text-to-image run's progress."""
 
 import math
 import textwrap
@@ -54,7 +54,7 @@ def prompt_grid(
 
 
 def captioned_grid(pixels: np.ndarray, captions: list[str], columns: int | None = None) -> Image.Image:
-    """One picture of many, each over its caption, on white.
+    """A grid of images, each over its caption, on white.
 
     Args:
         pixels: uint8 (N, H, W, C), C being 1, 3 or 4.
@@ -68,13 +68,13 @@ def captioned_grid(pixels: np.ndarray, captions: list[str], columns: int | None 
     letters = int(scale * width / font.getlength("n"))
     texts = ["\n".join(textwrap.fill(line, letters) for line in caption.splitlines()) for caption in captions]
     lines = max(text.count("\n") for text in texts) + 1
-    cell = (scale * width + GAP, scale * height + lines * LINE_HEIGHT + GAP)
-    grid = Image.new("RGB", (columns * cell[0] + GAP, math.ceil(n / columns) * cell[1] + GAP), "white")
+    place = (scale * width + GAP, scale * height + lines * LINE_HEIGHT + GAP)
+    grid = Image.new("RGB", (columns * place[0] + GAP, math.ceil(n / columns) * place[1] + GAP), "white")
     pen = ImageDraw.Draw(grid)
     for i, (image, text) in enumerate(zip(pixels, texts, strict=True)):
-        x, y = GAP + i % columns * cell[0], GAP + i // columns * cell[1]
-        picture = Image.fromarray(image[..., 0] if channels == 1 else image).convert("RGBA")
-        picture = picture.resize((scale * width, scale * height), Image.Resampling.NEAREST)
-        grid.paste(picture, (x, y), picture)
+        x, y = GAP + i % columns * place[0], GAP + i // columns * place[1]
+        enlarged = Image.fromarray(image[..., 0] if channels == 1 else image).convert("RGBA")
+        enlarged = enlarged.resize((scale * width, scale * height), Image.Resampling.NEAREST)
+        grid.paste(enlarged, (x, y), enlarged)
         pen.multiline_text((x, y + scale * height + 2), text, "black", font, spacing=2)
     return grid

@@ -17,8 +17,8 @@ from snowmelt.data.cache import PIXELS, ROWS, SIZES
 from snowmelt.data.store import MANIFEST, in_units
 from snowmelt.errors import UserError
 from snowmelt.text.conditioning import token_tables
+from snowmelt.text.embeddings import caption_embeddings
 from snowmelt.text.pretrained import load_text_encoder
-from snowmelt.text.states import caption_states
 from tests.text.models import CAPTIONS, save_pretrained
 
 DIGITS = {"dataset_name": "digits", "resolution": 8}
@@ -169,10 +169,10 @@ def test_the_manifest_lists_what_is_there(load):
 def test_embeddings_of_captions_are_verified_too(tmp_path, capsys, damage):
     encoder, tokenizer = load_text_encoder(str(save_pretrained(tmp_path / "model")))
     tokens = token_tables(tokenizer, CAPTIONS)
-    expected = np.array(caption_states(tokens, encoder, tmp_path / "cache"))
+    expected = np.array(caption_embeddings(tokens, encoder, tmp_path / "cache"))
     (path,) = (tmp_path / "cache").glob("*/states.npy")
     {"changed": flip, "cut": lambda p: os.truncate(p, 200), "gone": os.remove}[damage](path)
-    assert np.array_equal(caption_states(tokens, encoder, tmp_path / "cache"), expected)
+    assert np.array_equal(caption_embeddings(tokens, encoder, tmp_path / "cache"), expected)
     assert "building it again" in capsys.readouterr().out
 
 
@@ -180,4 +180,4 @@ def test_embeddings_that_do_not_fit_on_the_disk(tmp_path, monkeypatch):
     encoder, tokenizer = load_text_encoder(str(save_pretrained(tmp_path / "model")))
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(UserError, match="the states of the captions need 4.1 kB and 100 bytes are free"):
-        caption_states(token_tables(tokenizer, CAPTIONS), encoder, tmp_path / "cache")
+        caption_embeddings(token_tables(tokenizer, CAPTIONS), encoder, tmp_path / "cache")

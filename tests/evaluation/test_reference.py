@@ -88,7 +88,7 @@ def test_damaged_features_are_computed_anew(
     assert extractor.seen == 50
 
 
-def test_floor_compares_images_with_others() -> None:
+def test_baseline_compares_images_with_others() -> None:
     """As many as there are samples and no more than half, all different, against the rest."""
     features = torch.arange(100.0)[:, None] * torch.tensor([[1.0, -2.0]])
     reference = Reference(features, "train")
@@ -98,7 +98,7 @@ def test_floor_compares_images_with_others() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(table.COMPARISONS, "seen", row)
             images = Images(features, torch.arange(100))
-            title, _ = table.floor(["seen"], count, images, reference, Means(), 0)
+            title, _ = table.baseline(["seen"], count, images, reference, Means(), 0)
         part, rest = seen[0]
         assert title == f"{expected} images of train against its others"
         assert torch.equal(part.features[:, 0].long(), part.labels)

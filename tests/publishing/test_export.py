@@ -44,7 +44,7 @@ REPORT = {
         {"metric": "fd", "name": "Fréchet distance (LeNet)", "value": 7.25, "error": None, "lower_is_better": True},
         {"metric": "kid", "name": "KID", "value": 0.5, "error": 0.1, "lower_is_better": True},
     ],
-    "floor": [{"metric": "fd", "name": "Fréchet distance", "value": 2.5, "error": None, "lower_is_better": True}],
+    "baseline": [{"metric": "fd", "name": "Fréchet distance", "value": 2.5, "error": None, "lower_is_better": True}],
     "sweep": [],
     "warnings": ["500 samples are few: the distance is biased upwards"],
 }

@@ -9,8 +9,8 @@ from pipelines.text import encode_tokens
 from snowmelt.errors import UserError
 from snowmelt.text import states as states_module
 from snowmelt.text.conditioning import token_tables
+from snowmelt.text.embeddings import caption_embeddings
 from snowmelt.text.pretrained import load_text_encoder
-from snowmelt.text.states import caption_states
 from tests.text.models import CAPTIONS, save_pretrained, tiny_tokenizer
 
 
@@ -51,7 +51,7 @@ def test_states_are_those_of_the_pipeline(
 ) -> None:
     monkeypatch.setattr(states_module, "CAPTIONS_PER_PASS", 3)
     encoder, tokenizer = load_text_encoder(str(save_pretrained(tmp_path / "model", kind)))
-    kept = caption_states(token_tables(tokenizer, [*CAPTIONS, ""], masked), encoder, tmp_path / "cache")
+    kept = caption_embeddings(token_tables(tokenizer, [*CAPTIONS, ""], masked), encoder, tmp_path / "cache")
     assert kept.dtype == np.float16
     assert kept.shape == (5, 16, 32)
     tokens = tokenizer([*CAPTIONS, ""], padding="max_length", return_tensors="pt")
@@ -67,18 +67,18 @@ def test_states_are_computed_once(tmp_path: Path) -> None:
     encoder.register_forward_hook(lambda *_: passes.append(1))
     root = tmp_path / "cache"
     tokens = token_tables(tokenizer, CAPTIONS)
-    first = np.array(caption_states(tokens, encoder, root))
+    first = np.array(caption_embeddings(tokens, encoder, root))
     assert len(passes) == 1
-    assert np.array_equal(caption_states(tokens, encoder, root), first)
+    assert np.array_equal(caption_embeddings(tokens, encoder, root), first)
     assert len(passes) == 1
-    caption_states(token_tables(tokenizer, CAPTIONS[:2]), encoder, root)
-    caption_states(token_tables(tokenizer, CAPTIONS, masked=False), encoder, root)
+    caption_embeddings(token_tables(tokenizer, CAPTIONS[:2]), encoder, root)
+    caption_embeddings(token_tables(tokenizer, CAPTIONS, masked=False), encoder, root)
     tokenizer.model_max_length = 7
     tokens = token_tables(tokenizer, CAPTIONS)
-    caption_states(tokens, encoder, root)
+    caption_embeddings(tokens, encoder, root)
     assert len(passes) == 4
     encoder.get_parameter(next(name for name, _ in encoder.named_parameters())).data.mul_(2)
-    changed = caption_states(tokens, encoder, root)
+    changed = caption_embeddings(tokens, encoder, root)
     assert len(passes) == 5
     assert not np.array_equal(changed, first[:, :7])
 
@@ -89,4 +89,4 @@ def test_states_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> 
         parameter.data.mul_(1e6)
     for _ in range(2):
         with pytest.raises(UserError, match="its states of the captions aren't finite in float16"):
-            caption_states(token_tables(tokenizer, CAPTIONS), encoder, tmp_path / "cache")
+            caption_embeddings(token_tables(tokenizer, CAPTIONS), encoder, tmp_path / "cache")

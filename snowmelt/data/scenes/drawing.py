@@ -24,20 +24,20 @@ COVERS: dict[str, Cover] = {
 
 
 def coverage(shape: str, radius: float, x: float, y: float, side: int) -> np.ndarray:
-    """The share of each pixel that a shape covers, float (side, side); lengths are shares of the side."""
+    """The fraction of each pixel that a shape covers, float (side, side); lengths are fractions of the side."""
     (columns, u), (rows, v) = (_points(centre, radius, side) for centre in (x, y))
     inside = COVERS[shape](u[None, :], v[:, None])
-    share = np.zeros((side, side))
-    share[rows, columns] = inside.reshape(len(v) // SAMPLES, SAMPLES, len(u) // SAMPLES, SAMPLES).mean((1, 3))
-    return share
+    fraction = np.zeros((side, side))
+    fraction[rows, columns] = inside.reshape(len(v) // SAMPLES, SAMPLES, len(u) // SAMPLES, SAMPLES).mean((1, 3))
+    return fraction
 
 
 def draw(scene: Scene, side: int = 64) -> np.ndarray:
-    """A scene as a picture, antialiased, uint8 (side, side, 3)."""
+    """A scene as an image, antialiased, uint8 (side, side, 3)."""
     pixels = np.full((side, side, 3), BACKGROUND, np.float64)
     for thing in scene.things:
-        share = coverage(str(thing.shape), thing.radius, thing.x, thing.y, side)[..., None]
-        pixels += share * (np.array(COLOURS[str(thing.colour)]) - pixels)
+        fraction = coverage(str(thing.shape), thing.radius, thing.x, thing.y, side)[..., None]
+        pixels += fraction * (np.array(COLOURS[str(thing.colour)]) - pixels)
     return np.rint(pixels).astype(np.uint8)
 
 

@@ -1,6 +1,6 @@
-"""The checker: a picture to the things in it, and whether they are what a prompt claims.
+"""The checker: an image to the things in it, and whether they are what a prompt claims.
 
-It is made for pictures that a network drew: blurred edges, shades that are nearly right, specks.
+It is made for images that a network drew: blurred edges, shades that are nearly right, specks.
 """
 
 from dataclasses import replace
@@ -14,24 +14,24 @@ from snowmelt.data.scenes.world import BACKGROUND, COLOURS, Thing, relation
 
 ATTRIBUTES = ("shape", "colour", "count", "size", "position", "relation")
 
-LEAST_AREA = 0.006  # of the picture; the least thing drawn has 0.027
+LEAST_AREA = 0.006  # of the image; the least thing drawn has 0.027
 FARTHEST_COLOUR = 80.0  # of 255 * sqrt(3); the two nearest colours are 136 apart
 LEAST_OVERLAP = 0.75  # of a region with the best template, intersection over union
-BLURS = (0.0, 0.025, 0.04)  # shares of the side by which templates are blurred as a picture may be
+BLURS = (0.0, 0.025, 0.04)  # fractions of the side by which templates are blurred as an image may be
 
 
-def read_scene(picture: np.ndarray) -> list[Thing]:
-    """The things in a picture, uint8 (H, H, 3), largest first.
+def read_scene(image: np.ndarray) -> list[Thing]:
+    """The things in an image, uint8 (H, H, 3), largest first.
 
     A thing is a connected region that stands out from the background. Its colour is the nearest, by its direction from
     the background's, of those drawn; its shape, size and place are those of the template, of the region's area and
     centroid, that overlaps it best.
     """
-    side = len(picture)
-    pixels = picture.astype(float) - BACKGROUND
+    side = len(image)
+    pixels = image.astype(float) - BACKGROUND
     # How far each pixel lies on the way from the background to each colour.
-    shares = np.clip(pixels @ (_AXES / (_AXES**2).sum(1, keepdims=True)).T, 0, 1)  # (H, H, colours)
-    regions, count = ndimage.label(shares.max(-1) > 0.5, np.ones((3, 3)))
+    fractions = np.clip(pixels @ (_AXES / (_AXES**2).sum(1, keepdims=True)).T, 0, 1)  # (H, H, colours)
+    regions, count = ndimage.label(fractions.max(-1) > 0.5, np.ones((3, 3)))
     things = []
     for region in range(1, count + 1):
         inside = regions == region
@@ -39,7 +39,7 @@ def read_scene(picture: np.ndarray) -> list[Thing]:
             continue
         mean = pixels[inside].mean(0)
         nearest = int((_AXES @ mean / np.linalg.norm(_AXES, axis=1)).argmax())
-        alpha = np.where(ndimage.binary_dilation(inside, iterations=2), shares[..., nearest], 0)
+        alpha = np.where(ndimage.binary_dilation(inside, iterations=2), fractions[..., nearest], 0)
         thing, template = _fitted(alpha, side)
         shade = (pixels * template[..., None]).sum((0, 1)) / (template**2).sum()  # least squares
         known = np.linalg.norm(_AXES[nearest] - shade) < FARTHEST_COLOUR
@@ -48,7 +48,7 @@ def read_scene(picture: np.ndarray) -> list[Thing]:
 
 
 def judge(prompt: Prompt, things: list[Thing]) -> dict[str, bool]:
-    """Whether each attribute that a prompt claims, of `ATTRIBUTES`, is right in a picture that shows these things."""
+    """Whether each attribute that a prompt claims, of `ATTRIBUTES`, is right in an image that shows these things."""
     shapes, colours = zip(*prompt.things, strict=True)
     verdict = {
         "shape": {t.shape for t in things} == set(shapes),

@@ -1,4 +1,4 @@
-"""What a scene may hold. Lengths are shares of the picture's side, x to the right and y down."""
+"""What a scene may hold. Lengths are fractions of the image's side, x to the right and y down."""
 
 from dataclasses import dataclass
 
@@ -20,14 +20,14 @@ SIZES = {"small": 0.12, "large": 0.175}
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 POSITIONS = tuple(f"{row} {column}".strip() or "centre" for row in ROWS for column in COLUMNS)
 SPACING = 0.3
-"""Between the centres of the nine positions, the middle one being the picture's."""
+"""Between the centres of the nine positions, the middle one being the image's."""
 
 JITTER, RESIZE = 0.02, 0.08
-"""How far a thing may lie from its position's centre along each axis, and by what share its radius may differ."""
+"""How far a thing may lie from its position's centre along each axis, and by what fraction its radius may differ."""
 
 HELD_OUT_COLOURS = {"circle": "green", "square": "purple", "triangle": "yellow", "cross": "blue"}
 HELD_OUT_POSITIONS = {"circle": "bottom right", "square": "top", "triangle": "left", "cross": "top right"}
-"""Combinations with a shape that no training picture shows."""
+"""Combinations with a shape that no training image shows."""
 
 KINDS = {"one": 0.7, "several": 0.15, "pair": 0.15}
 """Shares of scenes with one thing, with two or three alike, and with two whose relation counts."""
@@ -77,7 +77,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool, kinds: dict[str, float] = KINDS) -> Scene:
-    """A random scene, of the combinations that training shows or of those that it doesn't, its kind by these shares."""
+    """A random scene, of the combinations that training shows or of those that it doesn't, its kind by frequency."""
     while True:
         kind = rng.choice(list(kinds), p=list(kinds.values()))
         scene = _DRAWN[kind](rng)

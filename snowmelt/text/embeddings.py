@@ -14,15 +14,15 @@ from pipelines.text import encode_tokens
 from snowmelt.data.store import cache_root, check_space, open_store
 from snowmelt.errors import UserError
 
-__all__ = ["cache_root", "caption_states"]
+__all__ = ["cache_root", "caption_embeddings"]
 
 VERSION = 2  # of the file below: raised when it changes
-STATES = "states.npy"
+EMBEDDINGS = "states.npy"
 CAPTIONS_PER_PASS = 64
 
 
-def caption_states(tokens: dict[str, np.ndarray], text_encoder: Any, root: Path) -> np.ndarray:
-    """The encoder's states of captions, zero at padding, float16 (captions, L, D), memory-mapped.
+def caption_embeddings(tokens: dict[str, np.ndarray], text_encoder: Any, root: Path) -> np.ndarray:
+    """The encoder's embeddings of captions, zero at padding, float16 (captions, L, D), memory-mapped.
 
     They are computed when no process has done so yet, and found again by the tokens and the encoder's weights.
 
@@ -36,8 +36,8 @@ def caption_states(tokens: dict[str, np.ndarray], text_encoder: Any, root: Path)
     """
     fingerprint = _fingerprint(tokens, text_encoder)
     folder = root / fingerprint
-    open_store(folder, {"states": fingerprint}, (STATES,), lambda partial: _build(partial, tokens, text_encoder))
-    return np.load(folder / STATES, mmap_mode="r")
+    open_store(folder, {"states": fingerprint}, (EMBEDDINGS,), lambda partial: _build(partial, tokens, text_encoder))
+    return np.load(folder / EMBEDDINGS, mmap_mode="r")
 
 
 def _fingerprint(tokens: dict[str, np.ndarray], text_encoder: Any) -> str:
@@ -52,17 +52,17 @@ def _fingerprint(tokens: dict[str, np.ndarray], text_encoder: Any) -> str:
 
 @torch.no_grad()
 def _build(folder: Path, tokens: dict[str, np.ndarray], text_encoder: Any) -> dict[str, Any]:
-    """Compute the states into a file in `folder`."""
+    """Compute the embeddings into a file in `folder`."""
     shape = (*tokens["input_ids"].shape, text_encoder.config.hidden_size)
-    check_space(folder.parent, 2 * math.prod(shape), "the states of the captions")
+    check_space(folder.parent, 2 * math.prod(shape), "the embeddings of the captions")
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
-    with (folder / STATES).open("wb") as file:
+    with (folder / EMBEDDINGS).open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for start in tqdm(range(0, shape[0], CAPTIONS_PER_PASS), "encoding captions", unit="batch"):
             part = slice(start, start + CAPTIONS_PER_PASS)
             passed = {name: torch.from_numpy(t[part]).to(text_encoder.device) for name, t in tokens.items()}
-            states = encode_tokens(text_encoder, **passed).half().cpu()
-            if not states.isfinite().all():
-                raise UserError("--text_encoder: its states of the captions aren't finite in float16")
-            file.write(states.numpy().data)
+            embeds = encode_tokens(text_encoder, **passed).half().cpu()
+            if not embeds.isfinite().all():
+                raise UserError("--text_encoder: its embeddings of the captions aren't finite in float16")
+            file.write(embeds.numpy().data)
     return {}
