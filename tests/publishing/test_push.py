@@ -1,5 +1,6 @@
 """From training with `--push_to_hub` to a stranger's process, over a local Hub."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,8 +127,8 @@ def test_a_plain_run_is_pushed_as_diffusers_own(connected, train, tmp_path):
     """By the script and by the pipeline itself: it loads without trust, and as our class."""
     options = {"class_conditional": False, "objective": "epsilon"}
     run = train(tmp_path / "run", push_to_hub=True, hub_model_id="alice/plain", **options)
-    PixelDiffusionPipeline.from_pretrained(run).push_to_hub("alice/itself")
-    for name in ("alice/plain", "alice/itself"):
+    PixelDiffusionPipeline.from_pretrained(run).push_to_hub("alice/plain-itself")
+    for name in ("alice/plain", "alice/plain-itself"):
         assert "pipeline.py" not in connected.files(name)
         assert type(DiffusionPipeline.from_pretrained(name)) is DDPMPipeline
         assert type(PixelDiffusionPipeline.from_pretrained(name)) is PixelDiffusionPipeline
@@ -197,6 +198,23 @@ def test_what_cannot_be_exported_now_never_stops_training(tmp_path, monkeypatch,
     with pytest.raises(UserError, match="the model is complete in .*, but .*No space left on device; publish it with"):
         push.finish()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_repository_with_a_model_is_not_called_empty(connected, model, tmp_path, monkeypatch):
+    """One that this run created, to which it uploaded once, and then couldn't."""
+    from snowmelt.publishing import during, upload
+
+    monkeypatch.setattr(upload, "WAITS", ())
+    push = during.HubPush(Mock(push_to_hub=False, output_dir=str(tmp_path)), Mock(is_main_process=True))
+    push.repository = upload.open_repository("alice/partly", private=False, token=None)
+    monkeypatch.setattr(
+        during, "export", lambda run, folder, *names, **options: shutil.copytree(model, folder, dirs_exist_ok=True)
+    )
+    push.during()
+    push._pool.submit(connected.fault, "POST", "/commit/", "unavailable", times=None).result()
+    (model / "README.md").write_text("# Trained")
+    with pytest.raises(UserError, match="upload to alice/partly failed, its files are as they were"):
+        push.finish()
 
 
 @pytest.mark.parametrize(
