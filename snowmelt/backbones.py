@@ -3,15 +3,17 @@
 What pipelines must know of the same classes is in pipelines/backbones.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
 from pipelines.backbones import BACKBONES, Backbone
 from snowmelt.errors import UserError, one_line
+from snowmelt.files import shown
 
 ATTENTION_HEAD_DIM = 64
 """diffusers' default of 8 makes attention the bottleneck; see benchmarks/train_throughput.py."""
@@ -44,6 +46,9 @@ CONDITIONAL_SIZES: dict[str, tuple[int, tuple[int, ...], int, int]] = {
     "base": (128, (1, 2, 4, 4), 2, 8),
     "large": (192, (1, 2, 4, 5), 2, 8),
 }
+
+MOST_LEVELS, MOST_LAYERS = 16, 100
+"""Of a configuration that anybody may have written: far more than networks have, far fewer than memory holds."""
 
 
 def unet_config(size: str, resolution: int) -> dict[str, Any]:
@@ -158,8 +163,10 @@ def make_network(
     _check_resolution(architecture.backbone.size_multiple(config), resolution, vae_scale_factor)
     config |= architecture.conditions(**conditions)
     config |= {"sample_size": resolution, "in_channels": channels + condition_channels, "out_channels": channels}
-    torch.manual_seed(seed)
     try:
+        if config_name_or_path:
+            _check_memory(architecture.network, config)
+        torch.manual_seed(seed)
         return architecture.network.from_config(config)
     except Exception as error:  # whatever diffusers raises at a configuration that anybody may have written
         raise UserError(
@@ -188,4 +195,40 @@ def _stored_config(network: Any, name_or_path: str | None) -> dict[str, Any] | N
         raise UserError(f"{flag}: {one_line(error)}") from error
     if config.get("_class_name", name) != name or "block_out_channels" not in config:
         raise UserError(f"{flag}: describes no {name}: its _class_name is another, or it has no block_out_channels")
+    _check_counts(config, flag)
     return config
+
+
+def _check_counts(config: dict[str, Any], flag: str) -> None:
+    """Refuse numbers of levels and layers that couldn't even be counted without taking all memory.
+
+    Raises:
+        UserError: naming the number.
+    """
+    levels = config["block_out_channels"]
+    if not isinstance(levels, list | tuple) or not 0 < len(levels) <= MOST_LEVELS:
+        raise UserError(f"{flag}: block_out_channels must be a list of 1 to {MOST_LEVELS} numbers")
+    for key, value in config.items():
+        if "layers" in key and max(_numbers(value), default=0) > MOST_LAYERS:
+            raise UserError(f"{flag}: {key} must be at most {MOST_LAYERS}, is {shown(value)}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def _check_memory(network: Any, config: dict[str, Any]) -> None:
+    """Count the weights on a device that holds none.
+
+    Raises:
+        ValueError: if this machine can't hold them.
+    """
+    with torch.device("meta"):
+        needed = sum(4 * parameter.numel() for parameter in network.from_config(config).parameters())
+    total = psutil.virtual_memory().total
+    if needed > total:
+        raise ValueError(f"its weights take {needed / 1e9:.3g} GB, and this machine has {total / 1e9:.3g} GB")

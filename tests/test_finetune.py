@@ -20,7 +20,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -35,11 +35,13 @@ from snowmelt.text.finetuning import finetuned, load_source
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
+from tests.hub_server import Hub
 from tests.pipelines.models import quiet
 from tests.test_resume import interrupted
 from tests.text.models import tiny_encoder, tiny_tokenizer
 from tests.text.stable_diffusion import SCHEDULER, tiny_sd, tiny_unet
 
+pytest_plugins = ["tests.hub"]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 PROMPTS = [f"a {name} cat" for name in COLOURS]
 OF_DIFFUSERS = """
@@ -382,6 +384,29 @@ def test_what_is_refused(
     with pytest.raises(UserError, match=message):
         tune(tmp_path / "run", **{"pretrained_model_name_or_path": source} | options)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_revision(connected: Hub, tune: Callable[..., Path], sd: Path, tmp_path: Path) -> None:
+    """The network is that of the revision, the rest that of main; a rate of zero leaves both as they came."""
+    api = HfApi()
+    api.create_repo("alice/two")
+    api.upload_folder(repo_id="alice/two", folder_path=sd)
+    api.create_branch("alice/two", branch="non-ema")
+    main, other = StableDiffusionPipeline.from_pretrained(sd), tmp_path / "other"
+    for part in (main.unet, main.text_encoder):
+        next(part.parameters()).data += 1
+    main.save_pretrained(other)
+    api.upload_folder(repo_id="alice/two", folder_path=other, revision="non-ema")
+    options = {"pretrained_model_name_or_path": "alice/two", "learning_rate": 0.0, "max_train_steps": 1}
+    run = tune(tmp_path / "run", **options, non_ema_revision="non-ema")
+    for part, source in (("unet", other), ("text_encoder", sd)):
+        kept, expected = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (run, source))
+        assert kept.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in kept.items())
+    with pytest.raises(UserError, match="--non_ema_revision no-such of .* alice/two: can't be loaded") as raised:
+        tune(tmp_path / "refused", **options, non_ema_revision="no-such")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize("column", [["a cat", None, ""], [None, "", " "]])

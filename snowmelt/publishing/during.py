@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -71,6 +72,7 @@ class HubPush:
     def _upload_quietly(self, folder: Path, repository: Repository) -> None:
         try:
             upload(folder, repository, "Model in training")
+            self.repository = replace(repository, created=False)
         except UserError as error:
             print(f"{error}; training goes on, and uploads again", flush=True)
         finally:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,11 +37,13 @@ class Repository:
         id: its full name, user/name.
         token: the token it was opened with; None for that of `hf auth login`.
         type: "model" or "space".
+        created: by us, and nothing has been put there since.
     """
 
     id: str
     token: str | None
     type: str = "model"
+    created: bool = False
 
 
 def check_rights(name: str, token: str | None) -> None:
@@ -69,13 +72,18 @@ def open_repository(name: str, *, private: bool, token: str | None, space_sdk: s
     """
     check_rights(name, token)
     kind = "space" if space_sdk else "model"
-    make = HfApi(token=token).create_repo
+    make = partial(HfApi(token=token).create_repo, name, private=private or None, repo_type=kind, space_sdk=space_sdk)
+
+    def create() -> Repository:
+        try:
+            return Repository(make().repo_id, token, kind, created=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (401, 402, 403, 409):
+                raise
+            return Repository(make(exist_ok=True).repo_id, token, kind)  # it is there, or this raises again
+
     with _told(name):
-        url = persistently(
-            lambda: make(name, private=private or None, repo_type=kind, space_sdk=space_sdk, exist_ok=True),
-            f"creating {name}",
-        )
-    return Repository(url.repo_id, token, kind)
+        return persistently(create, f"creating {name}")
 
 
 @contextmanager
@@ -121,9 +129,11 @@ def upload(
             lost_too=not create_pr,
         )
     except (httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
-        state = "its files are as they were"
+        created = "the repository was created" if repository.created else ""
+        state = f"{created} and is still empty, publishing again fills it" if created else "its files are as they were"
         if isinstance(error, httpx2.TransportError):
             state = "a pull request may be open: look first" if create_pr else "the last answer was lost"
+            state = f"{created}, {state}" if created else state
         raise UserError(f"the upload to {repository.id} failed, {state}: {reason(error)}") from error
 
 

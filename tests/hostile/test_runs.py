@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_in_process
+from tests.conftest import TINY_UNET, run_in_process
 from tests.hostile.conftest import Refuse
 
 TINY = "--dataset_name digits --resolution 8 --cache_dir {cache} --model_config_name_or_path unet.json "
@@ -114,6 +114,19 @@ UNETS = {
     "unet-blocks": '{"_class_name": "UNet2DModel", "block_out_channels": [8], "down_block_types": ["No"]}',
     "unet-text": '{"_class_name": "UNet2DModel", "block_out_channels": "many"}',
     "unet-zero": '{"_class_name": "UNet2DModel", "block_out_channels": []}',
+    "unet-number": '{"_class_name": "UNet2DModel", "block_out_channels": 8}',
+    "unet-levels": json.dumps(TINY_UNET | {"block_out_channels": [8] * 20000}),
+    "unet-layers": json.dumps(TINY_UNET | {"layers_per_block": 10**9}),
+    "unet-layers-nested": json.dumps(TINY_UNET | {"transformer_layers_per_block": [1, [10**9]]}),
+    "unet-wide": json.dumps(TINY_UNET | {"block_out_channels": [8, 2**19]}),
+}
+# What is said of those that would take all memory, where others are told what diffusers says of them.
+TOO_LARGE = {
+    "unet-number": "block_out_channels must be a list of 1 to 16 numbers$",
+    "unet-levels": "block_out_channels must be a list of 1 to 16 numbers$",
+    "unet-layers": "layers_per_block must be at most 100, is 1000000000$",
+    "unet-layers-nested": r"transformer_layers_per_block must be at most 100, is \[1, \[1000000000\]\]$",
+    "unet-wide": "no such network can be built .* its weights take .* GB, and this machine has",
 }
 
 CASES = [
@@ -147,7 +160,10 @@ CASES = [
         for name in DAMAGE
     ),
     *(
-        (f"{U}--output_dir new --model_config_name_or_path {name}.json", f"--model_config_name_or_path {name}.json: ")
+        (
+            f"{U}--output_dir new --model_config_name_or_path {name}.json",
+            f"--model_config_name_or_path {name}.json: {TOO_LARGE.get(name, '')}",
+        )
         for name in UNETS
     ),
     (U + "--output_dir new --model_config_name_or_path no/such/place", "--model_config_name_or_path no/such/place: "),

@@ -16,9 +16,10 @@ from tests.hub_server.messages import Answer, Problem, Region, Request
 from tests.hub_server.routes import dispatch
 from tests.hub_server.storage import Store
 
-# What is asked of the Hub isn't done: it is out of service; it wants to be left alone for some seconds; it closes the
-# connection; its process dies while the client sends.
-Refusal = Literal["unavailable", "rate limit", "drop", "kill"]
+# What is asked of the Hub isn't done: it is out of service; it wants to be left alone for some seconds; the token may
+# not do it; it closes the connection; its process dies while the client sends.
+Refusal = Literal["unavailable", "rate limit", "forbidden", "drop", "kill"]
+STATUS = {"unavailable": 503, "rate limit": 429, "forbidden": 403}
 # It is done, but slowly, or the answer is lost; or it is a file that ends in its middle or has a wrong bit there.
 Effect = Literal["slow", "lose"]
 Damage = Literal["slow", "lose", "truncate", "corrupt"]
@@ -82,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if fault:
                 header = {"Retry_After": f"{fault.seconds:.0f}"} if kind == "rate limit" else {}
-                raise Problem(429 if header else 503, f"The test ordered this: {kind}", **header)
+                raise Problem(STATUS[str(kind)], f"The test ordered this: {kind}", **header)
             answer = dispatch(Request(self.command, self.path, self.headers, body, self.server.store))
         except Problem as problem:
             answer = problem.answer

@@ -85,19 +85,31 @@ def test_whoami_fails_once_and_a_busy_hub_says_when(connected, waits):
 
 def test_fails_for_good(connected, opened, model, waits):
     connected.fault("POST", "/commit/", "unavailable", times=None)
-    with pytest.raises(UserError, match="failed, its files are as they were: the Hub answered 503"):
+    with pytest.raises(
+        UserError, match="failed, the repository was created and is still empty, publishing again fills"
+    ):
         upload(model, opened, "first")
     assert waits == [1, 2, 4, 8, 15]
     assert published(connected, opened) == []
+    there = open_repository(opened.id, private=False, token=None)
+    assert (opened.created, there.created) == (True, False)
+    with pytest.raises(UserError, match="failed, its files are as they were: the Hub answered 503"):
+        upload(model, there, "first")
     connected.heal()
-    upload(model, opened, "first")
+    upload(model, there, "first")
     assert published(connected, opened) == ["first"]
+
+
+def test_a_repository_without_the_right_to_make_one(connected, opened):
+    """The Hub refuses before it looks whether it is there."""
+    connected.fault("POST", "/repos/create", "forbidden", times=None)
+    assert open_repository(opened.id, private=False, token=None).id == opened.id
 
 
 def test_answers_that_are_always_lost(connected, opened, model, waits, sleeps):
     connected.fault("POST", "/commit/", "lose", times=1)
     connected.fault("POST", "/preupload/", "drop", times=None)
-    with pytest.raises(UserError, match="failed, the last answer was lost: .* can't be reached or fell silent"):
+    with pytest.raises(UserError, match="created, the last answer was lost: .* can't be reached or fell silent"):
         upload(model, opened, "first")
 
 
