@@ -50,7 +50,7 @@ def main() -> None:
     from pathlib import Path
 
     from snowmelt.publishing.export import add_variant, export
-    from snowmelt.publishing.space import publish_space
+    from snowmelt.publishing.hub_space import publish_space
     from snowmelt.publishing.upload import check_rights, open_repository, upload
 
     def write(folder: Path) -> None:

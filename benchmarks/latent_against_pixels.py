@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from pipelines import image_generators
-from snowmelt.autoencoder.report import measure_reconstructions, reconstruct
+from snowmelt.autoencoder.reconstructions import measure_reconstructions, reconstruct
 from snowmelt.data.sources import load_images
 from snowmelt.environment import native_precision
 from snowmelt.evaluation.features import make_features

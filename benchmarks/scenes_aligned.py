@@ -21,9 +21,9 @@ from transformers import CLIPTextModel
 
 from pipelines import TextToImagePipeline
 from snowmelt.checkpoint import complete
-from snowmelt.data.scenes.captions import describe, prompts
+from snowmelt.data.scenes.checker import judge, read_scene
 from snowmelt.data.scenes.drawing import draw
-from snowmelt.data.scenes.reading import judge, read_scene
+from snowmelt.data.scenes.wording import describe, prompts
 from snowmelt.data.scenes.world import draw_scene
 from snowmelt.environment import native_precision
 from snowmelt.evaluation.alignment import (
@@ -36,7 +36,7 @@ from snowmelt.evaluation.alignment import (
     write_alignment,
 )
 from snowmelt.model_folder import read_index, weights_digest
-from snowmelt.text.samples import captioned_grid
+from snowmelt.text.prompt_grids import captioned_grid
 
 
 def real_scenes(count: int, side: int) -> str:

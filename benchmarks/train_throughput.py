@@ -79,7 +79,7 @@ def run_bare(folder: Path, steps: int) -> list[float]:
     import torch
     from diffusers import UNet2DModel
 
-    from snowmelt.backbones import unet_config
+    from snowmelt.architectures import unet_config
     from snowmelt.environment import native_precision
 
     pixels = np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("*.png"))])
@@ -111,7 +111,7 @@ def run_diffusers(folder: Path, steps: int, precision: str) -> list[float]:
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    from snowmelt.backbones import unet_config
+    from snowmelt.architectures import unet_config
 
     rng = np.random.default_rng(0)
 

@@ -16,7 +16,7 @@ from pipelines.vae import shift_and_scale, vae_scale_factor
 from snowmelt.checkpoint import STATE_FILE
 from snowmelt.config import on_hub
 from snowmelt.data.cache import ImageCache
-from snowmelt.data.latents import LatentCache, build_latents
+from snowmelt.data.latent_cache import LatentCache, build_latents
 from snowmelt.errors import UserError, one_line
 from snowmelt.run_files import settle
 

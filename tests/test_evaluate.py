@@ -22,11 +22,11 @@ from pipelines import image_generators, make_scheduler
 from snowmelt.data.sources import load_images
 from snowmelt.errors import UserError
 from snowmelt.evaluation import classifier, extras
-from snowmelt.evaluation.bound import variational_bound
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.options import METRICS, EvaluateConfig, settings_of
 from snowmelt.evaluation.study import Study
 from snowmelt.evaluation.table import COMPARISONS
+from snowmelt.evaluation.variational_bound import variational_bound
 from snowmelt.model_source import find_source
 from snowmelt.options import DataOptions
 from tests.evaluation.vision import save_vision_model

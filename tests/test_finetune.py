@@ -29,7 +29,7 @@ from snowmelt.config import parse
 from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError
 from snowmelt.objectives import RECIPES
-from snowmelt.pretrained import pretrained_objective, pretrained_scheduler
+from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
 from snowmelt.publishing.export import export
 from snowmelt.text.finetuning import finetuned, load_source
 from snowmelt.text.options import TextToImageConfig

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snowmelt.data.scenes import embedded
 from snowmelt.evaluation import classifier
 from tests.conftest import run_in_process
 from tests.hub_server import Hub
@@ -96,7 +95,7 @@ def test_commands_run_in_the_order_of_the_table(clone, connected, chain, monkeyp
     monkeypatch.chdir(clone)
     monkeypatch.setenv("HF_TOKEN", connected.token("user"))
     monkeypatch.setattr(classifier, "STEPS", 60)  # 2,000 take a minute
-    monkeypatch.setattr(embedded.scenes, "__defaults__", (500, 0, 64))
+    monkeypatch.setattr(dataset.scenes, "__defaults__", (500, 0, 64))
     for command in chain:
         script = next(name for name in SMALL if name in command)
         further = "--max_train_steps 3" if "--resume_from_checkpoint" in command else ""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pipelines import LatentDiffusionPipeline
-from snowmelt.autoencoder.latents import measure_latents
+from snowmelt.autoencoder.latent_statistics import measure_latents
 from snowmelt.errors import UserError
 from snowmelt.evaluation import classifier
 from snowmelt.spaces import load_autoencoder
@@ -109,7 +109,7 @@ def test_metrics(run):
 
 
 def test_report_is_of_the_saved_weights_on_held_out_images(run, config):  # noqa: F811
-    from snowmelt.autoencoder.report import measure_reconstructions
+    from snowmelt.autoencoder.reconstructions import measure_reconstructions
     from snowmelt.data.held_out import load_splits
     from snowmelt.evaluation.real import RealImages
 

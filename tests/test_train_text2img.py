@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipelines import TextToImagePipeline
 from snowmelt.errors import UserError
-from snowmelt.text.samples import captioned_grid
+from snowmelt.text.prompt_grids import captioned_grid
 from snowmelt.tracking import read_metrics
 from tests.autoencoders import tiny_vae
 from tests.conftest import trained

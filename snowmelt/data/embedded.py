@@ -5,7 +5,7 @@ from collections.abc import Callable
 import datasets
 import numpy as np
 
-from snowmelt.data.scenes.embedded import scenes
+from snowmelt.data.scenes.dataset import scenes
 
 
 def digits() -> datasets.Dataset:

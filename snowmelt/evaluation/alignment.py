@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipelines import TextToImagePipeline, image_generators
-from snowmelt.data.scenes.captions import Prompt, prompts
-from snowmelt.data.scenes.reading import ATTRIBUTES, judge, read_scene
+from snowmelt.data.scenes.checker import ATTRIBUTES, judge, read_scene
+from snowmelt.data.scenes.wording import Prompt, prompts
 
 ALIGNMENT_FILE = "alignment.md"
 """What is said of a model's alignment, in its folder."""

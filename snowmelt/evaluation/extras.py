@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pipelines import IMAGE_CHANNELS
 from pipelines.unet import UNetPipeline
-from snowmelt.evaluation.bound import variational_bound
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.likelihood import bits_per_dim
 from snowmelt.evaluation.memorization import draw_closest, memorization
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.table import Result
+from snowmelt.evaluation.variational_bound import variational_bound
 
 
 @dataclass(frozen=True)

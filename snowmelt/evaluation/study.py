@@ -18,12 +18,12 @@ from snowmelt.evaluation import table
 from snowmelt.evaluation.classifier import FEATURES
 from snowmelt.evaluation.extras import EXTRAS, Case
 from snowmelt.evaluation.features import make_features
+from snowmelt.evaluation.generation import Samples, check_memory, draw, evaluations, rounded
 from snowmelt.evaluation.metrics import frechet_bias
 from snowmelt.evaluation.options import EvaluateConfig, Setting, settings_of
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.evaluation.report import Report, SweepPoint, check_output
-from snowmelt.evaluation.sampling import Samples, check_memory, draw, evaluations, rounded
 from snowmelt.evaluation.table import Images
 from snowmelt.loading import choose_pipeline, set_scheduler
 from snowmelt.model_source import find_source

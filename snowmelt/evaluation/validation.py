@@ -17,13 +17,13 @@ from snowmelt.data.loader import VALIDATION, Cache
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
 from snowmelt.evaluation.features import make_features
+from snowmelt.evaluation.generation import draw, rounded
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
-from snowmelt.evaluation.sampling import draw, rounded
 from snowmelt.files import read_mapping
 from snowmelt.loading import SamplerOptions
 from snowmelt.options import UnconditionalConfig
-from snowmelt.samples import few_steps
+from snowmelt.sample_grids import few_steps
 from snowmelt.tasks.diffusion import DiffusionTask
 from snowmelt.tasks.task import Networks, StepContext
 from snowmelt.tasks.unconditional import UnconditionalTask

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from snowmelt.autoencoder.discriminator import make_discriminator
-from snowmelt.autoencoder.latents import measure_latents, scaled, some_rows
+from snowmelt.autoencoder.latent_statistics import measure_latents, scaled, some_rows
 from snowmelt.autoencoder.losses import AutoencoderLoss, AutoencoderModule
 from snowmelt.autoencoder.models import make_autoencoder
 from snowmelt.autoencoder.options import AutoencoderConfig
 from snowmelt.autoencoder.perceptual import make_perceptual
-from snowmelt.autoencoder.report import measure_reconstructions, reconstruction_grid
+from snowmelt.autoencoder.reconstructions import measure_reconstructions, reconstruction_grid
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache

@@ -12,7 +12,7 @@ from torch import nn
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import load_captioned
 from snowmelt.objectives import describe
-from snowmelt.samples import check_steps
+from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask
 from snowmelt.tasks.task import Networks, Preview
@@ -20,7 +20,7 @@ from snowmelt.text.assembly import from_scratch
 from snowmelt.text.finetuning import channels, finetuned, load_source
 from snowmelt.text.networks import TextConditionedUNet
 from snowmelt.text.options import TextToImageConfig
-from snowmelt.text.samples import grid_prompts, prompt_grid
+from snowmelt.text.prompt_grids import grid_prompts, prompt_grid
 
 NEW_TEXT_ENCODER_LR = 0.1
 """Learning rate of a new text encoder, as a fraction of the network's: at the network's own its words become alike

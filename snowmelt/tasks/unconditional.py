@@ -9,14 +9,14 @@ from diffusers import ModelMixin
 
 from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline
 from pipelines.unet import UNetPipeline
-from snowmelt.backbones import ARCHITECTURES, make_network
+from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.conditioning import make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
 from snowmelt.objectives import describe, make_objective
 from snowmelt.options import UnconditionalConfig
-from snowmelt.samples import check_steps, sample_grid
+from snowmelt.sample_grids import check_steps, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask
 from snowmelt.tasks.task import Networks, Preview

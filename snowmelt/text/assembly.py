@@ -6,17 +6,17 @@ from typing import Any
 import torch
 
 from pipelines import TextToImagePipeline
-from snowmelt.backbones import make_network
+from snowmelt.architectures import make_network
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions
 from snowmelt.objectives import make_objective
 from snowmelt.spaces import LatentSpace, PixelSpace
-from snowmelt.text.conditioning import CaptionConditioning, token_tables
+from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
 from snowmelt.text.embeddings import cache_root, caption_embeddings
 from snowmelt.text.model import TextToImageModel
 from snowmelt.text.networks import make_text_encoder
 from snowmelt.text.options import TextToImageConfig
-from snowmelt.text.pretrained import load_text_encoder
+from snowmelt.text.pretrained_encoder import load_text_encoder
 from snowmelt.text.tokens import fit_length, train_tokenizer
 
 

@@ -15,8 +15,8 @@ from pipelines.text import check_text_encoder
 from snowmelt.config import on_hub
 from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError, one_line
-from snowmelt.pretrained import pretrained_objective, pretrained_scheduler
-from snowmelt.text.conditioning import CaptionConditioning, token_tables
+from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
+from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
 from snowmelt.text.embeddings import cache_root, caption_embeddings
 from snowmelt.text.lora import add_lora, save_lora
 from snowmelt.text.model import TextToImageModel

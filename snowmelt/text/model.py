@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from snowmelt.objectives import Objective
-from snowmelt.text.conditioning import CaptionConditioning
+from snowmelt.text.caption_conditioning import CaptionConditioning
 
 
 class TextToImageModel(NamedTuple):

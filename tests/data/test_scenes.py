@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from snowmelt.data.scenes.captions import WORDS, Prompt, describe, prompts
+from snowmelt.data.scenes.checker import judge, read_scene
+from snowmelt.data.scenes.dataset import scenes
 from snowmelt.data.scenes.drawing import COVERS, draw
-from snowmelt.data.scenes.embedded import scenes
-from snowmelt.data.scenes.reading import judge, read_scene
+from snowmelt.data.scenes.wording import WORDS, Prompt, describe, prompts
 from snowmelt.data.scenes.world import (
     BACKGROUND,
     COLOURS,

@@ -16,9 +16,9 @@ from snowmelt.data import store
 from snowmelt.data.cache import PIXELS, ROWS, SIZES
 from snowmelt.data.store import MANIFEST, in_units
 from snowmelt.errors import UserError
-from snowmelt.text.conditioning import token_tables
+from snowmelt.text.caption_conditioning import token_tables
 from snowmelt.text.embeddings import caption_embeddings
-from snowmelt.text.pretrained import load_text_encoder
+from snowmelt.text.pretrained_encoder import load_text_encoder
 from tests.text.models import CAPTIONS, save_pretrained
 
 DIGITS = {"dataset_name": "digits", "resolution": 8}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from snowmelt.data.scenes.captions import Prompt, prompts
 from snowmelt.data.scenes.drawing import draw
+from snowmelt.data.scenes.wording import Prompt, prompts
 from snowmelt.data.scenes.world import Scene, Thing
 from snowmelt.evaluation.alignment import alignment, pipeline_draw, report, scene_alignment
 from tests.pipelines.test_text2img import make

@@ -13,8 +13,8 @@ from scipy.stats import norm
 
 from pipelines import PixelDiffusionPipeline, make_scheduler
 from snowmelt.errors import UserError
-from snowmelt.evaluation.bound import variational_bound
 from snowmelt.evaluation.likelihood import _draw, bits_per_dim, integrate
+from snowmelt.evaluation.variational_bound import variational_bound
 from snowmelt.objectives import RECIPES, Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath
 from snowmelt.spaces import PixelSpace

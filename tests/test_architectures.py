@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 
-from snowmelt.backbones import ARCHITECTURES, SIZES, make_network
+from snowmelt.architectures import ARCHITECTURES, SIZES, make_network
 from snowmelt.errors import UserError
 from tests.conftest import TINY_UNET
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from snowmelt.autoencoder.report import measure_reconstructions, reconstruct, reconstruction_grid
+from snowmelt.autoencoder.reconstructions import measure_reconstructions, reconstruct, reconstruction_grid
 from snowmelt.data.sources import load_images
 from snowmelt.evaluation.real import RealImages
 from snowmelt.tasks.autoencoder import _make_extractor

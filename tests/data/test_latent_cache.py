@@ -14,9 +14,9 @@ from PIL import Image
 from torch.testing import assert_close
 
 from pipelines import LatentDiffusionPipeline
-from snowmelt.data import latents as latents_module
+from snowmelt.data import latent_cache as latents_module
 from snowmelt.data import loader, store
-from snowmelt.data.latents import LatentCache, build_latents
+from snowmelt.data.latent_cache import LatentCache, build_latents
 from snowmelt.data.loader import batches
 from snowmelt.errors import UserError
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder

@@ -3,8 +3,8 @@
 import datasets
 import numpy as np
 
-from snowmelt.data.scenes.captions import describe
 from snowmelt.data.scenes.drawing import draw
+from snowmelt.data.scenes.wording import describe
 from snowmelt.data.scenes.world import TRAINING_KINDS, draw_scene
 
 SCENES = 20_000

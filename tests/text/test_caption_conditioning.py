@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from snowmelt.data.captions import Captions
-from snowmelt.text.conditioning import CaptionConditioning, token_tables
+from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
 from tests.text.models import tiny_tokenizer
 
 CAPTIONS = Captions(["a cat", "a dog", "a cat", "two blue squares"], np.array([0, 1, 3, 4]))

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from snowmelt.data.scenes.captions import Prompt
 from snowmelt.data.scenes.drawing import COVERS, coverage
+from snowmelt.data.scenes.wording import Prompt
 from snowmelt.data.scenes.world import BACKGROUND, COLOURS, Thing, relation
 
 ATTRIBUTES = ("shape", "colour", "count", "size", "position", "relation")

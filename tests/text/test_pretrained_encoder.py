@@ -8,9 +8,9 @@ from transformers import BertConfig
 from pipelines.text import encode_tokens
 from snowmelt.errors import UserError
 from snowmelt.text import states as states_module
-from snowmelt.text.conditioning import token_tables
+from snowmelt.text.caption_conditioning import token_tables
 from snowmelt.text.embeddings import caption_embeddings
-from snowmelt.text.pretrained import load_text_encoder
+from snowmelt.text.pretrained_encoder import load_text_encoder
 from tests.text.models import CAPTIONS, save_pretrained, tiny_tokenizer
 
 

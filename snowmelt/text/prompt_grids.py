@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipelines import TextToImagePipeline, image_generators, image_grid
 from snowmelt.data.captions import Captions
-from snowmelt.samples import few_steps
+from snowmelt.sample_grids import few_steps
 from snowmelt.text.options import TextToImageConfig
 
 PROMPTS_FILE, CAPTIONED_FILE = "prompts.txt", "prompts.png"

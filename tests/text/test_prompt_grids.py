@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from snowmelt.text.samples import CELL, GAP, LINE_HEIGHT, captioned_grid
+from snowmelt.text.prompt_grids import CELL, GAP, LINE_HEIGHT, captioned_grid
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 

@@ -6,8 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from pipelines.vae import shift_and_scale
-from snowmelt.autoencoder import latents
-from snowmelt.autoencoder.latents import LatentStatistics, measure_latents, scaled, some_rows
+from snowmelt.autoencoder.latent_statistics import LatentStatistics, measure_latents, scaled, some_rows
 from snowmelt.spaces import PixelSpace
 from tests.autoencoder.conftest import make_kl, make_vq
 from tests.autoencoders import tiny_vae
@@ -56,7 +55,7 @@ def test_of_a_codebook(data):
 
 
 def test_of_many_images_the_seed_chooses_some(data, monkeypatch):
-    monkeypatch.setattr(latents, "IMAGES", 50)
+    monkeypatch.setattr(latent_statistics, "IMAGES", 50)
     rows = some_rows(len(data), 3)
     assert len(set(rows)) == 50
     assert rows.max() > 1000  # not the first ones
