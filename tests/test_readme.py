@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snowmelt.data.scenes import dataset
 from snowmelt.evaluation import classifier
 from tests.conftest import run_in_process
 from tests.hub_server import Hub

@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from pipelines.vae import shift_and_scale
+from snowmelt.autoencoder import latent_statistics
 from snowmelt.autoencoder.latent_statistics import LatentStatistics, measure_latents, scaled, some_rows
 from snowmelt.spaces import PixelSpace
 from tests.autoencoder.conftest import make_kl, make_vq
