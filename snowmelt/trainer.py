@@ -23,10 +23,11 @@ from snowmelt.errors import UserError
 from snowmelt.files import checked
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
+from snowmelt.objectives import StepContext
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
 from snowmelt.stateful import Stateful, network_state, training_state
-from snowmelt.tasks.task import Networks, StepContext, Task
+from snowmelt.tasks.task import Networks, Task
 from snowmelt.tracking import Metrics, log_samples, plot_loss
 
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
@@ -233,8 +234,7 @@ class Trainer:
 
     def save_samples(self) -> None:
         """Save a preview of the progress."""
-        path = self.folder / "samples" / f"step-{self.step:06d}.png"
-        main = self.accelerator.is_main_process
+        path, main = self.folder / "samples" / f"step-{self.step:06d}.png", self.accelerator.is_main_process
         if main:
             path.parent.mkdir(exist_ok=True)
         with self._published() as networks:
