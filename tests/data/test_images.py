@@ -257,7 +257,7 @@ def test_arrays_that_cannot_be_used(load, folder, array, channels, message):
 
 def test_pictures_have_no_second_channel(load, folder):
     Image.fromarray(RGB).save(folder / "a.png")
-    with pytest.raises(UserError, match="--channels 2: pictures can be given 1, 3 or 4"):
+    with pytest.raises(UserError, match="--channels 2: PIL images can be given 1, 3 or 4"):
         load(train_data_dir=str(folder), resolution=8, channels=2)
 
 

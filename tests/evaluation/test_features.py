@@ -80,7 +80,7 @@ def test_models_that_cannot_be_had(vision_models: Path, tmp_path: Path, digits, 
     ) as e:
         make_features("nobody/nothing", digits(), None, CPU)
     assert "\n" not in str(e.value)
-    with pytest.raises(UserError, match="sees pictures, and these images have 5 channels"):
+    with pytest.raises(UserError, match="takes gray, RGB and RGBA; these images have 5 channels"):
         HubFeatures(str(vision_models / "vit"), 5, CPU)
     AutoModel.from_pretrained(vision_models / "vit").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="preprocessor_config.json"):

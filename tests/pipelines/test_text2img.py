@@ -348,7 +348,7 @@ def test_parts_that_do_not_belong_together() -> None:
     encoder.config.vocab_size = 100
     with pytest.raises(ValueError, match=f"tokenizer: has {len(words)} tokens, and the text encoder knows 100"):
         TextToImagePipeline(unet(), DDPMScheduler(), encoder, words)
-    with pytest.raises(ValueError, match="text_encoder: its states have 16 channels, the network attends to 32"):
+    with pytest.raises(ValueError, match="text_encoder: its embeddings have 16 channels, the network attends to 32"):
         TextToImagePipeline(unet(), DDPMScheduler(), text_encoder(words, hidden_size=16), words)
     with pytest.raises(ValueError, match="prediction_type: 'x' is not one of"):
         make(prediction_type="x")
