@@ -96,7 +96,7 @@ def test_scaling_wins_over_that_of_each_channel(tmp_path):
 
 
 def test_scale_of_unlike_channels():
-    """That of all values together: between their deviations when the means agree, smaller when they don't."""
+    """That of all values together: between their standard deviations when the means agree, smaller when they don't."""
     together = LatentStatistics(mean=torch.zeros(2), std=torch.tensor([1.0, 3.0]))
     assert 1 / together.scale == pytest.approx(5**0.5)
     apart = LatentStatistics(mean=torch.tensor([-2.0, 2.0]), std=torch.tensor([1.0, 3.0]))

@@ -91,7 +91,7 @@ def test_lpips_that_cannot_be_had(data, monkeypatch):
 
 
 def test_lpips(data, monkeypatch):
-    """Of pictures in [-1, 1], three channels, transparent ones on white: as its package takes them."""
+    """Of images in [-1, 1], three channels, transparent ones on white: as its package takes them."""
     seen = []
 
     class Lpips(nn.Module):

@@ -153,12 +153,12 @@ def test_bad_input(train, real):
         memorization(as_samples(FRESH[:1]), real(TRAIN[:2], "two"), None, None)
 
 
-def test_picture(train, held_out, tmp_path):
+def test_image(train, held_out, tmp_path):
     samples = torch.cat([as_samples(FRESH[:5]), as_samples(TRAIN[:2])])
     found = memorization(samples, train, held_out, Projection())
     draw_closest(samples, train, found, tmp_path / "closest.png", count=3)
-    with Image.open(tmp_path / "closest.png") as picture:
-        assert picture.width > 300
-        assert picture.height > 300
+    with Image.open(tmp_path / "closest.png") as photo:
+        assert photo.width > 300
+        assert photo.height > 300
     with pytest.raises(UserError, match="PIL has no image of 2 channels"):
         draw_closest(torch.zeros(1, 2, 8, 8), train, found, tmp_path / "no.png")
