@@ -36,7 +36,7 @@ class Optimal(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, family: str, target: str, log_ratios: tuple = (), side: int = SIDE, classes: int = 0) -> None:
         super().__init__()
-        self.register_to_config(in_channels=1, out_channels=1, num_class_embeds=classes or None, sample_size=side)
+        self.register_to_config(in_channels=1, num_class_embeds=classes or None, sample_size=side)
         self.anchor = torch.nn.Parameter(torch.zeros(1))
 
     @classmethod
