@@ -30,7 +30,14 @@ def brief(value: Any) -> str:
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number; bool, which Python takes for one, isn't."""
+    """The value as an int; bool, which Python takes for a whole number, isn't one.
+
+    Args:
+        name: of the argument, for messages.
+        value: of any type with `__index__`, such as numpy's integers.
+        least: the smallest allowed.
+        most: the largest allowed; None for no limit.
+    """
     try:
         if isinstance(value, bool | Tensor):
             raise TypeError
@@ -46,7 +53,14 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
 
 
 def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number."""
+    """The value as a finite float.
+
+    Args:
+        name: of the argument, for messages.
+        value: of any type that float() converts, but for bool, texts and tensors.
+        low: the smallest allowed.
+        high: the largest allowed.
+    """
     try:
         if isinstance(value, bool | str | bytes | Tensor):
             raise TypeError
@@ -74,7 +88,13 @@ def string(name: str, value: Any) -> str:
 
 
 def sequence(name: str, value: Any, what: str) -> list[Any]:
-    """A list, tuple, array or tensor of one dimension; a text, which Python takes for one of letters, isn't."""
+    """The values of a list, tuple, array or tensor of one dimension, at least one; a text isn't a list of letters.
+
+    Args:
+        name: of the argument, for messages.
+        value: to be checked.
+        what: its elements in the plural, for messages.
+    """
     values = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
         raise TypeError(f"{name}: must be a list of {what}, got {brief(value)}")
@@ -84,7 +104,13 @@ def sequence(name: str, value: Any, what: str) -> list[Any]:
 
 
 def real_tensor(name: str, value: Any, axes: str) -> Tensor:
-    """A tensor of finite real numbers with so many dimensions, as "B, C, H, W"."""
+    """The value, a tensor of finite floating-point numbers and no empty dimension.
+
+    Args:
+        name: of the argument, for messages.
+        value: to be checked.
+        axes: its dimensions, as "B, C, H, W".
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: must be a tensor ({axes}), got {type(value).__name__}")
     if not value.is_floating_point():
@@ -136,7 +162,13 @@ def check_parts(unet: Any, scheduler: Any) -> None:
 
 
 def check_timesteps(value: Any, num_train_timesteps: int, continuous: bool) -> list[float]:
-    """Timesteps from noise to data: whole ones below T, or for a continuous process any up to T."""
+    """Decreasing timesteps, from noise to data.
+
+    Args:
+        value: a list of them.
+        num_train_timesteps: T.
+        continuous: whether they are real numbers in (0, T]; else they are whole ones in [0, T - 1].
+    """
     name = "timesteps"
     times = [real(name, t) for t in sequence(name, value, "timesteps")]
     if not continuous and any(t != int(t) for t in times):
@@ -151,7 +183,13 @@ def check_timesteps(value: Any, num_train_timesteps: int, continuous: bool) -> l
 
 
 def check_attention_mask(name: str, mask: Any, embeds: Tensor) -> Tensor:
-    """(prompts, L) for text embeddings (prompts, L, D): 1, and 0 at padding; all 1 where it isn't given."""
+    """The mask (prompts, L) of text embeddings: 1, and 0 at padding, with a 1 in each row.
+
+    Args:
+        name: of the argument, for messages.
+        mask: of that shape; None for 1 everywhere.
+        embeds: the text embeddings, (prompts, L, D).
+    """
     shape = embeds.shape[:2]
     if mask is None:
         return torch.ones(shape, dtype=torch.long, device=embeds.device)

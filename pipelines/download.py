@@ -17,7 +17,14 @@ def cached_files(repo_id: str, cache_dir: str | None) -> set[Path]:
 def verify_snapshot(repo_id: str, snapshot: Path, *, cache_dir: str | None, token: Any) -> None:
     """Compare a downloaded revision with the Hub's checksums; the Hub's client compares lengths.
 
-    That is one request more, and a look at each file.
+    That is one request more, and a look at each file. Where the request fails, the revision's folder is removed, so
+    that the next call verifies it.
+
+    Args:
+        repo_id: of the repository, as "owner/name".
+        snapshot: the revision's folder in the cache, named by its commit.
+        cache_dir: the cache; None for that of the Hub's client.
+        token: for the Hub, as its client takes it.
 
     Raises:
         OSError: if a file isn't what the Hub holds. It is removed, so that the next call fetches it again.

@@ -1,9 +1,4 @@
-"""Stock schedulers as the sampling loop sees them: noise levels instead of each scheduler's own quantities.
-
-A scheduler keeps its state x in a scale of its own. An adapter per kind of scheduler says what x_t, alpha and sigma are
-at each evaluation of the network, so that the loop and the denoisers know no scheduler. All that depends on the insides
-of diffusers' schedulers is here, and tests/pipelines/test_samplers.py looks whether it is still there.
-"""
+"""Stock schedulers as the loop sees them. Only this file depends on their insides, which its tests check."""
 
 import inspect
 from typing import Any
@@ -19,16 +14,7 @@ FLOW_LISTS = "takes no list of a flow; FlowMatchEulerDiscrete does"
 
 
 class Sampler:
-    """Adapter of a stock scheduler. Evaluations of the network are numbered from 0.
-
-    Args:
-        scheduler: the scheduler, whose state changes as it steps.
-        eta: noise of DDIM, from 0 to 1 (Song et al. 2021, eq. 16).
-        generator: of the steps' noise, if they have any: one, or one per image.
-
-    Raises:
-        ValueError: for an `eta` that the scheduler doesn't know, or a configuration of an unknown prediction type.
-    """
+    """Adapter of a stock scheduler; see `make_sampler`. Evaluations of the network are numbered from 0."""
 
     CONTINUOUS = False  # whether its times are real numbers
 
@@ -36,14 +22,12 @@ class Sampler:
         self, scheduler: Any, eta: float = 0.0, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> None:
         self.scheduler = scheduler
-        self.prediction_type = self._prediction_type()
-        """What `scheduler.step` takes a network's output for."""
+        self.prediction_type = self._prediction_type()  # what `scheduler.step` takes a network's output for
         self.first = 0
         accepted = inspect.signature(scheduler.step).parameters
         if eta and "eta" not in accepted:
             raise ValueError(f"eta: {type(scheduler).__name__} takes none; DDIMScheduler does")
-        # Where DDIM clips the predicted x0, it must step with the noise that fits the clipped one, as its authors' code
-        # does; diffusers does so only if it is asked to.
+        # Where DDIM clips the predicted x0, it must step with the noise that fits it; diffusers does so only if asked.
         arguments = {"eta": eta, "generator": generator, "use_clipped_model_output": True}
         self._step_arguments = {name: value for name, value in arguments.items() if name in accepted}
 
@@ -109,7 +93,13 @@ class Sampler:
         return self.scheduler.scale_model_input(x, self.scheduler.timesteps[i])
 
     def step(self, prediction: Prediction, i: int, x: Tensor) -> Tensor:
-        """The state after evaluation i, of the state x there, each (B, C, H, W)."""
+        """The scheduler's state after evaluation i, (B, C, H, W).
+
+        Args:
+            prediction: of the network at x_t; it is converted to the scheduler's own type.
+            i: number of the evaluation.
+            x: the state at that evaluation, (B, C, H, W).
+        """
         output, t = prediction.convert(self.prediction_type), self.scheduler.timesteps[i]
         return self.scheduler.step(output, t, x, **self._step_arguments, return_dict=False)[0]
 
@@ -136,6 +126,7 @@ class ChainSampler(Sampler):
     """DDPM and DDIM: the variance-preserving chain at whole timesteps."""
 
     def level(self, i: int) -> NoiseLevel:
+        """alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2 (Ho et al. 2020, eq. 4)."""
         t = self.scheduler.timesteps[i]
         alpha2 = self.scheduler.alphas_cumprod[t]
         return NoiseLevel(alpha2.sqrt(), (1 - alpha2).sqrt(), t)
@@ -144,9 +135,7 @@ class ChainSampler(Sampler):
         pass  # these find their step by its timestep, which is there once
 
 
-class PNDMSampler(ChainSampler):
-    """PNDM counts the steps that it has taken, and repeats the second one."""
-
+class PNDMSampler(ChainSampler):  # PNDM counts the steps that it has taken, and repeats the second one
     def _steps(self) -> int:
         return len(self.scheduler.timesteps) - 1
 
@@ -160,6 +149,7 @@ class SigmaSampler(Sampler):
     """Euler and its kin keep x0 + sigma eps, and show the network that times alpha = (1 + sigma^2)^-1/2."""
 
     def level(self, i: int) -> NoiseLevel:
+        """alpha = (1 + s^2)^-1/2 and sigma = s alpha, for the scheduler's own sigma s."""
         sigma = self._sigma(i)
         alpha = (1 + sigma**2) ** -0.5
         return NoiseLevel(alpha, sigma * alpha, self.scheduler.timesteps[i])
@@ -181,35 +171,28 @@ class KDPM2Sampler(SigmaSampler):
         return self.scheduler.sigmas[i] if first else self.scheduler.sigmas_interpol[i - self.EARLIER]
 
 
-class KDPM2AncestralSampler(KDPM2Sampler):
-    """DPM-Solver-2 with ancestral steps."""
-
+class KDPM2AncestralSampler(KDPM2Sampler):  # DPM-Solver-2 with ancestral steps
     EARLIER = 1
 
 
-class LMSSampler(SigmaSampler):
-    """LMS counts the steps that it has taken, by their derivatives."""
-
+class LMSSampler(SigmaSampler):  # LMS counts the steps that it has taken, by their derivatives
     def _skip(self, evaluations: int) -> None:
         scheduler = self.scheduler
         scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[evaluations:], scheduler.sigmas[evaluations:]
 
 
-class MultistepSampler(Sampler):
-    """DPM-Solver, UniPC and DEIS on the variance-preserving chain."""
-
+class MultistepSampler(Sampler):  # DPM-Solver, UniPC and DEIS on the variance-preserving chain
     def level(self, i: int) -> NoiseLevel:
+        """alpha and sigma, with alpha^2 + sigma^2 = 1, as the scheduler converts its own sigma."""
         alpha, sigma = self.scheduler._sigma_to_alpha_sigma_t(self.scheduler.sigmas[i])
         return NoiseLevel(alpha, sigma, self.scheduler.timesteps[i])
 
 
-class FlowMultistepSampler(Sampler):
-    """DPM-Solver and UniPC on the straight line."""
-
+class FlowMultistepSampler(Sampler):  # DPM-Solver and UniPC on the straight line
     CONTINUOUS = True
 
     def level(self, i: int) -> NoiseLevel:
-        # They round a flow's times down to integers, which would bias what the network predicts.
+        """alpha = 1 - sigma, timestep T sigma: the scheduler's own is rounded down, which would bias predictions."""
         sigma = self.scheduler.sigmas[i]
         device = self.scheduler.timesteps.device
         return NoiseLevel(1 - sigma, sigma, sigma.to(device) * self.scheduler.config.num_train_timesteps)
@@ -227,13 +210,22 @@ class FlowSampler(Sampler):
         return PredictionType("flow_prediction")
 
     def start(self, noise: Tensor, image: Tensor | None = None, strength: float = 1.0) -> Tensor:
+        """As `Sampler.start`, but pure noise isn't scaled.
+
+        Args:
+            noise: unit normal, float32 (B, C, H, W).
+            image: data of that shape, to be noised.
+            strength: from 1 / steps to 1, the fraction of the steps that are left.
+        """
         return noise if image is None else super().start(noise, image, strength)
 
     def level(self, i: int) -> NoiseLevel:
+        """alpha = 1 - sigma."""
         sigma = self.scheduler.sigmas[i]
         return NoiseLevel(1 - sigma, sigma, self.scheduler.timesteps[i])
 
     def x_t(self, x: Tensor, i: int) -> Tensor:
+        """The state x itself."""
         return x
 
     def _set_list(self, timesteps: list[float], device: torch.device) -> None:
@@ -253,11 +245,13 @@ class EDMSampler(Sampler):
         return PredictionType("edm", self.scheduler.config.sigma_data)
 
     def level(self, i: int) -> NoiseLevel:
+        """alpha = 1, and c_in as the input scale (Karras et al. 2022, eq. 7)."""
         sigma = self.scheduler.sigmas[i]
         one = torch.ones_like(sigma)
         return NoiseLevel(one, sigma, self.scheduler.timesteps[i], self.scheduler.precondition_inputs(one, sigma))
 
     def x_t(self, x: Tensor, i: int) -> Tensor:
+        """The state x itself: the input scale is in the level."""
         self.scheduler.scale_model_input(x, self.scheduler.timesteps[i])  # which it wants to have been asked
         return x
 
@@ -286,10 +280,15 @@ ADAPTERS: dict[str, type[Sampler]] = {
 def make_sampler(
     scheduler: Any, eta: float = 0.0, generator: torch.Generator | list[torch.Generator] | None = None
 ) -> Sampler:
-    """The adapter of a stock scheduler; see `Sampler`.
+    """The adapter of a stock scheduler.
+
+    Args:
+        scheduler: the scheduler, whose state changes as it steps.
+        eta: noise of DDIM, from 0 to 1 (Song et al. 2021, eq. 16).
+        generator: of the steps' noise, if they have any: one, or one per image.
 
     Raises:
-        ValueError: for a scheduler of another kind, or as `Sampler`.
+        ValueError: for a scheduler of another kind, an `eta` that it doesn't know, or an unknown prediction type.
     """
     kinds = (ADAPTERS[c.__name__] for c in type(scheduler).__mro__ if c.__name__ in ADAPTERS)
     adapter = next(kinds, None)

@@ -19,10 +19,16 @@ def max_tokens(text_encoder: Any, tokenizer: Any) -> int:
 
 
 def check_text_encoder(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
-    """Whether these parts belong together, as far as their sizes tell.
+    """Refuse parts whose sizes show that they don't belong together.
+
+    Args:
+        unet: attends to embeddings of `encoder_hid_dim` or else `cross_attention_dim` channels.
+        text_encoder: makes embeddings of `hidden_size` channels.
+        tokenizer: has at most the encoder's `vocab_size` tokens.
 
     Raises:
-        ValueError: if they don't.
+        TypeError: as `max_tokens`.
+        ValueError: for such parts, or as `max_tokens`.
     """
     max_tokens(text_encoder, tokenizer)
     known, width = text_encoder.config.vocab_size, text_encoder.config.hidden_size
@@ -34,20 +40,29 @@ def check_text_encoder(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
 
 
 def encode_tokens(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Text embeddings (B, L, D) of tokens (B, L), zero at padding.
+    """Text embeddings (B, L, D), the encoder's first output.
 
-    Without a mask padding is text like any other, as it is to Stable Diffusion.
+    Args:
+        text_encoder: of transformers.
+        input_ids: tokens, int64 (B, L).
+        attention_mask: 1, and 0 at padding, (B, L): the encoder doesn't attend to padding, whose embeddings are set to
+            0. None: padding is text like any other, as it is to Stable Diffusion.
     """
     embeds = text_encoder(input_ids, attention_mask=attention_mask)[0]
     return embeds if attention_mask is None else embeds * attention_mask[..., None].to(embeds.dtype)
 
 
 def text_conditions(unet: Any, embeds: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
-    """Keyword arguments of the network for text embeddings (B, L, D) and what of them is no padding, (B, L).
+    """Keyword arguments of the network for text embeddings.
 
-    A network with a projection for class labels is given the mean of the embeddings there, and attends to no padding:
-    its output doesn't depend on the length that prompts are padded to. Others, which are Stable Diffusion and the
-    models of Snowmelt before 0.2, were trained to attend to padding too.
+    A network with a projection for class labels is given the mean of the embeddings there, (B, D), and attends to no
+    padding: its output doesn't depend on the length that prompts are padded to. Others, which are Stable Diffusion and
+    the models of Snowmelt before 0.2, were trained to attend to padding too.
+
+    Args:
+        unet: the network.
+        embeds: text embeddings, (B, L, D).
+        attention_mask: 1, and 0 at padding, (B, L); None to attend to all.
     """
     if attention_mask is None or unet.config.class_embed_type != "projection":
         return {"encoder_hidden_states": embeds}

@@ -44,9 +44,14 @@ def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> 
 def save_strip(trajectory: Trajectory, path: str | Path, columns: int = 10) -> None:
     """Save a strip of evenly spread steps: two rows per image, x_t above and the predicted x0 below it.
 
+    Args:
+        trajectory: of an output, which `return_trajectory=True` asks for.
+        path: of an image file.
+        columns: steps that are shown, at least 1.
+
     Raises:
-        TypeError: for what is no trajectory.
-        ValueError: for a path whose suffix PIL doesn't know.
+        TypeError: for what is no trajectory, or an argument of another type.
+        ValueError: for a path whose suffix PIL doesn't know, or too few columns.
     """
     _check_trajectory(trajectory, path)
     whole("columns", columns)
@@ -56,11 +61,16 @@ def save_strip(trajectory: Trajectory, path: str | Path, columns: int = 10) -> N
 
 
 def save_gif(trajectory: Trajectory, path: str | Path, milliseconds: int = 80) -> None:
-    """Save a film of the predicted x0 of all images, which rests on the last step.
+    """Save a film of the predicted x0 of all images, which rests on the last step for 1.5 seconds.
+
+    Args:
+        trajectory: of an output, which `return_trajectory=True` asks for.
+        path: of a .gif.
+        milliseconds: duration of a frame, at least 1.
 
     Raises:
-        TypeError: for what is no trajectory.
-        ValueError: for a path whose suffix PIL doesn't know.
+        TypeError: for what is no trajectory, or an argument of another type.
+        ValueError: for a path whose suffix PIL doesn't know, or too short a duration.
     """
     _check_trajectory(trajectory, path)
     whole("milliseconds", milliseconds)

@@ -39,7 +39,12 @@ def vae_scale_factor(vae: Any) -> int:
 
 
 def encode_images(vae: Any, images: Tensor, device: torch.device) -> Tensor:
-    """Latents (B, c, h, w), scaled, float32, of images (B, C, H, W) in [-1, 1]: the mean, where encoding is random.
+    """Latents (B, c, h, w), scaled to unit variance, float32 on the images' device: the mean, where encoding is random.
+
+    Args:
+        vae: a stock autoencoder.
+        images: (B, C, H, W) in [-1, 1].
+        device: of the autoencoder.
 
     Raises:
         ValueError: if latents overflow in float32 too.
@@ -55,7 +60,12 @@ def encode_images(vae: Any, images: Tensor, device: torch.device) -> Tensor:
 
 
 def decode_latents(vae: Any, latents: Tensor, device: torch.device) -> Tensor:
-    """Images (B, C, H, W), float32 in about [-1, 1], of scaled latents (B, c, h, w).
+    """Images (B, C, H, W), float32 in about [-1, 1], on the autoencoder's device.
+
+    Args:
+        vae: a stock autoencoder.
+        latents: scaled as `encode_images` returns them, (B, c, h, w).
+        device: of the autoencoder.
 
     Raises:
         ValueError: if the images overflow in float32 too.

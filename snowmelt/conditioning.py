@@ -28,6 +28,7 @@ class NoConditioning:
     num_class_embeds = None
 
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """No keyword arguments."""
         return {}
 
 
@@ -44,6 +45,7 @@ class LabelConditioning:
     dropout: float
 
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """`class_labels`, int64 (B,): those of the batch's `label`, each K with probability `dropout`."""
         labels = batch["label"]
         dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < self.dropout
         return {"class_labels": labels.masked_fill(dropped, self.num_classes)}

@@ -42,14 +42,22 @@ def option(
 ) -> Any:
     """A dataclass field that is also a flag.
 
-    A number is finite, and every option that takes one declares its range: from `minimum` or `above`, to `maximum` or
-    `below`, where those end it.
+    A number is finite, and every option that takes one declares its range.
 
-    `resumable` marks a field that may differ between a checkpoint and the run that resumes it: it changes what is
-    reported or how long training goes on, never a step that both runs take. One that isn't `saved` concerns a single
-    call: it is in no file. One that may hold a `path` is published only where it holds a name on the Hub instead; one
-    that isn't `published` concerns the user's account or machine. `aliases` are the flag's names in those of
-    diffusers' scripts that call it otherwise.
+    Args:
+        default: the field's default; a list is copied for each configuration.
+        help: what `--help` says of it.
+        choices: the strings allowed.
+        minimum: the smallest number allowed.
+        above: all numbers allowed are larger.
+        maximum: the largest number allowed.
+        below: all numbers allowed are smaller.
+        resumable: whether it may differ between a checkpoint and the run that resumes it: it changes what is reported
+            or how long training goes on, never a step that both runs take.
+        saved: False for what concerns a single call, and is in no file.
+        path: whether it may hold a path; it is published only where it holds a name on the Hub instead.
+        published: False for what concerns the user's account or machine.
+        aliases: names of the flag in those of diffusers' scripts that call it otherwise.
     """
     limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "below": below}
     metadata = {"help": help, "resumable": resumable, "saved": saved, "path": path, "published": published, **limits}
@@ -71,6 +79,7 @@ class Config:
 
     @classmethod
     def fields(cls) -> dict[str, dataclasses.Field]:
+        """The dataclass fields by name."""
         return {f.name: f for f in dataclasses.fields(cls)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +97,7 @@ class Config:
         }
 
     def save(self, path: Path) -> None:
+        """Write the values of `to_dict` as YAML in UTF-8."""
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
@@ -135,7 +145,11 @@ def parse(
 
 
 def load_yaml(cls: type[Config], source: str | Path) -> dict[str, Any]:
-    """Read a YAML file, given by path or by the name of a recipe, refusing keys that `cls` doesn't have."""
+    """The values in a YAML file, given by path or by the name of a recipe.
+
+    Raises:
+        UserError: if there is no such file, it can't be read, or it has keys that `cls` doesn't have.
+    """
     path = Path(source)
     if not path.exists():
         path = RECIPES / f"{source}.yaml"

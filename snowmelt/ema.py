@@ -16,7 +16,14 @@ Decay = Callable[[int], float]
 
 
 def warmup_decay(step: int, inv_gamma: float, power: float, max_decay: float) -> float:
-    """1 - (1 + (step - 1) / inv_gamma)^-power, at most max_decay: diffusers' `EMAModel` with `use_ema_warmup`."""
+    """1 - (1 + (step - 1) / inv_gamma)^-power, at most max_decay: diffusers' `EMAModel` with `use_ema_warmup`.
+
+    Args:
+        step: optimizer steps taken, from 1 on.
+        inv_gamma: steps that the warm-up takes are proportional to it; more than 0.
+        power: how fast the decay approaches 1.
+        max_decay: in [0, 1].
+    """
     return min(max_decay, 1 - (1 + (step - 1) / inv_gamma) ** -power)
 
 

@@ -82,7 +82,13 @@ def use_all_cores(launch: Launch) -> None:
 
 
 def describe(accelerator: Accelerator, config: TrainingConfig, launch: Launch) -> list[str]:
-    """Lines on what a run begins with: processes, threads, images of a step; and what was asked for in vain."""
+    """Lines on what a run begins with: processes, threads, images of a step; and what was asked for in vain.
+
+    Args:
+        accelerator: processes, device and precision.
+        config: batch size and accumulation, and options that have no effect.
+        launch: what `accelerate launch` was asked for.
+    """
     processes, threads = accelerator.num_processes, torch.get_num_threads()
     images = config.train_batch_size * config.gradient_accumulation_steps * processes
     place = accelerator.device.type if accelerator.device.type != "cpu" else f"{threads} CPU threads each"
@@ -148,7 +154,16 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def check_memory(data: Cache, config: TrainingConfig, device: torch.device) -> None:
-    """Refuse batches of training or sampling whose data alone don't fit into memory; see `check_fits`."""
+    """Refuse batches of training or sampling whose data alone don't fit into memory.
+
+    Args:
+        data: what is trained on, images or latents.
+        config: the batch sizes.
+        device: that computes.
+
+    Raises:
+        UserError: as `check_fits`.
+    """
     numbers = data.gather(np.arange(1), None).size
     for flag in ("train_batch_size", "eval_batch_size"):
         check_fits(flag, getattr(config, flag), numbers, device)

@@ -31,10 +31,15 @@ def read_mapping(path: Path, keys: Mapping[str, Kind] | None = None) -> dict[str
 
 
 def checked(source: Path | str, values: Any, keys: Mapping[str, Kind] | None = None) -> dict[str, Any]:
-    """`values`, read from `source`, as a mapping with these keys.
+    """The values, if they are a mapping with these keys.
+
+    Args:
+        source: where they come from, for messages.
+        values: as they were parsed.
+        keys: those that they must have, with the types that their values may be of; True and False are no numbers.
 
     Raises:
-        UserError: if it isn't one.
+        UserError: if they aren't; it names the source and the key.
     """
     if not isinstance(values, dict):
         raise UserError(f"{source}: must map names to values, holds {_name(type(values))}")

@@ -96,10 +96,15 @@ def checkpoints(path: Path) -> list[int]:
 
 
 def set_scheduler(pipeline: "PixelDiffusionPipeline", name: str | None, own: Any) -> None:
-    """Give the pipeline the named sampler, set up for the model whose scheduler is `own`; None gives `own` back.
+    """Give the pipeline a sampler.
+
+    Args:
+        pipeline: the pipeline, whose scheduler is replaced.
+        name: of the sampler; None gives `own` back.
+        own: the scheduler that was saved with the model, for which the sampler is set up.
 
     Raises:
-        UserError: if there is no such sampler, or it doesn't fit.
+        UserError: if there is no such sampler, or it doesn't fit the model.
     """
     from pipelines import make_scheduler
 
@@ -118,12 +123,18 @@ def sample(
     prompts: Sequence[str] = (),
     **arguments: Any,
 ) -> Any:
-    """The pipeline's output for the images of these indices.
+    """The pipeline's output for the images of these indices, each of which depends on (seed, its index) alone.
 
-    They are of one class or, for None, of all classes in turn; or of the prompts in turn, for a model of text.
+    Args:
+        pipeline: the pipeline.
+        options: of the sampler.
+        indices: numbers of the images.
+        class_label: of all images, as a number or a name; None: all classes in turn.
+        prompts: of the images in turn, for a model of text.
+        arguments: further ones of the pipeline.
 
     Raises:
-        UserError: for what the pipeline refuses.
+        UserError: for what the pipeline refuses, or more images than memory holds.
     """
     from pipelines import image_generators
 

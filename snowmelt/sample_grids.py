@@ -17,9 +17,13 @@ P = TypeVar("P", bound=ImagePipeline)
 
 
 def sample_grid(pipeline: UNetPipeline, path: Path | None, config: DiffusionConfig) -> np.ndarray:
-    """Sample the first images of the seed, `eval_batch_size` of them, classes in turn; save them as one at a path.
+    """Sample the first images of the seed, classes in turn, and save them as one.
 
-    Images with neither 1, 3 nor 4 channels are saved as `.npy` instead, float32 in [0, 1].
+    Args:
+        pipeline: the pipeline; of discrete time, it samples by DDIM from then on.
+        path: of the image file; with neither 1, 3 nor 4 channels they are saved as `.npy` instead, float32 in [0, 1].
+            None to save nothing.
+        config: number of images `eval_batch_size`, number of steps and seed.
 
     Returns:
         The images, uint8 (N, H, W, C).

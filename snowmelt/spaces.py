@@ -40,7 +40,13 @@ class PixelSpace:
         return images.channels
 
     def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> ImageCache:
-        """What is trained on: the images themselves."""
+        """What is trained on: the images themselves.
+
+        Args:
+            images: the decoded images.
+            random_flip: unused; pixels are mirrored when they are read.
+            mixed_precision: unused.
+        """
         return images
 
     def describe(self, images: Any) -> str:
@@ -110,7 +116,12 @@ class LatentSpace:
         return self.latent_channels
 
     def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> LatentCache:
-        """What is trained on: latents of all images, in half precision unless the network's passes are in float32.
+        """What is trained on: latents of all images.
+
+        Args:
+            images: the decoded images, square.
+            random_flip: whether the mirror images are encoded too.
+            mixed_precision: "no" to keep latents in float32, else they are kept in float16.
 
         Raises:
             UserError: as `build_latents`.

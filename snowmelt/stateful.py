@@ -34,9 +34,11 @@ class NetworkState:
         self.net = net
 
     def collect(self) -> Write:
+        """diffusers' `save_pretrained`: configuration and weights."""
         return self.net.save_pretrained
 
     def load(self, path: Path) -> None:
+        """Take over the weights, from safetensors alone."""
         self.net.load_state_dict(type(self.net).from_pretrained(path, use_safetensors=True).state_dict())
 
 
@@ -53,6 +55,7 @@ class TrainedState:
         self.names = list(names)
 
     def collect(self) -> Write:
+        """Those parameters, as trained.safetensors in a new folder."""
         tensors = {name: self.net.get_parameter(name).detach().contiguous() for name in self.names}
 
         def write(folder: Path) -> None:
@@ -62,6 +65,7 @@ class TrainedState:
         return write
 
     def load(self, path: Path) -> None:
+        """Take them over; the frozen ones stay as they are."""
         self.net.load_state_dict(load_file(path / "trained.safetensors"), strict=False)  # the others are as they were
 
 
@@ -76,6 +80,7 @@ class LoraState:
         self.nets = nets
 
     def collect(self) -> Write:
+        """The matrices as `LORA_FILE`, whatever name is given."""
         return lambda file: save_lora(file.parent, self.nets)
 
     def load(self, path: Path) -> None:
@@ -101,6 +106,7 @@ class OptimizerState:
         self.optimizer = optimizer
 
     def collect(self) -> Write:
+        """The moments, named by parameter index and key, as optimizer.safetensors in a new folder."""
         state = self.optimizer.state_dict()["state"]
         values = {f"{i}.{k}": v for i, moments in state.items() for k, v in moments.items()}
         # bitsandbytes counts steps in an int, PyTorch in a tensor of floats.
@@ -113,6 +119,7 @@ class OptimizerState:
         return write
 
     def load(self, path: Path) -> None:
+        """Take over the moments; hyperparameters stay as they are."""
         state: dict[int, dict[str, Tensor | int]] = {}
         for key, value in load_file(path / "optimizer.safetensors").items():
             index, name = key.split(".", 1)
@@ -129,6 +136,7 @@ class ScalerState:
         self.scaler = scaler
 
     def collect(self) -> Write:
+        """The scale and what it grows by, as scaler.json in a new folder."""
         text = json.dumps(self.scaler.state_dict())
 
         def write(folder: Path) -> None:
@@ -138,6 +146,7 @@ class ScalerState:
         return write
 
     def load(self, path: Path) -> None:
+        """Take over the scale."""
         self.scaler.load_state_dict(json.loads((path / "scaler.json").read_text()))
 
 
@@ -147,7 +156,18 @@ def training_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
 ) -> dict[str, Stateful]:
-    """All that a training needs to resume, by folder: networks and averages by their names, `optimizer`, `scaler`."""
+    """All that a training needs to resume, by the names of their folders in a checkpoint.
+
+    Args:
+        networks: in training, by name.
+        emas: averages of them, by suffix and name; LoRA matrices are also written of the first.
+        optimizer: of their parameters.
+        scaler: of fp16 training; None without it.
+
+    Returns:
+        Networks by their names, averages by `{name}_{suffix}`, `optimizer` and, where there are any, `LORA_FILE` and
+        `scaler`.
+    """
     states: dict[str, Stateful] = {name: network_state(net) for name, net in networks.items()}
     states["optimizer"] = OptimizerState(optimizer)
     for suffix, averages in emas.items():

@@ -68,6 +68,7 @@ class Metrics:
             partial.replace(self.path)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
+        """Add the line of a step, and give the values to the tracker."""
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -81,7 +82,13 @@ class Metrics:
 
 
 def log_samples(accelerator: Accelerator, images: np.ndarray, step: int) -> None:
-    """Show samples, uint8 (N, H, W, C), in the tracker; each kind takes gray and RGB, not all take others."""
+    """Show samples in the trackers; each kind takes gray and RGB images, not all take others.
+
+    Args:
+        accelerator: holds the trackers.
+        images: uint8 (N, H, W, C); of RGBA the alpha channel is left out, and C of 2 or more than 4 isn't shown.
+        step: optimizer step that they are of.
+    """
     images = images[..., :3] if images.shape[-1] == 4 else images
     if images.shape[-1] in (1, 3):
         for tracker in (t for t in accelerator.trackers if hasattr(t, "log_images")):  # trackio's has none

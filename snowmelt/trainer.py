@@ -40,9 +40,7 @@ MORE = "give a larger --max_train_steps or --num_epochs"
 class Trainer:
     """Trains networks, and leaves what they make up in a folder with checkpoints, samples and metrics beside it.
 
-    Every random number of a step follows from (seed, step, shard), where the shards of an optimizer step are its
-    forward passes, counted over processes and accumulation alike. So a resumed run needs no stored random state,
-    and two processes take the steps that one process takes with twice the accumulation.
+    A step's random numbers follow from (seed, step, shard) alone, as its batches do; see `snowmelt.data.loader`.
 
     Args:
         task: what is trained.
@@ -52,8 +50,7 @@ class Trainer:
         on_saved: called, in the main process, after each saved model but the last.
     """
 
-    metrics: Metrics
-    """From the beginning of `fit` on."""
+    metrics: Metrics  # from the beginning of `fit` on
 
     def __init__(
         self,
@@ -156,8 +153,7 @@ class Trainer:
                 checkpointing = self.step % config.checkpointing_steps == 0 or self.step == self.total_steps
                 due = self._due_by_epoch()
                 evaluating = self.validation is not None and self.validation.due(self.step, self.total_steps)
-                # Processes can agree to stop only where they meet, at a flush; and nothing is saved of a network
-                # whose losses have not been looked at.
+                # Processes can agree to stop only at a flush; nothing is saved of a network of unseen losses.
                 logging = self.step % config.logging_steps == 0 or (request and accelerator.num_processes == 1)
                 if checkpointing or due or evaluating or logging:
                     values, stop = meter.flush(self.step, request)
@@ -178,7 +174,13 @@ class Trainer:
         return stop
 
     def train_step(self, batch: dict[str, Tensor], micro: int, meter: Meter) -> None:
-        """One forward and backward pass and, after the last of them, an optimizer step: no waiting for the device."""
+        """One forward and backward pass and, after the last of them, an optimizer step: no waiting for the device.
+
+        Args:
+            batch: of `batches`, on the device.
+            micro: number of the pass within the optimizer step, from 0.
+            meter: takes note of the losses and of the gradient's norm.
+        """
         accelerator = self.accelerator
         shard = micro * accelerator.num_processes + accelerator.process_index
         seeds = np.random.SeedSequence((NOISE, self.config.seed, self.step, shard)).generate_state(2).tolist()
@@ -267,8 +269,7 @@ class Trainer:
         return {name: ema.network for name, ema in next(iter(self.emas.values()), {}).items()}
 
     def _log(self, values: dict[str, float]) -> None:
-        """Log what is measured once for a step, unless it was already: a run that had ended may be resumed."""
-        if values:
+        if values:  # measured once for a step, and maybe logged already: a run that had ended may be resumed
             self.metrics.log_once(self.step, values)
 
     def _stream(self) -> Iterator[dict[str, Tensor]]:
@@ -292,8 +293,7 @@ class Trainer:
         return {"data": data, "num_processes": self.accelerator.num_processes}
 
     def _due_by_epoch(self) -> list[Callable[[], None]]:
-        """What is to be saved at this step because an epoch ended in it; the last step saves all by itself."""
-        if self.step == self.total_steps:
+        if self.step == self.total_steps:  # the last step saves all by itself
             return []
         seen, rows = self.step * self.images_per_step, len(self.data)
         savers = {self.save_model: self.config.save_model_epochs, self.save_samples: self.config.save_images_epochs}

@@ -118,7 +118,14 @@ def some_rows(count: int, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def measure_latents(vae: Any, data: ImageCache, *, seed: int, batch_size: int) -> LatentStatistics:
-    """Of the data, or of 5,000 images of it that the seed chooses."""
+    """Statistics of the latents of all images, or of 5,000 that the seed chooses.
+
+    Args:
+        vae: an autoencoder of a class in `MEASURES`.
+        data: the decoded images.
+        seed: of the choice.
+        batch_size: images in a pass.
+    """
     rows = some_rows(len(data), seed)
     space, measure = PixelSpace(data.value_range), MEASURES[type(vae).__name__]
     sums: dict[str, Tensor] = {}

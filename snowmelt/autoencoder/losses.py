@@ -83,10 +83,17 @@ class AutoencoderModule(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, images: Tensor, noise: Tensor, adversarial: bool) -> Passed:
-        """Images (B, C, H, W) in [-1, 1] to `reconstruction` and what else the loss is made of.
+        """The reconstruction and what else the loss is made of.
 
-        With `adversarial`, that is the logits of three judgements: `judged`, of the reconstructions, for the decoder
-        alone; `fake` and `real`, for the discriminator alone.
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            noise: unit normal, of the latents' shape (B, c, h, w), for the draw from the posterior; unused by "vq".
+            adversarial: whether the discriminator judges.
+
+        Returns:
+            `reconstruction`, (B, C, H, W), and `moments` or `commitment`. With `adversarial`, also the logits of three
+            judgements: `judged`, of the reconstructions, for the decoder alone; `fake` and `real`, for the
+            discriminator alone. With a discriminator that doesn't judge, `nothing`, a 0 that depends on its parameters.
         """
         passed = REGULARIZATIONS[self.regularization].reconstruct(self.vae, images, noise)
         if self.discriminator is None:

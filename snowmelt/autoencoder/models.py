@@ -48,7 +48,12 @@ def make_autoencoder(config: AutoencoderConfig, data: ImageCache) -> Any:
 
 
 def named_config(options: AutoencoderOptions, channels: int, resolution: int) -> dict[str, Any]:
-    """Arguments of the class that `options` name.
+    """Keyword arguments of the autoencoder's class.
+
+    Args:
+        options: `regularization`, `model_size`, `downsample_factor` and the sizes of the latents.
+        channels: of the images.
+        resolution: side of the images in pixels.
 
     Raises:
         UserError: for an unknown factor.

@@ -28,9 +28,18 @@ def reconstruct(vae: Any, images: Tensor) -> Tensor:
 def measure_reconstructions(
     vae: Any, images: RealImages, rows: np.ndarray, extractor: FeatureExtractor | None, batch_size: int
 ) -> dict[str, float]:
-    """PSNR in dB and SSIM, each the mean over some of the images, and rFD, their Frechet distance to the originals.
+    """How close reconstructions are to their originals.
 
-    SSIM is left out for images smaller than its window of 11 pixels, rFD without a feature extractor.
+    Args:
+        vae: the autoencoder.
+        images: a split of images.
+        rows: those of them that are reconstructed, (N,).
+        extractor: of the features of rFD; None to leave it out.
+        batch_size: images in a pass.
+
+    Returns:
+        `psnr`, in dB, and `ssim`, each the mean over the images, and `rfd`, their Frechet distance to the originals.
+        `ssim` is left out for images smaller than its window of 11 pixels.
     """
     psnr: list[Tensor] = []
     ssim: list[Any] = []
@@ -53,9 +62,14 @@ def measure_reconstructions(
 
 
 def reconstruction_grid(vae: Any, images: RealImages, count: int, path: Path | None) -> np.ndarray:
-    """Reconstruct `count` images, and save them as one, each with its reconstruction to the right, if there is a path.
+    """Reconstruct the first images of a split, and save them as one, each with its reconstruction to the right.
 
-    Images with neither 1, 3 nor 4 channels are saved as `.npy` instead, float32 in [0, 1].
+    Args:
+        vae: the autoencoder.
+        images: the split.
+        count: images, as far as there are so many.
+        path: of the image file; with neither 1, 3 nor 4 channels they are saved as `.npy` instead, float32 in [0, 1].
+            None to save nothing.
 
     Returns:
         Originals and reconstructions in turn, uint8 (2 * count, H, W, C).

@@ -34,10 +34,12 @@ class Found(NamedTuple):
 
     @property
     def is_image(self) -> bool:
+        """Whether its suffix is among `IMAGE_SUFFIXES`, in lower or upper case."""
         return self.where.suffix.lower() in IMAGE_SUFFIXES
 
     @property
     def is_metadata(self) -> bool:
+        """Whether it bears a name of `METADATA_FILES`."""
         return self.where.name in METADATA_FILES
 
     def split(self, depth: int) -> str | None:

@@ -26,11 +26,16 @@ class File(Protocol):
     """One of a folder, as `snowmelt.data.folders` finds it."""
 
     @property
-    def where(self) -> PurePosixPath: ...
+    def where(self) -> PurePosixPath:
+        """Its path below the folder, as if zips were unpacked where they lie."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As rows name it: an absolute path, or zip://member::path."""
+
     @property
-    def stamp(self) -> tuple[int, int]: ...
+    def stamp(self) -> tuple[int, int]:
+        """Differs where contents do: size, and time of change or checksum."""
 
 
 def read_metadata(

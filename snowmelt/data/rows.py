@@ -23,7 +23,18 @@ def readable(
     title: str,
     skipped: list[str],
 ) -> Iterator[tuple[int, T]]:
-    """(row, read(image)) of each image that can be read; names of the others are added to `skipped`.
+    """Images of a column that can be read, one after another.
+
+    Args:
+        source: the data set, and where its files may lie.
+        column: of the images.
+        read: what is made of an opened image.
+        options: `skip_bad_images`, to leave out what can't be read.
+        title: of the progress bar.
+        skipped: names of the images left out are added to it.
+
+    Yields:
+        (row, read(image)).
 
     Raises:
         UserError: for an image that can't be read, unless such are skipped, and for one outside of the data set.

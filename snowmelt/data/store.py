@@ -104,8 +104,13 @@ def open_store(
 def check_space(folder: Path, needed: int, what: str) -> None:
     """Refuse what doesn't fit on the disk of a folder.
 
+    Args:
+        folder: the folder, which exists.
+        needed: bytes.
+        what: takes them, in the plural, for the message.
+
     Raises:
-        UserError: if `needed` bytes aren't free there.
+        UserError: if they aren't free there.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -89,7 +89,13 @@ def report(judged: dict[str, Alignment]) -> str:
 
 
 def write_alignment(path: Path, text: str, weights: str) -> None:
-    """Write `ALIGNMENT_FILE`, which says of which weights it is; see `weights_digest`."""
+    """Write `ALIGNMENT_FILE`, which says of which weights it is.
+
+    Args:
+        path: of the file.
+        text: what is said of them, in markdown; see `report`.
+        weights: SHA-256 in hexadecimal digits, as `weights_digest` gives it.
+    """
     path.write_text(f"<!-- weights {weights} -->\n{text}", encoding="utf-8")
 
 

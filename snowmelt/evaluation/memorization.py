@@ -142,8 +142,15 @@ def memorization(
 def draw_closest(samples: Tensor, train: RealImages, found: Memorization, path: Path, count: int = 8) -> None:
     """Draw the most suspect samples, each beside its nearest training image in every space.
 
+    Args:
+        samples: (N, C, R, R), float32 in [0, 1].
+        train: the training images that they were compared with.
+        found: the result of the comparison.
+        path: of the image file.
+        count: samples that are shown.
+
     Raises:
-        UserError: for images of channels that none can be shown with.
+        UserError: for images that have neither 1, 3 nor 4 channels.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -67,6 +67,14 @@ class FrechetDistance:
         The bias is proportional to 1/N where N is well above the number of features D. So there a line through the
         distances of random subsets, of N/10 or 2 D to N samples, over 1/N, shows what is left at 0. The error is that
         of the line's intercept; it leaves out the reference's own bias.
+
+        Args:
+            samples: features, (N, D).
+            seed: of the subsets.
+            points: number of subsets.
+
+        Raises:
+            UserError: for fewer than 5 D samples.
         """
         dimensions = samples.shape[1]
         _at_least(5 * dimensions, samples)
@@ -99,6 +107,14 @@ def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> Estima
     It is that of all images, as many of both sets, at random and at most 10,000; its standard error is a jackknife's
     over ten parts, which is 1.4 times too large where the distributions agree. The usual mean over random subsets
     knows less, and their standard deviation is no error of it.
+
+    Args:
+        samples: features, (N, D).
+        reference: features, (M, D).
+        seed: of the choice of images and of their parts.
+
+    Raises:
+        UserError: for fewer than 20 images in a set.
     """
     parts = 10
     size = min(len(samples), len(reference), KERNEL_IMAGES) // parts
@@ -140,9 +156,20 @@ def inception_score(logits: Tensor, seed: int = 0) -> Estimate:
 
 
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
-    """Share of samples within the manifold of the reference, and the other way (Kynkaanniemi et al. 2019, eq. 1).
+    """Fraction of samples within the reference's manifold, and the other way (Kynkaanniemi et al. 2019, eq. 1).
 
     The manifold is the union of the balls around a set's images that reach to their k-th nearest neighbours.
+
+    Args:
+        samples: features, (N, D).
+        reference: features, (M, D).
+        k: which neighbour, an image itself not counted.
+
+    Returns:
+        Precision and recall, each in [0, 1].
+
+    Raises:
+        UserError: for fewer than k + 1 images in a set.
     """
     _at_least(k + 1, samples, reference)
     return _share_within(samples, reference, k), _share_within(reference, samples, k)
@@ -152,6 +179,17 @@ def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> tuple[fl
     """How many of the reference's balls a sample is in, over k, and the fraction of balls with a sample in them.
 
     (Naeem et al. 2020, eq. 3 and 4; both are 1 in expectation, the second nearly, when the distributions agree.)
+
+    Args:
+        samples: features, (N, D).
+        reference: features, (M, D).
+        k: a ball reaches to its image's k-th nearest neighbour in the reference.
+
+    Returns:
+        Density, at least 0, and coverage, in [0, 1].
+
+    Raises:
+        UserError: for fewer than k + 1 images in a set.
     """
     _at_least(k + 1, samples, reference)
     radii = _radii(reference, k)

@@ -59,9 +59,12 @@ def forward_process(scheduler: Any) -> ForwardProcess:
 
 
 def make_denoiser(pipeline: PixelDiffusionPipeline, conditions: dict[str, Tensor], rows: Tensor) -> Denoiser:
-    """The pipeline's network with the conditions of those rows: float64 on the CPU, but computed as it is.
+    """The pipeline's network as a denoiser: float64 on the CPU outside, float32 on its device inside.
 
-    That is on its device and in float32.
+    Args:
+        pipeline: the pipeline.
+        conditions: keyword arguments of the network, each with a row per image, (N, ...).
+        rows: the images that it is called for, int64 (B,).
     """
     predict = pipeline._predictor(make_sampler(pipeline.scheduler))
     own = {name: values[rows.to(values.device)] for name, values in conditions.items()}
@@ -79,7 +82,12 @@ def make_denoiser(pipeline: PixelDiffusionPipeline, conditions: dict[str, Tensor
 
 
 def make_condition(pipeline: PixelDiffusionPipeline, labels: ClassLabels | None, n: int) -> dict[str, Tensor]:
-    """Keyword arguments of the network for n images; the null class where no labels are given.
+    """Keyword arguments of the network, each with a row per image.
+
+    Args:
+        pipeline: the pipeline.
+        labels: one for all images or one for each; None: the null class.
+        n: number of images.
 
     Raises:
         UserError: for labels that the model doesn't know, or that it needs.
@@ -96,7 +104,12 @@ def make_condition(pipeline: PixelDiffusionPipeline, labels: ClassLabels | None,
 
 
 def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -> tuple[PixelSpace, Sequence[int]]:
-    """How raw values become the data that the network knows, and the images' indices, 0 .. N - 1 if not given.
+    """How raw values become the data that the network knows, and the indices of the images.
+
+    Args:
+        pipeline: that of the model.
+        images: raw values (N, C, H, W): integers from 0 to the largest of their type, or floats in the model's range.
+        indices: N of them; None: 0 .. N - 1.
 
     Raises:
         UserError: if the pipeline has no likelihood, its network isn't float32, or the images aren't of its kind.

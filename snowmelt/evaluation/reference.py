@@ -40,7 +40,13 @@ class Reference:
 
 
 def features_of(images: RealImages, extractor: FeatureExtractor, batch_size: int) -> Tensor:
-    """Features (N, D) of all images of a split, in its order, from the cache where they have been computed before."""
+    """Features (N, D) of all images of a split, in its order, from the cache where they have been computed before.
+
+    Args:
+        images: the split.
+        extractor: of the features.
+        batch_size: images in a pass; up to twice as many where the split doesn't divide evenly.
+    """
     key = hashlib.sha256(f"{images.fingerprint} {extractor.fingerprint}".encode()).hexdigest()[:32]
     path = images.cache.path.parent / f"features-{key}.safetensors"
     with FileLock(path.with_suffix(".lock")):

@@ -27,6 +27,7 @@ class SweepPoint:
 
     @property
     def x(self) -> float:
+        """Where it is drawn: at its value for the parameters of `AXES`, else at the number of network evaluations."""
         return float(self.value) if self.parameter in AXES else self.nfe
 
     @property
@@ -123,7 +124,13 @@ def check_output(folder: Path) -> None:
 
 
 def plot(points: list[SweepPoint], baseline: dict[str, list[Result]], path: Path) -> None:
-    """Draw a sweep: a panel per metric, a line per sampler, what real images get as dashes."""
+    """Draw a sweep: a panel per metric, a line per sampler, what real images get as dashes.
+
+    Args:
+        points: of one parameter, at least one.
+        baseline: results of real images, by which these are.
+        path: of the image file.
+    """
     metrics = list(dict.fromkeys(result.metric for point in points for result in point.results))
     columns = min(4, len(metrics))
     figure = Figure(figsize=(3.6 * columns, 3 * -(-len(metrics) // columns)), layout="constrained")

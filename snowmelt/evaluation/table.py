@@ -162,7 +162,12 @@ def check_features(names: list[str], features: str, classes: int) -> None:
 
 
 def check_classes(names: list[str], classes: int, known: int) -> None:
-    """Refuse metrics of labels where the model has `classes` of them and the data set `known`.
+    """Refuse metrics of labels where the model and the data set don't have the same number of classes.
+
+    Args:
+        names: of the metrics.
+        classes: number of the model's; 0 for an unconditional one.
+        known: number of the data set's; 0 without labels.
 
     Raises:
         UserError: if the numbers differ, and a metric needs labels.
@@ -183,7 +188,18 @@ def check_classes(names: list[str], classes: int, known: int) -> None:
 def compare(
     names: list[str], images: Images, reference: Reference, extractor: FeatureExtractor, seed: int
 ) -> list[Result]:
-    """The results of these rows of the table."""
+    """The results of these metrics.
+
+    Args:
+        names: of the metrics; those that aren't in `COMPARISONS` are left out.
+        images: those to be judged.
+        reference: what they are compared with.
+        extractor: of the features of both.
+        seed: of random choices among images.
+
+    Raises:
+        UserError: for too few images.
+    """
     found = [COMPARISONS[name].compute(images, reference, extractor, seed) for name in names if name in COMPARISONS]
     return [result for results in found for result in results]
 

@@ -215,6 +215,7 @@ class Validation:
         return "best       {folder} (step {step}: {metric} {value:.5g})".format(folder=self.folder / BEST, **self.best)
 
     def collect(self) -> Callable[[Path], None]:
+        """The best step and the evaluations since, which are written to validation.json in a new folder."""
         text = json.dumps({"best": self.best, "since": self.since})
 
         def write(folder: Path) -> None:
@@ -240,7 +241,12 @@ class Validation:
 
 
 def make_validation(config: UnconditionalConfig, task: UnconditionalTask, accelerator: Accelerator) -> Validation:
-    """What the options ask for.
+    """The evaluation during training that the options ask for.
+
+    Args:
+        config: the options.
+        task: what is trained; its held-out images, where there are any, are for the loss.
+        accelerator: the processes.
 
     Raises:
         UserError: as `SampleMetrics`.

@@ -139,7 +139,13 @@ class Objective:
         return Losses(error * self.weights(level), u)
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
-        """What a network's output (B, C, H, W) says of x_t at times t (B,)."""
+        """What a network's output says of x_t.
+
+        Args:
+            output: F, float32 (B, C, H, W).
+            x_t: the noisy data, (B, C, H, W).
+            t: the path's times, (B,).
+        """
         return Prediction(output, self.path.prediction_type(self.prediction_type), x_t, self.path.level(t))
 
     def scheduler(self) -> SchedulerMixin:

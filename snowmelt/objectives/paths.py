@@ -80,18 +80,22 @@ class DiscretePath:
         object.__setattr__(self, "_alphas_cumprod", self.scheduler("epsilon").alphas_cumprod)
 
     def time(self, s: Tensor) -> Tensor:
+        """The timestep floor(s T), int64 in [0, T - 1]."""
         return (s * self.num_train_timesteps).long().clamp_(max=self.num_train_timesteps - 1)
 
     def level(self, t: Tensor) -> NoiseLevel:
+        """alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2 (Ho et al. 2020, eq. 4); the network is shown t."""
         if self._alphas_cumprod.device != t.device:
             object.__setattr__(self, "_alphas_cumprod", self._alphas_cumprod.to(t.device))
         alpha2 = self._alphas_cumprod[t]
         return NoiseLevel(alpha2.sqrt(), (1 - alpha2).sqrt(), t)
 
     def prediction_type(self, name: str) -> PredictionType:
+        """One of "epsilon", "sample" and "v_prediction"."""
         return PredictionType(_known(name, "chain", ("epsilon", "sample", "v_prediction")))
 
     def scheduler(self, prediction_type: str) -> DDPMScheduler:
+        """DDPM with the path's betas, which is configured for the prediction type."""
         # Trailing spacing starts sampling at the step where training ended, T (Lin et al. 2024, section 3.3).
         return DDPMScheduler(
             num_train_timesteps=self.num_train_timesteps,
@@ -105,6 +109,7 @@ class DiscretePath:
         )
 
     def for_latents(self) -> "DiscretePath":
+        """The same betas without clipping."""
         return replace(self, clip_sample=False)
 
 
@@ -120,19 +125,24 @@ class StraightPath:
     num_train_timesteps: int = 1000
 
     def time(self, s: Tensor) -> Tensor:
+        """The draw itself, t = s."""
         return s
 
     def level(self, t: Tensor) -> NoiseLevel:
+        """alpha = 1 - t, sigma = t (Liu et al. 2023, eq. 1); the network is shown T t, T = `num_train_timesteps`."""
         return NoiseLevel(1 - t, t, t * self.num_train_timesteps)
 
     def prediction_type(self, name: str) -> PredictionType:
+        """One of "flow_prediction", "sample", "epsilon" and "v_prediction"."""
         known = ("flow_prediction", "sample", "epsilon", "v_prediction")
         return PredictionType(_known(name, "straight path", known))
 
     def scheduler(self, prediction_type: str) -> FlowMatchEulerDiscreteScheduler:
+        """Euler steps along the line; they take a velocity, whatever the prediction type."""
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
 
     def for_latents(self) -> "StraightPath":
+        """The same path, which has no parameter of the data."""
         return self
 
 
@@ -150,18 +160,23 @@ class EdmPath:
     scheduler_prediction_type: str | None = "edm"
 
     def time(self, s: Tensor) -> Tensor:
+        """The noise level sigma = s sigma_data / 0.5."""
         return s * (self.sigma_data / 0.5)
 
     def level(self, t: Tensor) -> NoiseLevel:
+        """alpha = 1, sigma = t, with c_noise = ln(sigma) / 4 and c_in of Karras et al. 2022, table 1."""
         c_in = (t**2 + self.sigma_data**2).rsqrt()  # Karras et al. 2022, eq. 7 and table 1
         return NoiseLevel(torch.ones_like(t), t, 0.25 * t.log(), c_in)
 
     def prediction_type(self, name: str) -> PredictionType:
+        """One of "edm", "sample", "epsilon" and "v_prediction", with the path's `sigma_data`."""
         known = ("edm", "sample", "epsilon", "v_prediction")
         return PredictionType(_known(name, "variance-exploding path", known), self.sigma_data)
 
     def scheduler(self, prediction_type: str) -> EDMEulerScheduler:
+        """EDM's Euler steps with the path's `sigma_data`; they take EDM's output, whatever the prediction type."""
         return EDMEulerScheduler(sigma_data=self.sigma_data)
 
     def for_latents(self) -> "EdmPath":
+        """The path with sigma_data = 1."""
         return replace(self, sigma_data=1.0)

@@ -37,10 +37,13 @@ DISTRIBUTIONS: dict[str, TimestepDistribution] = {
 
 
 def uniform(n: int, generator: torch.Generator, low_discrepancy: bool) -> Tensor:
-    """n uniform draws in (0, 1) on the generator's device, shape (n,).
+    """n uniform draws in (0, 1), float32 (n,), on the generator's device.
 
-    With `low_discrepancy`, one draw shifts the grid i / n modulo 1: each draw is uniform, and together they cover
-    the interval evenly (Kingma et al. 2021, appendix I.1).
+    Args:
+        n: number of draws.
+        generator: of the draws.
+        low_discrepancy: shift the grid i / n by a single draw, modulo 1: each draw is uniform, and together they cover
+            the interval evenly (Kingma et al. 2021, appendix I.1). Else draws are independent.
     """
     if low_discrepancy:
         shift = torch.rand(1, generator=generator, device=generator.device)

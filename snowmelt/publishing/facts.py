@@ -105,7 +105,12 @@ class Facts:
 
 
 def read_facts(source: Path, report: Path | None, dataset_name: str | None = None) -> Facts:
-    """The facts of a folder of a pipeline, with what training left beside it, and a data set named as it is here.
+    """The facts of the folder of a pipeline or of LoRA matrices.
+
+    Args:
+        source: the folder, with what training left beside the model.
+        report: folder that evaluate.py wrote; None for `report` in the folder, if there is one.
+        dataset_name: name of the data set instead of that in the files.
 
     Raises:
         UserError: if it holds no pipeline, a file of it isn't what was written there, or there is no report of this

@@ -72,14 +72,17 @@ class AutoencoderTask:
 
     @property
     def fields(self) -> dict[str, Cache]:
+        """`image`: the decoded images."""
         return {"image": self.images}
 
     @property
     def networks(self) -> dict[str, ModelMixin]:
+        """`vae`, and `discriminator` where there is one."""
         module = self.criterion.module
         return {"vae": module.vae} | ({} if module.discriminator is None else {"discriminator": module.discriminator})
 
     def module(self, networks: Networks) -> nn.Module:
+        """An `AutoencoderModule` of these networks."""
         return AutoencoderModule(networks["vae"], self.config.regularization, networks.get("discriminator"))
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -35,13 +35,16 @@ class DiffusionTask:
 
     @property
     def fields(self) -> dict[str, Cache]:
+        """`image`: the decoded images or their latents."""
         return {"image": self.data}
 
     @property
     def labels(self) -> bool:
+        """Whether the network has a label table."""
         return self.conditioning.num_class_embeds is not None
 
     def module(self, networks: Networks) -> nn.Module:
+        """The network that denoises."""
         network: nn.Module = networks[self.component]
         return network
 

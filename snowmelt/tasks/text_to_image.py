@@ -49,9 +49,11 @@ class TextToImageTask(DiffusionTask):
 
     @property
     def averaged(self) -> tuple[str, ...]:
+        """All networks in training."""
         return tuple(self.networks)
 
     def module(self, networks: Networks) -> nn.Module:
+        """The UNet, with the text encoder in front where that is trained too."""
         if "text_encoder" not in networks:
             return super().module(networks)
         return TextConditionedUNet(networks["unet"], networks["text_encoder"])

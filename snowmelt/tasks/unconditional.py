@@ -77,17 +77,21 @@ class UnconditionalTask(DiffusionTask):
 
     @property
     def component(self) -> str:
+        """The name of the network, by its class."""
         return ARCHITECTURES[type(self.network).__name__].backbone.component
 
     @property
     def networks(self) -> dict[str, ModelMixin]:
+        """The one network."""
         return {self.component: self.network}
 
     @property
     def averaged(self) -> tuple[str, ...]:
+        """The one network."""
         return (self.component,)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters in one group."""
         return [{"params": list(self.network.parameters())}]
 
     def pipeline(self, networks: Networks) -> UNetPipeline:

@@ -29,6 +29,13 @@ def from_scratch(
 ) -> TextToImageModel:
     """A new model for these images and captions.
 
+    Args:
+        config: the options: objective, sizes, and a pretrained text encoder or what a new one is like.
+        images: the decoded images.
+        captions: of all images.
+        space: pixels, or the latents of an autoencoder.
+        device: where a pretrained text encoder embeds the captions.
+
     Raises:
         UserError: if the encoder or the network that was asked for can't be had or used.
     """

@@ -63,6 +63,7 @@ class CaptionConditioning:
         return np.where(rng.random(len(which)) < self.dropout, self._null, self._rows[chosen])
 
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Tokens or embeddings (B, L) or (B, L, D) of a drawn caption each, as the network's arguments."""
         rows = self.draw(batch["indices"], generator.initial_seed())
         conditions = {name: torch.from_numpy(table[rows]) for name, table in self._tables.items()}
         # Embeddings are kept in half precision; noise and losses never are.
@@ -76,9 +77,12 @@ class CaptionConditioning:
 
 
 def token_tables(tokenizer: object, texts: Sequence[str], masked: bool = True) -> dict[str, np.ndarray]:
-    """Arguments of `encode_tokens` for captions, int64 (captions, L).
+    """Arguments of `encode_tokens` for captions, each int64 (captions, L).
 
-    They are `input_ids` and, for an encoder that masks padding, `attention_mask`.
+    Args:
+        tokenizer: pads captions to L tokens, and cuts them there.
+        texts: the captions.
+        masked: whether the encoder masks padding: `attention_mask` is then beside `input_ids`.
     """
     tokens = tokenizer(  # type: ignore[operator]
         list(texts), padding="max_length", truncation=True, return_tensors="np"

@@ -35,7 +35,15 @@ class TextConditionedUNet(nn.Module):
         attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """The UNet's output for data (B, C, H, W) at times (B,), conditioned on tokens (B, L)."""
+        """The UNet's output, (B, C, H, W), as its class returns it.
+
+        Args:
+            sample: the network's input, (B, C, H, W).
+            timestep: (B,).
+            input_ids: tokens of the captions, int64 (B, L).
+            attention_mask: 1, and 0 at padding, (B, L); None: padding is text like any other.
+            return_dict: False for a tuple.
+        """
         embeds = encode_tokens(self.text_encoder, input_ids, attention_mask)
         conditions = text_conditions(self.unet, embeds, attention_mask)
         return self.unet(sample, timestep, **conditions, return_dict=return_dict)

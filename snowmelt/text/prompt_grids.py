@@ -31,7 +31,13 @@ def grid_prompts(config: TextToImageConfig, captions: Captions) -> list[str]:
 def prompt_grid(
     pipeline: TextToImagePipeline, path: Path | None, config: TextToImageConfig, prompts: list[str]
 ) -> np.ndarray:
-    """Sample an image of each prompt, the same noise every time; save them as one at a path, and with their prompts.
+    """Sample an image of each prompt, the same noise every time, and save them as one.
+
+    Args:
+        pipeline: the pipeline; of discrete time, it samples by DDIM from then on.
+        path: of the image file; the prompts, and the images over them, are saved beside it. None to save nothing.
+        config: number of steps and seed.
+        prompts: N texts.
 
     Returns:
         The images, uint8 (N, H, W, C).

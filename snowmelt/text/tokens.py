@@ -38,6 +38,12 @@ def train_tokenizer(captions: Sequence[str], vocab_size: int) -> CLIPTokenizerFa
 
 
 def fit_length(tokenizer: Any, captions: Sequence[str], most: int | None = None) -> None:
-    """Let a tokenizer pad to the longest caption, but cut at 77 tokens, at what it allows itself and at `most`."""
+    """Set the length that a tokenizer cuts and pads to: of the longest caption, at most 77 and what it allows itself.
+
+    Args:
+        tokenizer: the tokenizer, whose `model_max_length` is set.
+        captions: all captions, at least one.
+        most: the most tokens that the text encoder takes; None for no limit of its own.
+    """
     longest = max(map(len, tokenizer(list(captions), verbose=False)["input_ids"]))
     tokenizer.model_max_length = min(longest, most or LONGEST, LONGEST, tokenizer.model_max_length)

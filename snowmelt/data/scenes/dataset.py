@@ -11,7 +11,13 @@ SCENES = 20_000
 
 
 def scenes(count: int = SCENES, seed: int = 0, side: int = 64) -> datasets.Dataset:
-    """Scenes that hold out some combinations: columns `image`, RGB of side x side pixels, and `text`, its caption."""
+    """Scenes without the held-out combinations: columns `image`, RGB, and `text`, its caption.
+
+    Args:
+        count: number of rows.
+        seed: of the scenes and their wordings.
+        side: of the images in pixels.
+    """
     rng = np.random.default_rng([0, seed])
     drawn = [draw_scene(rng, False, TRAINING_KINDS) for _ in range(count)]
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})

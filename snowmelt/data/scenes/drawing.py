@@ -24,7 +24,15 @@ COVERS: dict[str, Cover] = {
 
 
 def coverage(shape: str, radius: float, x: float, y: float, side: int) -> np.ndarray:
-    """The fraction of each pixel that a shape covers, float (side, side); lengths are fractions of the side."""
+    """The fraction of each pixel that a shape covers, float64 (side, side) in [0, 1].
+
+    Args:
+        shape: a key of `COVERS`.
+        radius: as a fraction of the image's side.
+        x: of its centre, to the right, as a fraction of the side.
+        y: of its centre, down, as a fraction of the side.
+        side: of the image in pixels.
+    """
     (columns, u), (rows, v) = (_points(centre, radius, side) for centre in (x, y))
     inside = COVERS[shape](u[None, :], v[:, None])
     fraction = np.zeros((side, side))

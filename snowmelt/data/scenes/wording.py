@@ -72,9 +72,13 @@ def describe(scene: Scene, rng: np.random.Generator) -> Prompt:
 
 
 def prompts(count: int, seed: int, held_out: bool) -> list[Prompt]:
-    """Captions of random scenes that training may show, or of those with a combination that it never does.
+    """Captions of random scenes.
 
-    A held-out combination that the wording leaves unsaid, which a right picture needn't show, is passed over.
+    Args:
+        count: number of captions.
+        seed: of the scenes and their wordings.
+        held_out: of scenes with a combination that training never shows, and whose wording says it; else of scenes that
+            training may show.
     """
     rng = np.random.default_rng([1, seed, held_out])
     found: list[Prompt] = []

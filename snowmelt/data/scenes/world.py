@@ -77,7 +77,13 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool, kinds: dict[str, float] = KINDS) -> Scene:
-    """A random scene, of the combinations that training shows or of those that it doesn't, its kind by frequency."""
+    """A random scene.
+
+    Args:
+        rng: source of randomness.
+        held_out: one with a combination that training doesn't show, else one without.
+        kinds: probabilities of the kinds before those of the other sort are rejected.
+    """
     while True:
         kind = rng.choice(list(kinds), p=list(kinds.values()))
         scene = _DRAWN[kind](rng)
