@@ -61,7 +61,7 @@ class ImagePipeline(StoredPipeline):
 
     @property
     def channels(self) -> int:
-        """Of the images."""
+        """Number of channels of the images."""
         if self.vae is None:
             return self.network.config.out_channels
         return self.vae.config.get("out_channels") or self.vae.config["in_channels"]
