@@ -74,14 +74,14 @@ def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) 
 
 
 def boolean(name: str, value: Any) -> bool:
-    """True or False."""
+    """The value, True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: must be True or False, got {brief(value)}")
     return value
 
 
 def string(name: str, value: Any) -> str:
-    """A string."""
+    """The value, a string."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: must be a text, got {brief(value)}")
     return value
@@ -123,13 +123,13 @@ def real_tensor(name: str, value: Any, axes: str) -> Tensor:
 
 
 def real_numbers(name: str, value: Any) -> Tensor:
-    """A finite number, or several, float32 (1,) or (N,)."""
+    """A finite number, or a list of them, as float32 (1,) or (N,)."""
     given = value if isinstance(value, list | tuple) else [value]
     return torch.tensor([real(name, number) for number in given], dtype=torch.float32)
 
 
 def check_interval(name: str, value: Any) -> tuple[float, float]:
-    """Lowest and highest sigma / alpha, the highest of which may be infinite."""
+    """The lowest and the highest sigma / alpha, at least 0; the highest may be infinite. None: 0 and infinity."""
     if value is None:
         return 0.0, math.inf
     numbers = sequence(name, value, "two numbers")
@@ -143,7 +143,7 @@ def check_interval(name: str, value: Any) -> tuple[float, float]:
 
 
 def check_value_range(value: Any) -> tuple[float, float]:
-    """The values that -1 and 1 stand for."""
+    """The two values that -1 and 1 stand for, ascending."""
     numbers = sequence("value_range", value, "two numbers")
     if len(numbers) != 2:
         raise ValueError(f"value_range: must be two numbers, the lowest and the highest, got {brief(value)}")
@@ -154,7 +154,7 @@ def check_value_range(value: Any) -> tuple[float, float]:
 
 
 def check_parts(unet: Any, scheduler: Any) -> None:
-    """What every pipeline has."""
+    """Refuse parts of a pipeline that are no network, or no scheduler of diffusers."""
     if not isinstance(unet, torch.nn.Module):
         raise TypeError(f"unet: must be a network of diffusers, got {type(unet).__name__}")
     if not isinstance(scheduler, SchedulerMixin):
@@ -204,7 +204,7 @@ def check_attention_mask(name: str, mask: Any, embeds: Tensor) -> Tensor:
 
 
 def check_image(value: Any, smallest: int) -> None:
-    """Images to start from: PIL's, arrays or tensors in [0, 1], or a list of one kind; no side below `smallest`."""
+    """Refuse all but PIL images, arrays and tensors in [0, 1], and lists of a kind; and sides below `smallest`."""
     given = value if isinstance(value, list) else [value]
     kinds = {next((k for k in (PIL.Image.Image, np.ndarray, Tensor) if isinstance(v, k)), None) for v in given}
     if len(kinds) != 1 or None in kinds:
@@ -230,7 +230,7 @@ def check_image(value: Any, smallest: int) -> None:
 
 
 def check_generators(value: Any, batch: int) -> Any:
-    """None, a generator, or one for each image."""
+    """The value: None, a generator, or a list of one for each of `batch` images."""
     given = value if isinstance(value, list) else [value]
     for generator in given if value is not None else []:
         if not isinstance(generator, torch.Generator):
@@ -241,14 +241,14 @@ def check_generators(value: Any, batch: int) -> Any:
 
 
 def check_callback(value: Any) -> Any:
-    """None, or something that can be called."""
+    """The value: None, or something that can be called."""
     if value is not None and not callable(value):
         raise TypeError(f"callback_on_step_end: must be a function, got {brief(value)}")
     return value
 
 
 def check_callback_latents(returned: Any, x: Tensor) -> Tensor:
-    """What a callback puts in the place of x_t."""
+    """The x_t to go on with, (B, C, H, W): the "latents" that a callback returned, or else x."""
     name = "callback_on_step_end"
     if not isinstance(returned, Mapping):
         kind = type(returned).__name__

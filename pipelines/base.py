@@ -66,7 +66,7 @@ class ImagePipeline(StoredPipeline):
 
     @property
     def channels(self) -> int:
-        """Of the images."""
+        """Number of channels of the images."""
         if self.vae is None:
             return self.data_channels
         return self.vae.config.get("out_channels") or self.vae.config["in_channels"]

@@ -45,7 +45,7 @@ class Predictor:
 
 
 def conditioned(predict: Predictor, conditions: Conditions) -> Denoiser:
-    """The network with its conditions."""
+    """The network with its conditions as a denoiser."""
 
     def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
         return predict(x_t, level, conditions)

@@ -45,6 +45,7 @@ class Sampler:
             num_inference_steps: how many, spaced as the scheduler does it.
             timesteps: the model's times to use instead, where the scheduler takes a list.
             device: of the scheduler's tensors.
+
         Raises:
             TypeError: for values of another type.
             ValueError: for values out of range, or a list that the scheduler can't take.

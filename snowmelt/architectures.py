@@ -106,7 +106,7 @@ class Architecture:
 
     @property
     def backbone(self) -> Backbone:
-        """What pipelines know of it."""
+        """Its class's name in pipelines, and what the sides of its data must be multiples of."""
         return BACKBONES[self.network.__name__]
 
 

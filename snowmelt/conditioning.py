@@ -57,7 +57,7 @@ class LabelConditioning:
 
 
 def make_conditioning(options: ModelOptions, data: ImageCache) -> Conditioning:
-    """On the data's labels for `class_conditional`, else none.
+    """Conditioning on the data's labels for `class_conditional`, else none.
 
     Raises:
         UserError: if the data has no labels.

@@ -83,7 +83,7 @@ class Config:
         return {f.name: f for f in dataclasses.fields(cls)}
 
     def to_dict(self) -> dict[str, Any]:
-        """All values that are written down: not the token, nor what is said of one call alone."""
+        """The values that are saved, by name: not those of options that concern a single call, such as the token."""
         fields = self.fields()
         return {k: v for k, v in dataclasses.asdict(self).items() if fields[k].metadata["saved"]}
 

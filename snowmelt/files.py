@@ -62,7 +62,7 @@ def shown(value: Any) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file.
+    """The text of a UTF-8 file.
 
     Raises:
         UserError: if it can't be read, isn't a regular file, or is too large to be what is asked for.

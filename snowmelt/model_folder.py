@@ -142,7 +142,7 @@ def check_config(path: Path) -> dict[str, Any]:
 
 
 def missing_weights(folder: Path) -> str:
-    """Why a component can't be loaded that has no safetensors."""
+    """Why a component without safetensors can't be loaded, for a message."""
     pickles = [path.name for path in sorted(folder.glob("*.bin"))] if folder.is_dir() else []
     if not pickles:
         return f"{folder} holds no weights (*.safetensors); restore them"

@@ -36,7 +36,7 @@ class PixelSpace:
     vae_scale_factor: ClassVar[int] = 1  # side of an image over that of x0
 
     def channels(self, images: ImageCache) -> int:
-        """Of x0."""
+        """Number of channels of x0."""
         return images.channels
 
     def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> ImageCache:
@@ -50,7 +50,7 @@ class PixelSpace:
         return images
 
     def describe(self, images: Any) -> str:
-        """A line on what is trained on."""
+        """A line on what is trained on: number, channels and sides of the images."""
         return f"{len(images)} images of {images.channels} x {images.resolution} x {images.resolution}"
 
     def from_cache(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -97,7 +97,7 @@ class LatentSpace:
         return (values - self.shift) * self.scale
 
     def channels(self, images: ImageCache) -> int:
-        """Of x0.
+        """Number of channels of x0.
 
         Raises:
             UserError: if the autoencoder takes images of other channels, or of sides that it can divide.

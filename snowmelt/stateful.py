@@ -24,7 +24,7 @@ class Stateful(Protocol):
         """What is needed to resume. Every process enters, as it may be spread over them; one of them writes it."""
 
     def load(self, path: Path) -> None:
-        """Become what was written."""
+        """Take over what `collect` wrote at this path."""
 
 
 class NetworkState:

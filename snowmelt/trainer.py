@@ -91,7 +91,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Of the whole training."""
+        """Optimizer steps of the whole training."""
         epochs = math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
         return self.config.max_train_steps or epochs
 

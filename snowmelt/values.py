@@ -101,7 +101,7 @@ def _to_float(value: float) -> float:
 
 
 def number_reader(kind: type) -> Callable[[str], Any]:
-    """How a number is read from the command line: as in YAML, without Python's `1_000` and digits of other scripts."""
+    """A reader of numbers on the command line, as in YAML: without Python's `1_000` and digits of other scripts."""
 
     def read(text: str) -> Any:
         pattern = r"[-+]?\d+" if kind is int else r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|nan)"

@@ -1,7 +1,8 @@
-"""Imports point one way, and files stay short."""
+"""Imports point one way, files stay short, and what is public is documented."""
 
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,28 @@ def test_no_cycles():
 @pytest.mark.parametrize("name", names(FILES))
 def test_short(name):
     assert (ROOT / name).read_text().count("\n") <= 300
+
+
+def public_functions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Functions at module level and in public classes, whose names don't begin with an underscore."""
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef):
+                yield from public_functions(node.body, f"{prefix}{node.name}.")
+            else:
+                yield prefix + node.name, node
+
+
+@pytest.mark.parametrize("name", names([*below("pipelines"), *below("snowmelt")]))
+def test_documented(name):
+    """Every public function has a docstring, and one of three or more arguments has a section on them."""
+    missing, undescribed = [], []
+    for function, node in public_functions(ast.parse((ROOT / name).read_text()).body):
+        arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        docstring = ast.get_docstring(node)
+        if not docstring:
+            missing.append(function)
+        elif len(set(arguments) - {"self", "cls"}) >= 3 and "Args:" not in docstring:
+            undescribed.append(function)
+    assert not missing, f"{name}: without a docstring: {', '.join(missing)}"
+    assert not undescribed, f"{name}: three or more arguments and no 'Args:': {', '.join(undescribed)}"

@@ -38,7 +38,7 @@ class LatentStatistics:
 
     @property
     def shift(self) -> float:
-        """Mean over all channels."""
+        """Mean of z over all channels."""
         return self.mean.mean().item()
 
     @property
@@ -56,7 +56,7 @@ class LatentStatistics:
         return torch.special.entr(fractions).sum().exp().item()
 
     def values(self) -> dict[str, float]:
-        """All of it by name, for the log."""
+        """All statistics by name, for the log."""
         named = {"latent_mean": self.mean, "latent_std": self.std, "latent_kl": self.kl}
         values = {f"{k}_{i}": x for k, t in named.items() if t is not None for i, x in enumerate(t.tolist())}
         if self.usage is not None and self.perplexity is not None:
@@ -64,7 +64,7 @@ class LatentStatistics:
         return values | {"latent_shift": self.shift, "latent_scale": self.scale}
 
     def describe(self) -> str:
-        """All of it in a line."""
+        """All statistics in a line."""
         mean, std, kl = (None if t is None else " ".join(f"{x:.3g}" for x in t) for t in (self.mean, self.std, self.kl))
         line = f"latents by channel: mean {mean}, std {std}"
         if kl is not None:
@@ -112,7 +112,7 @@ MEASURES: dict[str, Callable[[Any, Tensor], dict[str, Tensor]]] = {
 
 
 def some_rows(count: int, seed: int) -> np.ndarray:
-    """All of so many rows, or 5,000 that the seed chooses; ascending."""
+    """Numbers of all of so many rows, or of 5,000 that the seed chooses, ascending."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:IMAGES])
 
 

@@ -177,7 +177,7 @@ class AutoencoderLoss:
         return Losses(total, values={name: value.detach() for name, value in values.items()})
 
     def describe(self, total_steps: int) -> str:
-        """What the loss of so many steps is made of, in a line."""
+        """A line on the terms of the loss in a training of so many steps."""
         o = self.options
         terms = [f"{o.reconstruction} of pixels"]
         terms += [f"{o.perceptual_weight:g} x perceptual ({o.perceptual})"] if self.perceptual else []

@@ -29,7 +29,7 @@ class FeatureDistance(nn.Module):
         self.net = net.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Two batches (B, C, H, W) in [-1, 1] to (B,)."""
+        """Distances (B,) between two batches of images (B, C, H, W) in [-1, 1]."""
         pairs = zip(self._features(images), self._features(others), strict=True)
         return torch.stack([(a - b).square().sum(1).flatten(1).mean(1) for a, b in pairs]).mean(0)
 

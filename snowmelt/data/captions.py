@@ -36,6 +36,7 @@ def load_captioned(
     """Open the data set that `options` name; decode its images, or find them decoded, and read their captions.
 
     Args:
+        options: name the data set.
         column: of the captions, strings or lists of strings; found by name or type when None.
         skip_empty: leave out images without a caption instead of refusing them.
         most: take no more than the first so many rows.

@@ -43,7 +43,7 @@ class Found(NamedTuple):
         return self.where.name in METADATA_FILES
 
     def split(self, depth: int) -> str | None:
-        """That whose folder it lies in, where such folders are the `depth`-th on the way to a file."""
+        """The split whose folder it lies in, where such folders are the `depth`-th on the way to a file."""
         return _SPLIT_OF.get(self.where.parts[depth - 1]) if len(self.where.parts) > depth > 0 else None
 
 

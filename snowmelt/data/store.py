@@ -121,7 +121,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 def in_units(count: float) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes with a decimal unit, such as "1.5 GB"."""
     units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
     while count >= 1000 and len(units) > 1:
         count, units = count / 1000, units[1:]

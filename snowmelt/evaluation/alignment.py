@@ -39,6 +39,7 @@ def scene_alignment(draw: Draw, *, count: int, seed: int = 0, batch_size: int = 
 
     Args:
         draw: the model.
+        count: prompts of either sort.
         seed: of the prompts.
         batch_size: prompts drawn together.
 
@@ -78,7 +79,7 @@ def pipeline_draw(pipeline: TextToImagePipeline, seed: int, **arguments: Any) ->
 
 
 def report(judged: dict[str, Alignment]) -> str:
-    """A table in markdown."""
+    """The fractions as a table in markdown."""
     columns = [*ATTRIBUTES, "all", "one", "several", "pair"]
     lines = [["prompts", "number", *columns]]
     for name, result in judged.items():

@@ -23,15 +23,15 @@ class FeatureExtractor(Protocol):
 
     @property
     def name(self) -> str:
-        """Exactly what it is."""
+        """Name of the network and its weights, as reports give it."""
 
     @property
     def fingerprint(self) -> str:
-        """Of its weights: equal ones give equal features."""
+        """A hash of its weights: equal ones give equal features."""
 
     @property
     def accuracy(self) -> float | None:
-        """Share of held-out images that it recognises, where its classes are those of the data set."""
+        """Fraction of held-out images that it recognises, where its classes are those of the data set."""
 
     @property
     def head(self) -> Callable[[Tensor], Tensor] | None:
@@ -171,7 +171,7 @@ def as_rgb(images: Tensor) -> Tensor:
 
 
 def digest(net: nn.Module, without: Collection[str] = ()) -> str:
-    """A hash of a network's weights, but for some."""
+    """A hash of a network's weights, but for those named."""
     sha = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         if name not in without:

@@ -57,7 +57,7 @@ class Nearest:
 
     @property
     def fraction(self) -> float:
-        """Of samples whose ratio is below it: about 0.01 for a model that copies no more than chance does."""
+        """Fraction of samples with a ratio below the threshold: about 0.01 if it copies no more than chance does."""
         return (self.ratios < self.threshold).double().mean().item()
 
     @property

@@ -203,7 +203,7 @@ def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> tuple[fl
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Estimate:
-    """Share of images that a classifier recognises as their label, with its binomial standard error.
+    """Fraction of images that a classifier recognises as their label, with its binomial standard error.
 
     Args:
         logits: (N, K).

@@ -65,7 +65,7 @@ class EvaluateConfig(SamplerOptions, ImageOptions, PipelineOptions):
 
     @property
     def folder(self) -> Path:
-        """Of the report."""
+        """Folder of the report."""
         model = Path(str(self.model))
         return Path(self.output) if self.output else (model if model.is_dir() else Path()) / "report"
 

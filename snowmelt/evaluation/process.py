@@ -34,7 +34,7 @@ class ForwardProcess:
 
 
 def forward_process(scheduler: Any) -> ForwardProcess:
-    """That of a model, by whichever of the schedulers that fit it."""
+    """The forward process of a model, by whichever of the schedulers that fit it."""
     config, kind = scheduler.config, family(scheduler)
     if kind == "flow":
         straight = StraightPath(num_train_timesteps=config.num_train_timesteps)

@@ -29,7 +29,7 @@ class RealImages:
 
     @property
     def labels(self) -> Tensor | None:
-        """(N,) int64, where there are any."""
+        """Classes, (N,) int64, where there are any."""
         return None if self.cache.labels is None else torch.from_numpy(self.cache.labels)
 
     @property

@@ -35,7 +35,7 @@ class Reference:
 
     @cached_property
     def frechet(self) -> FrechetDistance:
-        """Distances to these images."""
+        """Frechet distances to these images."""
         return FrechetDistance(self.features)
 
 

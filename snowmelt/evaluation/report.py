@@ -32,7 +32,7 @@ class SweepPoint:
 
     @property
     def line(self) -> str:
-        """Points of one line: those of one sampler."""
+        """Name of the line that it is on: its sampler's, empty in other sweeps."""
         return str(self.value).rpartition(":")[0] if self.parameter in ("sampler", "scheduler") else ""
 
 
@@ -77,7 +77,7 @@ class Report:
         }
 
     def markdown(self, folder: Path) -> str:
-        """The report for people; `folder` is where its images are."""
+        """The report in markdown; `folder` is where its images are."""
         data, sampler = self.dataset, self.sampler
         accuracy = self.features.get("accuracy")
         config = f" ({data['config']})" if data["config"] else ""

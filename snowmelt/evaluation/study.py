@@ -74,7 +74,11 @@ class Study:
         self.report = self._begin(pipeline)
 
     def pipeline(self, config: EvaluateConfig) -> UNetPipeline:
-        """The model as a setting has it, on this process's device."""
+        """The model as a setting has it, on this process's device.
+
+        Raises:
+            UserError: for a model of text, or as `choose_pipeline` and `set_scheduler`.
+        """
         pipeline = choose_pipeline(config)
         if not isinstance(pipeline, UNetPipeline):
             raise UserError(

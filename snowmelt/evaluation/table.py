@@ -43,7 +43,7 @@ class Images:
     labels: Tensor | None
 
     def of(self, rows: Tensor) -> "Images":
-        """Some of them."""
+        """The images of these rows."""
         return Images(self.features[rows], None if self.labels is None else self.labels[rows])
 
 

@@ -157,7 +157,7 @@ class Validation:
         self.since = 0  # evaluations since then
 
     def due(self, step: int, last: int) -> bool:
-        """Whether to evaluate after this step, of so many."""
+        """Whether to evaluate after optimizer step `step` of `last`."""
         return step == last or step % (self.config.eval_steps or last) == 0
 
     def evaluate(self, networks: Networks, step: int) -> tuple[dict[str, float], bool]:

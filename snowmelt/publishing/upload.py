@@ -104,6 +104,7 @@ def upload(
 
     Args:
         folder: what to upload.
+        repository: where to.
         message: of the commit.
         revision: a branch, which is made if there is none of that name.
         create_pr: propose it, in a pull request, in place of committing it.

@@ -55,7 +55,7 @@ class AutoencoderTask:
 
     @classmethod
     def make(cls, config: AutoencoderConfig, accelerator: Accelerator) -> "AutoencoderTask":
-        """What the options ask for.
+        """The task that the options ask for.
 
         Raises:
             UserError: for options or data that can't be trained on.
@@ -86,7 +86,7 @@ class AutoencoderTask:
         return AutoencoderModule(networks["vae"], self.config.regularization, networks.get("discriminator"))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The discriminator's beta1 and beta2 are those of the paper's code."""
+        """A group per network; the discriminator's beta1 and beta2 are those of the paper's code."""
         settings: dict[str, dict[str, Any]] = {"discriminator": {"betas": (0.5, 0.9)}}
         return [{"params": list(net.parameters())} | settings.get(name, {}) for name, net in self.networks.items()]
 
@@ -96,7 +96,7 @@ class AutoencoderTask:
         return self.criterion(context.forward, x0, context.step, context.generator)
 
     def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
-        """Write the autoencoder, its scaling measured on the training images; what the latents are like."""
+        """Write the autoencoder, its scaling measured on the training images; returns statistics of its latents."""
         vae = networks["vae"]
         latents = measure_latents(vae, self.images, seed=self.config.seed, batch_size=self._batch_size)
         if folder is not None:

@@ -49,7 +49,7 @@ class TextToImageTask(DiffusionTask):
 
     @property
     def averaged(self) -> tuple[str, ...]:
-        """All networks in training."""
+        """Names of all networks in training."""
         return tuple(self.networks)
 
     def module(self, networks: Networks) -> nn.Module:
@@ -59,7 +59,7 @@ class TextToImageTask(DiffusionTask):
         return TextConditionedUNet(networks["unet"], networks["text_encoder"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Those of each network at its learning rate."""
+        """A group per network, at its learning rate."""
         fraction = NEW_TEXT_ENCODER_LR if self.config.pretrained_model_name_or_path is None else 1.0
         slower = fraction * self.config.learning_rate
         rates = {
@@ -83,7 +83,7 @@ class TextToImageTask(DiffusionTask):
 
 
 def make_task(config: TextToImageConfig, accelerator: Accelerator) -> TextToImageTask:
-    """What the options ask for.
+    """The task that the options ask for.
 
     Raises:
         UserError: for options, data or a pretrained pipeline that can't be trained on.

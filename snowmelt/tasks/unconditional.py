@@ -42,7 +42,7 @@ class UnconditionalTask(DiffusionTask):
 
     @classmethod
     def make(cls, config: UnconditionalConfig, accelerator: Accelerator) -> "UnconditionalTask":
-        """What the options ask for.
+        """The task that the options ask for.
 
         Raises:
             UserError: for options or data that can't be trained on.
@@ -82,12 +82,12 @@ class UnconditionalTask(DiffusionTask):
 
     @property
     def networks(self) -> dict[str, ModelMixin]:
-        """The one network."""
+        """The network, by its `component`."""
         return {self.component: self.network}
 
     @property
     def averaged(self) -> tuple[str, ...]:
-        """The one network."""
+        """The network's name."""
         return (self.component,)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

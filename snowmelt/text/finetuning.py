@@ -68,7 +68,7 @@ def _readable(flag: str) -> Iterator[None]:
 
 
 def channels(pipeline: Any) -> int:
-    """Of a pipeline's images."""
+    """Number of channels of a pipeline's images."""
     return pipeline.unet.config.in_channels if pipeline.vae is None else pipeline.vae.config.in_channels
 
 

@@ -41,7 +41,7 @@ def add_lora(parts: dict[str, Any], rank: int, seed: int) -> None:
 
 
 def save_lora(folder: Path, parts: dict[str, Any]) -> None:
-    """Write `LORA_FILE`, as `load_lora_weights` reads it."""
+    """Write the matrices of these networks as `LORA_FILE`, as `load_lora_weights` reads it."""
     from peft import get_peft_model_state_dict
 
     layers = {
