@@ -248,7 +248,7 @@ def check_callback(value: Any) -> Any:
 
 
 def check_callback_latents(returned: Any, x: Tensor) -> Tensor:
-    """The x_t to go on with, (B, C, H, W): the "latents" that a callback returned, or else x."""
+    """The x_t to continue with, (B, C, H, W): the "latents" that a callback returned, or else x."""
     name = "callback_on_step_end"
     if not isinstance(returned, Mapping):
         kind = type(returned).__name__

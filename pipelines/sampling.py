@@ -12,7 +12,7 @@ from pipelines.prediction import Prediction
 from pipelines.samplers import Sampler
 
 OnStep = Callable[[int, Tensor, Prediction], Tensor]
-"""(evaluation, x, prediction) -> the x to go on with; x is the sampler's state after the step."""
+"""(evaluation, x, prediction) -> the x to continue with; x is the sampler's state after the step."""
 
 
 @torch.no_grad()

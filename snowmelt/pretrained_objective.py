@@ -19,7 +19,7 @@ from snowmelt.options import ObjectiveOptions
 def pretrained_objective(
     scheduler: SchedulerMixin, prediction_type: str | None, options: ObjectiveOptions, *, latent: bool
 ) -> Objective:
-    """The objective to go on with: the model's own, but for what the options change.
+    """The objective to fine-tune with: the model's own, but for what the options change.
 
     Args:
         scheduler: that the model was saved with.

@@ -73,7 +73,7 @@ class Trainer:
         self.step = 0
 
         module = task.module(task.networks).train().to(accelerator.device)
-        self.emas = make_emas({name: task.networks[name] for name in task.averaged}, config)
+        self.emas = make_emas({name: task.networks[name] for name in task.with_ema}, config)
         for ema in (ema for emas in self.emas.values() for ema in emas.values()):
             accelerator.prepare_model(ema.network, device_placement=False, evaluation_mode=True)  # in its precision
         groups = task.parameter_groups()
@@ -186,7 +186,7 @@ class Trainer:
         seeds = np.random.SeedSequence((NOISE, self.config.seed, self.step, shard)).generate_state(2).tolist()
         self.generator.manual_seed(seeds[0])
         torch.manual_seed(seeds[1])  # for the network's dropout
-        context = StepContext(self.forward, self.generator, self.step, self.total_steps, self._averages())
+        context = StepContext(self.forward, self.generator, self.step, self.total_steps, self._ema_networks())
         with accelerator.accumulate(self.module):
             losses = self.task.loss(batch, context)
             accelerator.backward(losses.loss.mean())
@@ -219,7 +219,7 @@ class Trainer:
     def save_model(self) -> None:
         """Write the model; where there are averages of several decays, all are kept beside it."""
         several = self.emas if len(self.emas) > 1 else {}
-        averages = {
+        written = {
             f"{name}_{suffix}": network_state(ema.network, self.task.networks[name]).collect()
             for suffix, emas in several.items()
             for name, ema in emas.items()
@@ -228,7 +228,7 @@ class Trainer:
         def save(folder: Path | None) -> None:
             self._log(self.task.save(networks, folder))
             if folder is not None:
-                for name, write in averages.items():
+                for name, write in written.items():
                     write(folder / name)
 
         with self._published() as networks:
@@ -256,7 +256,7 @@ class Trainer:
     @contextmanager
     def _published(self) -> Iterator[Networks]:
         """The networks that are sampled and published, averages where there are any, in evaluation mode."""
-        networks = {**self.task.networks, **self._averages()}
+        networks = {**self.task.networks, **self._ema_networks()}
         in_training = [net for net in networks.values() if net.training]
         for net in in_training:
             net.eval()
@@ -264,7 +264,7 @@ class Trainer:
         for net in in_training:
             net.train()
 
-    def _averages(self) -> Networks:
+    def _ema_networks(self) -> Networks:
         """The averages that are kept first, by their networks' names."""
         return {name: ema.network for name, ema in next(iter(self.emas.values()), {}).items()}
 

@@ -23,7 +23,7 @@ class NetworkOptions(Config):
     )
     num_vq_embeddings: int = option(1024, "codes in the codebook", minimum=2)
     pretrained_model_name_or_path: str | None = option(
-        None, "an autoencoder to go on from, or a folder that has one as vae, instead of a named size", path=True
+        None, "an autoencoder to fine-tune, or a folder that has one as vae, instead of a named size", path=True
     )
 
 

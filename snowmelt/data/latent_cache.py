@@ -95,7 +95,7 @@ def build_latents(
 ) -> LatentCache:
     """Open the cache of some images' latents; encode the images first when no process has done so yet.
 
-    A process that is killed leaves the latents that it has finished, and the next one goes on from there.
+    A process that is killed leaves the latents that it has finished, and the next one resumes there.
 
     Args:
         images: square ones.

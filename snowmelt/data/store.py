@@ -64,7 +64,7 @@ def open_store(
         key: all that its content depends on, as JSON holds it.
         names: its files.
         build: writes them into the folder that it is given, and returns what is to be remembered with them.
-        resumable: whether `build` goes on from what a killed process has left, or an error leaves.
+        resumable: whether `build` resumes from what a killed process has left, or an error leaves.
 
     Returns:
         What `build` returned.

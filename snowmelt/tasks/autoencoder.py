@@ -51,7 +51,7 @@ class AutoencoderTask:
     config: AutoencoderConfig
 
     labels = False
-    averaged = ("vae",)
+    with_ema = ("vae",)
 
     @classmethod
     def make(cls, config: AutoencoderConfig, accelerator: Accelerator) -> "AutoencoderTask":

@@ -43,7 +43,7 @@ class Task(Protocol):
         """What is trained, by the names of their folders in checkpoints."""
 
     @property
-    def averaged(self) -> tuple[str, ...]:
+    def with_ema(self) -> tuple[str, ...]:
         """Names of the networks of which averages are kept."""
 
     def module(self, networks: Networks) -> nn.Module:

@@ -48,7 +48,7 @@ class TextToImageTask(DiffusionTask):
     config: TextToImageConfig
 
     @property
-    def averaged(self) -> tuple[str, ...]:
+    def with_ema(self) -> tuple[str, ...]:
         """Names of all networks in training."""
         return tuple(self.networks)
 

@@ -86,7 +86,7 @@ class UnconditionalTask(DiffusionTask):
         return {self.component: self.network}
 
     @property
-    def averaged(self) -> tuple[str, ...]:
+    def with_ema(self) -> tuple[str, ...]:
         """The network's name."""
         return (self.component,)
 

@@ -1,4 +1,4 @@
-"""Going on from a pretrained pipeline: what of it is trained, and what is saved."""
+"""Fine-tuning a pretrained pipeline: what of it is trained, and what is saved."""
 
 import copy
 from collections.abc import Iterator, Mapping

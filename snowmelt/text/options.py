@@ -20,7 +20,7 @@ OF_SCRATCH = (
 )
 """Options of a model that is made here."""
 OF_PRETRAINED = ("revision", "non_ema_revision", "variant", "rank", "train_text_encoder")
-"""Options that need a model to go on from."""
+"""Options that need a pretrained model."""
 
 
 @dataclass(kw_only=True)
@@ -69,7 +69,7 @@ class PretrainedOptions(Config):
 
     pretrained_model_name_or_path: str | None = option(
         None,
-        "pipeline to go on from, StableDiffusionPipeline or TextToImagePipeline, instead of training from scratch; its "
+        "pipeline to fine-tune, StableDiffusionPipeline or TextToImagePipeline, instead of training from scratch; its "
         "presence changes defaults to those of recipes/finetune.yaml",
         path=True,
     )
