@@ -61,7 +61,7 @@ def main() -> None:
     pipeline = load(config).to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)
     height, width = trained_size(pipeline.network)
-    numbers = pipeline.network.config.out_channels * (height or 1) * (width or 1)
+    numbers = pipeline.data_channels * (height or 1) * (width or 1)
     check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
     folder = Path(config.output_dir)
     kept = settings(config)

@@ -8,14 +8,17 @@ known to 0.6%: 16,384 pixels are drawn.
 
 import argparse
 
-from pipelines import PixelDiffusionPipeline, image_generators, make_scheduler
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from pipelines import Predictor, conditioned, image_generators, make_sampler, make_scheduler, sample
 from pipelines.schedulers import SAMPLERS
 from snowmelt.objectives import RECIPES
 from tests.pipelines.oracle import STD, Oracle
 
 IMAGES, SIDE = 4, 64
-TARGETS = {"discrete": ("epsilon", "epsilon"), "flow": ("flow", "flow_prediction"), "edm": ("edm", "edm")}
-"""Family of samplers: objective, and what the optimal network predicts."""
+OBJECTIVES = {"discrete": ("epsilon", "epsilon"), "flow": ("flow", "flow_prediction"), "edm": ("edm", "edm")}
+"""Kind of samplers: objective, and what the optimal network predicts."""
 
 
 def main() -> None:
@@ -24,16 +27,15 @@ def main() -> None:
     steps = parser.parse_args().num_inference_steps
     print(f"| sampler | family | error at {steps} steps |\n|---|---|---|")
     for family, samplers in SAMPLERS.items():
-        objective, target = TARGETS[family]
+        objective, target = OBJECTIVES[family]
         own = RECIPES[objective].scheduler()
         network = Oracle(family, target, sample_size=SIDE)
         for name in samplers:
-            pipeline = PixelDiffusionPipeline(network, make_scheduler(name, own))
-            pipeline.set_progress_bar_config(disable=True)
-            shape = (IMAGES, 1, SIDE, SIDE)
-            x0, _ = pipeline.denoise(
-                network, shape, {}, num_inference_steps=steps, generator=image_generators(0, range(IMAGES))
-            )
+            generators = image_generators(0, range(IMAGES))
+            sampler = make_sampler(make_scheduler(name, own), generator=generators)
+            sampler.set_timesteps(steps, None, torch.device("cpu"))
+            denoiser = conditioned(Predictor(network, sampler.prediction_type), {})
+            x0 = sample(denoiser, sampler, sampler.start(randn_tensor((IMAGES, 1, SIDE, SIDE), generator=generators)))
             print(f"| {name} | {family} | {x0.std().item() / STD - 1:+.1%} |")
 
 

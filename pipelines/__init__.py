@@ -1,9 +1,12 @@
 """Diffusion pipelines: what users import, and what ships with the weights."""
 
 from pipelines.base import IMAGE_CHANNELS, SamplingOutput
+from pipelines.denoiser import Predictor, conditioned, guided
 from pipelines.latent import LatentDiffusionPipeline
 from pipelines.pixel import PixelDiffusionPipeline
-from pipelines.sampling import Trajectory
+from pipelines.prediction import NoiseLevel, Prediction, PredictionType
+from pipelines.samplers import make_sampler
+from pipelines.sampling import Trajectory, sample
 from pipelines.schedulers import fitting_schedulers, make_scheduler
 from pipelines.seeding import image_generators
 from pipelines.text2img import TextToImagePipeline
@@ -16,14 +19,22 @@ __all__ = [
     "IMAGE_CHANNELS",
     "PIPELINES",
     "LatentDiffusionPipeline",
+    "NoiseLevel",
     "PixelDiffusionPipeline",
+    "Prediction",
+    "PredictionType",
+    "Predictor",
     "SamplingOutput",
     "TextToImagePipeline",
     "Trajectory",
+    "conditioned",
     "fitting_schedulers",
+    "guided",
     "image_generators",
     "image_grid",
+    "make_sampler",
     "make_scheduler",
+    "sample",
     "save_gif",
     "save_strip",
 ]

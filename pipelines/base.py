@@ -60,10 +60,15 @@ class ImagePipeline(StoredPipeline):
         return next(part for name in COMPONENTS if (part := getattr(self, name, None)) is not None)
 
     @property
+    def data_channels(self) -> int:
+        """Of what the network denoises: all of its input, where no condition is concatenated to it."""
+        return self.network.config.in_channels
+
+    @property
     def channels(self) -> int:
         """Number of channels of the images."""
         if self.vae is None:
-            return self.network.config.out_channels
+            return self.data_channels
         return self.vae.config.get("out_channels") or self.vae.config["in_channels"]
 
     @property
@@ -94,7 +99,7 @@ class ImagePipeline(StoredPipeline):
             TypeError: for what is no tensor of real numbers.
             ValueError: for another shape, or if the images overflow in float32 too.
         """
-        self._check_data("latents", latents, self.network.config.out_channels, 1)
+        self._check_data("latents", latents, self.data_channels, 1)
         if self.vae is None:
             return latents
         images = decode_latents(self.vae, latents, self._execution_device)

@@ -198,7 +198,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         strength = real("strength", strength, 0, 1)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
-        noise = self._noise((batch_size, self.unet.config.out_channels, *size), generator, latents)
+        noise = self._noise((batch_size, self.data_channels, *size), generator, latents)
         x0 = sample(
             denoiser, sampler, sampler.start(noise, data, strength), on_step=on_step, progress=self.progress_bar
         )

@@ -131,7 +131,7 @@ class UNetPipeline(ImagePipeline):
         boolean("return_dict", return_dict)
         seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
-        shape = (batch_size, self.unet.config.out_channels, *self._size(height, width))
+        shape = (batch_size, self.data_channels, *self._size(height, width))
         generator = check_generators(generator, batch_size)
         conditions, null_conditions = label_conditions(
             class_labels,

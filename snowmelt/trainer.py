@@ -23,10 +23,11 @@ from snowmelt.errors import UserError
 from snowmelt.files import checked
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
+from snowmelt.objectives import StepContext
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
-from snowmelt.stateful import Stateful, network_state, training_state
-from snowmelt.tasks.task import Networks, StepContext, Task
+from snowmelt.stateful import network_state, training_state
+from snowmelt.tasks.task import Networks, Task
 from snowmelt.tracking import Metrics, log_samples, plot_loss
 
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
@@ -79,7 +80,7 @@ class Trainer:
         optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.forward = torch.compile(self.module) if config.compile else self.module
-        states: dict[str, Stateful] = training_state(task.networks, self.emas, optimizer, accelerator.scaler)
+        states = training_state(task.networks, self.emas, optimizer, accelerator.scaler)
         states |= {"validation": validation} if validation else {}
         self.checkpoints = Checkpoints(self.folder, states, config.checkpoints_total_limit)
 
@@ -235,14 +236,12 @@ class Trainer:
 
     def save_samples(self) -> None:
         """Save a preview of the progress."""
-        path = self.folder / "samples" / f"step-{self.step:06d}.png"
-        main = self.accelerator.is_main_process
+        path, main = self.folder / "samples" / f"step-{self.step:06d}.png", self.accelerator.is_main_process
         if main:
             path.parent.mkdir(exist_ok=True)
         with self._published() as networks:
             preview = self.task.preview(networks, path if main else None)
-        if main:
-            log_samples(self.accelerator, preview.images, self.step)
+        log_samples(self.accelerator, preview.images, self.step)
         self._log(preview.values)
         self.accelerator.wait_for_everyone()
 
@@ -290,7 +289,8 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint besides the configuration."""
-        return {"data": self.data.fingerprint, "num_processes": self.accelerator.num_processes}
+        data = "+".join(field.fingerprint for field in self.task.fields.values())
+        return {"data": data, "num_processes": self.accelerator.num_processes}
 
     def _due_by_epoch(self) -> list[Callable[[], None]]:
         if self.step == self.total_steps:  # the last step saves all by itself

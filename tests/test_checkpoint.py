@@ -202,12 +202,12 @@ def test_other_training_is_refused(copy, train):
 def test_other_data_is_refused(tmp_path, tiny_unet, train):
     from PIL import Image
 
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    options = {"dataset_name": None, "train_data_dir": pictures, "class_conditional": False}
-    Image.new("L", (8, 8), 9).save(pictures / "a.png")
+    photos = tmp_path / "pictures"
+    photos.mkdir()
+    options = {"dataset_name": None, "train_data_dir": photos, "class_conditional": False}
+    Image.new("L", (8, 8), 9).save(photos / "a.png")
     train(tmp_path / "run", **options)
-    Image.new("L", (8, 8), 200).save(pictures / "a.png")
+    Image.new("L", (8, 8), 200).save(photos / "a.png")
     with pytest.raises(UserError, match="checkpoint-2 was made with data="):
         train(tmp_path / "run", **options, resume_from_checkpoint="latest")
 
@@ -220,13 +220,13 @@ def test_what_may_change(run, copy, train):
 
 
 @pytest.mark.parametrize("lr_scheduler", ["linear", "constant_with_warmup"])
-def test_a_new_end_of_the_learning_rate_is_told(lr_scheduler, train, tmp_path, capsys):
+def test_a_new_end_of_the_learning_rate_is_given(lr_scheduler, train, tmp_path, capsys):
     train(tmp_path / "run", lr_scheduler=lr_scheduler)
     train(tmp_path / "run", lr_scheduler=lr_scheduler, max_train_steps=4, resume_from_checkpoint="latest")
-    told = (
+    given = (
         "the linear learning rate ends at step 4 now, not at 2 as when checkpoint-2 was made" in capsys.readouterr().out
     )
-    assert told == (lr_scheduler == "linear")
+    assert given == (lr_scheduler == "linear")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from snowmelt.values import check_value, element_type
 from tests.conftest import ROOT, run_in_process, trained
 
 OF_DIFFUSERS = """
-    --dataset_name huggan/flowers --dataset_config_name all --model_config_name_or_path unet --train_data_dir pictures
+    --dataset_name huggan/flowers --dataset_config_name all --model_config_name_or_path unet --train_data_dir images
     --output_dir out --overwrite_output_dir --cache_dir cache --resolution 128 --center_crop --random_flip
     --train_batch_size 4 --eval_batch_size 8 --dataloader_num_workers 2 --num_epochs 3 --save_images_epochs 1
     --save_model_epochs 2 --gradient_accumulation_steps 2 --learning_rate 2e-4 --lr_scheduler cosine

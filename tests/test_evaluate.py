@@ -67,8 +67,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(500):
         place = folder / ("train" if i < 400 else "test") / str(digits.target[i])
         place.mkdir(parents=True, exist_ok=True)
-        picture = PIL.Image.fromarray((digits.images[i] * 255 / 16).astype(np.uint8))
-        picture.resize((16, 16), PIL.Image.Resampling.BICUBIC).save(place / f"{i}.png")
+        photo = PIL.Image.fromarray((digits.images[i] * 255 / 16).astype(np.uint8))
+        photo.resize((16, 16), PIL.Image.Resampling.BICUBIC).save(place / f"{i}.png")
     return folder
 
 
@@ -304,11 +304,11 @@ def test_mistakes(
 def test_metrics_of_labels(run: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They want a data set with labels, a classifier of these and a model that was asked for one of them."""
     monkeypatch.setattr("snowmelt.evaluation.study.draw", None)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    photos = tmp_path / "pictures"
+    photos.mkdir()
     for i in range(12):
-        PIL.Image.fromarray(np.full((16, 16), i, np.uint8)).save(pictures / f"{i}.png")
-    unlabelled = {"train_data_dir": pictures, "held_out_split": None, "metrics": ["accuracy"]}
+        PIL.Image.fromarray(np.full((16, 16), i, np.uint8)).save(photos / f"{i}.png")
+    unlabelled = {"train_data_dir": photos, "held_out_split": None, "metrics": ["accuracy"]}
     with pytest.raises(UserError, match="--metrics kid: needs 20 images or more; the reference has 12"):
         run(tmp_path / "a", **unlabelled | {"metrics": ["kid"]})
     with pytest.raises(UserError, match="the data set has no labels; name their column with --label_column"):
@@ -370,7 +370,7 @@ def test_help_is_immediate_and_names_all_metrics() -> None:
     assert {*METRICS} == {*COMPARISONS, *extras.EXTRAS}
 
 
-def test_uneven_classes_are_told(run: Callable[..., dict], tmp_path: Path) -> None:
+def test_uneven_classes_are_given(run: Callable[..., dict], tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     rng = np.random.default_rng(0)
     for i in range(40):

@@ -64,8 +64,8 @@ def captioned(folder: Path, prompts: list[str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One plain picture of each colour, with its caption."""
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One plain image of each colour, with its caption."""
     return captioned(tmp_path_factory.mktemp("pictures") / "right", PROMPTS)
 
 
@@ -75,12 +75,12 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tune(train: Callable[..., Path], pictures: Path, sd: Path) -> Callable[..., Path]:
-    """A run on the pictures that goes on from the tiny Stable Diffusion; options replace the usual ones."""
+def tune(train: Callable[..., Path], photos: Path, sd: Path) -> Callable[..., Path]:
+    """A run on the images that goes on from the tiny Stable Diffusion; options replace the usual ones."""
     usual = {
         "script": "train_text2img",
         "pretrained_model_name_or_path": sd,
-        "dataset_name": pictures,
+        "dataset_name": photos,
         "class_conditional": None,
         "model_config_name_or_path": None,
         "resolution": 16,
@@ -101,7 +101,7 @@ def memorised(tune: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def distances(pipeline: Any, prompts: list[str]) -> np.ndarray:
-    """Of the latents that are made for the prompts, from those of the pictures of each colour, (prompts, colours)."""
+    """Of the latents that are made for the prompts, from those of the images of each colour, (prompts, colours)."""
     shades = torch.tensor(list(COLOURS.values())).float().view(-1, 3, 1, 1).expand(-1, 3, 16, 16) / 127.5 - 1
     with torch.no_grad():
         expected = pipeline.vae.encode(shades).latent_dist.mode() * pipeline.vae.config.scaling_factor
@@ -151,7 +151,7 @@ def test_whole_network_memorises(memorised: Path, sd: Path) -> None:
 
 @pytest.mark.parametrize("text", [False, True], ids=["unet", "unet and text encoder"])
 def test_lora_memorises(tune: Callable[..., Path], memorised: Path, tmp_path: Path, text: bool) -> None:
-    """Other captions of the same pictures, which the frozen weights get wrong."""
+    """Other captions of the same images, which the frozen weights get wrong."""
     turned = PROMPTS[1:] + PROMPTS[:1]
     run = tune(
         tmp_path / "run",
@@ -295,7 +295,7 @@ def test_zero_snr_of_samplers_that_divide_by_alpha(scheduler: Any) -> None:
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_the_network_is_told_what_the_pipeline_will_tell_it(ours: bool, sd: Path, tmp_path: Path) -> None:
+def test_the_network_is_given_what_the_pipeline_will_tell_it(ours: bool, sd: Path, tmp_path: Path) -> None:
     """Padding is text to Stable Diffusion, and nothing to our pipelines."""
     source = sd
     if ours:
@@ -311,8 +311,8 @@ def test_the_network_is_told_what_the_pipeline_will_tell_it(ours: bool, sd: Path
     batch = {"indices": torch.arange(len(PROMPTS))}
     states = conditioning.embed(batch, torch.Generator().manual_seed(0))["encoder_hidden_states"]
     with torch.no_grad():
-        told = (pipeline.encode_prompt(PROMPTS) if ours else pipeline.encode_prompt(PROMPTS, "cpu", 1, False))[0]
-    torch.testing.assert_close(states, told, atol=2e-3, rtol=0)
+        given = (pipeline.encode_prompt(PROMPTS) if ours else pipeline.encode_prompt(PROMPTS, "cpu", 1, False))[0]
+    torch.testing.assert_close(states, given, atol=2e-3, rtol=0)
     assert bool(states[:, -1].any()) != ours  # the last token of such short prompts is padding
 
 
@@ -324,13 +324,13 @@ def test_losses_agree_with_the_objective(tune: Callable[..., Path], tmp_path: Pa
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         x0 = pipeline.vae.encode(shades).latent_dist.mode() * pipeline.vae.config.scaling_factor
-        told = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+        given = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
         found = []
         for _ in range(40):
             noise = torch.randn(x0.shape, generator=generator)
             t = torch.randint(1000, (4,), generator=generator)
             x_t = pipeline.scheduler.add_noise(x0, noise, t)
-            found.append((pipeline.unet(x_t, t, encoder_hidden_states=told).sample - noise).square().mean())
+            found.append((pipeline.unet(x_t, t, encoder_hidden_states=given).sample - noise).square().mean())
     assert read_metrics(run)[-1]["loss"] == pytest.approx(torch.stack(found).mean().item(), rel=0.03)
 
 

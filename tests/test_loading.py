@@ -81,7 +81,7 @@ def test_published_and_plain_folders(run: Path, tmp_path: Path) -> None:
 
 
 def test_stock_pipelines_of_other_parts_are_refused(tmp_path: Path) -> None:
-    """As a pixel model they would sample latents and call them pictures."""
+    """As a pixel model they would sample latents and call them images."""
     from diffusers import DDIMScheduler, LDMPipeline
 
     LDMPipeline(tiny_vae("vq"), tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path)
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_a_text_model_brings_its_text_encoder(text_run: Path) ->
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_of_lora_is_told_from_one_of_a_network(text_run: Path) -> None:
+def test_a_checkpoint_of_lora_is_given_from_one_of_a_network(text_run: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint-7: text_encoder holds what was trained beside .*\(LoRA\)"):
         choose_pipeline(PipelineOptions(model=str(text_run), checkpoint="7"))
 

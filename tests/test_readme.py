@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands run, its lines of Python run, its links and pictures exist."""
+"""The README keeps its word: its commands run, its lines of Python run, its links and images exist."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snowmelt.data.scenes import dataset
 from snowmelt.evaluation import classifier
 from tests.conftest import run_in_process
 from tests.hub_server import Hub
@@ -115,7 +116,7 @@ def test_no_command_is_left_out():
     assert len(chains()) >= 4
 
 
-def test_links_and_pictures_exist():
+def test_links_and_images_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target

@@ -103,14 +103,14 @@ def test_nothing_left_to_do(train, tmp_path):
 def test_images_left_out_are_listed(train, tmp_path):
     from PIL import Image
 
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    Image.new("L", (8, 8), 9).save(pictures / "good.png")
-    (pictures / "bad.png").write_bytes(b"no picture")
-    options = {"dataset_name": None, "train_data_dir": pictures, "class_conditional": False}
+    photos = tmp_path / "pictures"
+    photos.mkdir()
+    Image.new("L", (8, 8), 9).save(photos / "good.png")
+    (photos / "bad.png").write_bytes(b"no picture")
+    options = {"dataset_name": None, "train_data_dir": photos, "class_conditional": False}
     for folder in ("first", "second"):  # the second finds the images decoded
         run = train(tmp_path / folder, **options, skip_bad_images=True)
-        assert (run / "skipped.txt").read_text().splitlines() == [str(pictures / "bad.png")]
+        assert (run / "skipped.txt").read_text().splitlines() == [str(photos / "bad.png")]
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ def test_overwriting_refuses_a_folder_that_holds_what_the_run_reads(train, tmp_p
     from PIL import Image
 
     run = tmp_path / "run"
-    pictures = run / "samples" if inside in ("train_data_dir", "dataset_name") else tmp_path / "pictures"
-    pictures.mkdir(parents=True)
-    Image.new("L", (8, 8), 9).save(pictures / "step-000001.png")
+    photos = run / "samples" if inside in ("train_data_dir", "dataset_name") else tmp_path / "pictures"
+    photos.mkdir(parents=True)
+    Image.new("L", (8, 8), 9).save(photos / "step-000001.png")
     (run / "it.yaml").parent.mkdir(exist_ok=True)
     (run / "it.yaml").write_text("seed: 3\n")
     given = {"config": run / "it.yaml", "cache_dir": run, "model_config_name_or_path": run / "it.yaml"}
-    options = {"train_data_dir": pictures, "dataset_name": None} if inside != "dataset_name" else {inside: pictures}
+    options = {"train_data_dir": photos, "dataset_name": None} if inside != "dataset_name" else {inside: photos}
     options |= {inside: given[inside]} if inside in given else {}
     before = contents(run)
     with pytest.raises(UserError, match=f"--overwrite_output_dir: --{inside} .* is inside --output_dir"):

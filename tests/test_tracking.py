@@ -34,14 +34,14 @@ def test_metrics(run):
         assert all(math.isfinite(value) for value in line.values())
 
 
-def test_trackers_that_take_no_pictures():
+def test_trackers_that_take_no_images():
     class Numbers:
         name = "trackio"
 
     log_samples(SimpleNamespace(trackers=[Numbers()]), np.zeros((1, 2, 2, 3), np.uint8), 1)
 
 
-def test_pictures(run):
+def test_images(run):
     with Image.open(run / "samples" / "step-000006.png") as grid, Image.open(run / "loss.png") as plot:
         assert grid.size == (98, 8)  # the ten classes in turn
         assert plot.width > 400

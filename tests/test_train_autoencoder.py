@@ -199,7 +199,7 @@ def test_from_scratch_and_going_on(train, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def photos(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -209,8 +209,8 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("regularization", ["kl", "vq"])
-def test_rgba(regularization, pictures, train, tmp_path):
-    options = {"dataset_name": None, "train_data_dir": pictures, "validation_share": None, "max_train_steps": 3}
+def test_rgba(regularization, photos, train, tmp_path):
+    options = {"dataset_name": None, "train_data_dir": photos, "validation_share": None, "max_train_steps": 3}
     options |= {"model_size": "tiny", "downsample_factor": 2, "regularization": regularization}
     run = train(tmp_path / "run", **USUAL | options)
     vae = {"kl": AutoencoderKL, "vq": VQModel}[regularization].from_pretrained(run / "vae")

@@ -36,8 +36,8 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 plain pictures, each with two captions."""
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 plain images, each with two captions."""
     rows = [(name, shade) for name, shade in COLOURS.items() for _ in range(6)]
     images = [Image.fromarray(np.full((8, 8, 3), shade, np.uint8)) for _, shade in rows]
     texts = [[f"a {name} picture", f"all is {name}, number {i}"] for i, (name, _) in enumerate(rows)]
@@ -54,10 +54,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fit(train: Callable[..., Path], pictures: Path, config: Path) -> Callable[..., Path]:
-    """A run on the pictures; options replace the usual ones."""
+def fit(train: Callable[..., Path], photos: Path, config: Path) -> Callable[..., Path]:
+    """A run on the images; options replace the usual ones."""
     usual = {
-        "dataset_name": pictures,
+        "dataset_name": photos,
         "class_conditional": None,
         "model_config_name_or_path": config,
         "text_hidden_size": 64,

@@ -121,7 +121,7 @@ def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -
         raise UserError(
             f"likelihood: the network is {network.dtype}, too coarse to integrate; load it as torch.float32"
         )
-    expected = (network.config.out_channels, *trained_size(network))
+    expected = (pipeline.data_channels, *trained_size(network))
     if tuple(images.shape[1:]) != expected:
         raise UserError(f"likelihood: images of shape {tuple(images.shape[1:])}, but the model's are {expected}")
     indices = range(len(images)) if indices is None else indices

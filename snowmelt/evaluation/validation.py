@@ -22,10 +22,11 @@ from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.files import read_mapping
 from snowmelt.loading import SamplerOptions
+from snowmelt.objectives import StepContext
 from snowmelt.options import UnconditionalConfig
 from snowmelt.sample_grids import few_steps
 from snowmelt.tasks.diffusion import DiffusionTask
-from snowmelt.tasks.task import Networks, StepContext
+from snowmelt.tasks.task import Networks
 from snowmelt.tasks.unconditional import UnconditionalTask
 from snowmelt.tracking import plot_evaluations, read_metrics
 

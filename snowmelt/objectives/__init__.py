@@ -9,7 +9,7 @@ and the scheduler that samples what was trained
 names -> objectives, from the command line's options           recipes.py
 """
 
-from snowmelt.objectives.objective import Losses, Objective
+from snowmelt.objectives.objective import Losses, Objective, StepContext
 from snowmelt.objectives.recipes import DEFAULT, RECIPES, describe, make_objective
 
-__all__ = ["DEFAULT", "RECIPES", "Losses", "Objective", "describe", "make_objective"]
+__all__ = ["DEFAULT", "RECIPES", "Losses", "Objective", "StepContext", "describe", "make_objective"]

@@ -1,7 +1,7 @@
 """An objective: the loss of a network, and the sampler that fits what the loss teaches."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -25,6 +25,25 @@ class Losses(NamedTuple):
     """(B,) float32 in (0, 1): of each sample's noise level among those trained on, where there are noise levels."""
     values: Mapping[str, Tensor] = MappingProxyType({})
     """Numbers to log by their names, each () or (B,), without gradients."""
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a loss may depend on besides the batch.
+
+    Attributes:
+        forward: calls the networks, as processes share them and as they are compiled.
+        generator: of all that is random, on the device, seeded for this forward pass.
+        step: optimizer steps taken before this one.
+        total_steps: of the whole training.
+        ema: averages of the networks, the first that are kept, by their names; empty where there are none.
+    """
+
+    forward: Callable[..., Any]
+    generator: torch.Generator
+    step: int
+    total_steps: int
+    ema: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,20 +101,22 @@ class Objective:
         u = uniform(n, generator, self.low_discrepancy)
         return self.path.time(DISTRIBUTIONS[self.timestep_sampling].quantile(u)), u
 
-    def loss(
-        self, net: Callable[..., Any], x0: Tensor, condition: dict[str, Any], generator: torch.Generator
-    ) -> Losses:
+    def loss(self, x0: Tensor, conditions: dict[str, Any], context: StepContext) -> Losses:
         """The training loss (Ho et al. 2020, eq. 14, for any path, prediction type and weight).
 
         Only the network runs in reduced precision, where it autocasts: noising in bf16 gives the first timesteps no
         noise at all.
 
         Args:
-            net: called as `net(x, timestep, **condition, return_dict=False)`; returns a tuple, the first of x's shape.
             x0: clean data, float32 (B, C, H, W), about [-1, 1].
-            condition: keyword arguments for the network.
-            generator: source of times and noise, on x0's device.
+            conditions: keyword arguments of the network.
+            context: the network, called as `forward(x, timestep, **conditions, return_dict=False)`, and the source of
+                timesteps and noise, on x0's device.
+
+        Returns:
+            Of each sample its weighted loss and the quantile of its noise level.
         """
+        generator, predict = context.generator, self.predictor(context.forward)
         t, u = self.draw_times(len(x0), generator)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         if self.noise_offset:
@@ -105,15 +126,15 @@ class Objective:
         if self.input_perturbation:
             extra = torch.randn(x0.shape, generator=generator, device=x0.device)
             seen = noise + self.input_perturbation * extra
-        level, predict = self.path.level(t), self.predictor(net)
+        level = self.path.level(t)
         alpha, sigma, a, b = (expand(c, x0) for c in (*level[:2], *self.coefficients(level)))
         if self.dream_detail_preservation is not None:
             with torch.no_grad():
-                own = predict(alpha * x0 + sigma * seen, level, condition)
+                own = predict(alpha * x0 + sigma * seen, level, conditions)
             fraction = (sigma / torch.hypot(alpha, sigma)) ** self.dream_detail_preservation
             extra = fraction * (noise - own.eps)
             noise, seen = noise + extra, seen + extra
-        prediction = predict(alpha * x0 + sigma * seen, level, condition)
+        prediction = predict(alpha * x0 + sigma * seen, level, conditions)
         error = (prediction.output - (a * x0 + b * noise)).square().flatten(1).mean(1)
         return Losses(error * self.weights(level), u)
 

@@ -23,9 +23,9 @@ from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
 from snowmelt.evaluation.features import FeatureExtractor, make_features
 from snowmelt.evaluation.real import RealImages
-from snowmelt.objectives import Losses
+from snowmelt.objectives import Losses, StepContext
 from snowmelt.spaces import PixelSpace
-from snowmelt.tasks.task import Networks, Preview, StepContext
+from snowmelt.tasks.task import Networks, Preview
 
 PIXELS_PER_PASS = 2**20
 """64 images of 128 pixels; fewer of larger ones, whose activations are what takes memory."""

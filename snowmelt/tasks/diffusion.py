@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from snowmelt.conditioning import Conditioning
 from snowmelt.data.loader import Cache
-from snowmelt.objectives import Losses, Objective
+from snowmelt.objectives import Losses, Objective, StepContext
 from snowmelt.spaces import LatentSpace, PixelSpace
-from snowmelt.tasks.task import Networks, StepContext
+from snowmelt.tasks.task import Networks
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,4 @@ class DiffusionTask:
         """The objective's loss on a batch, with conditions of which some are dropped."""
         x0 = self.space.from_cache(batch["image"], context.generator)
         conditions: dict[str, Any] = self.conditioning.embed(batch, context.generator)
-        return self.objective.loss(context.forward, x0, conditions, context.generator)
+        return self.objective.loss(x0, conditions, context)

@@ -1,39 +1,18 @@
 """What the trainer asks of whatever it trains."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from snowmelt.data.loader import Cache
-from snowmelt.objectives import Losses
+from snowmelt.objectives import Losses, StepContext
 
 Networks = Mapping[str, Any]
 """Networks by the names of their folders."""
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What a loss may depend on besides the batch.
-
-    Attributes:
-        forward: calls the task's module, as processes share it and as it is compiled.
-        generator: of all that is random, on the device, seeded for this forward pass.
-        step: optimizer steps taken before this one.
-        total_steps: of the whole training.
-        ema: averages of the networks, the first that are kept, by their names; empty where there are none.
-    """
-
-    forward: Callable[..., Any]
-    generator: torch.Generator
-    step: int
-    total_steps: int
-    ema: Networks = field(default_factory=dict)
 
 
 class Preview(NamedTuple):

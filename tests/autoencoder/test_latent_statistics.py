@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from pipelines.vae import shift_and_scale
+from snowmelt.autoencoder import latent_statistics
 from snowmelt.autoencoder.latent_statistics import LatentStatistics, measure_latents, scaled, some_rows
 from snowmelt.spaces import PixelSpace
 from tests.autoencoder.conftest import make_kl, make_vq
@@ -95,7 +96,7 @@ def test_scaling_wins_over_that_of_each_channel(tmp_path):
 
 
 def test_scale_of_unlike_channels():
-    """That of all values together: between their deviations when the means agree, smaller when they don't."""
+    """That of all values together: between their standard deviations when the means agree, smaller when they don't."""
     together = LatentStatistics(mean=torch.zeros(2), std=torch.tensor([1.0, 3.0]))
     assert 1 / together.scale == pytest.approx(5**0.5)
     apart = LatentStatistics(mean=torch.tensor([-2.0, 2.0]), std=torch.tensor([1.0, 3.0]))

@@ -86,12 +86,12 @@ def test_lpips_that_cannot_be_had(data, monkeypatch):
     with pytest.raises(UserError, match=r"--perceptual lpips: .*snowmelt\[lpips\].*torchvision.* or none") as caught:
         make_perceptual("lpips", images, CPU)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="--perceptual lpips: sees pictures, and these images have 2 channels"):
+    with pytest.raises(UserError, match="--perceptual lpips: takes gray, RGB and RGBA; these images have 2 channels"):
         make_perceptual("lpips", replace(images, cache=replace(data, channels=2)), CPU)
 
 
 def test_lpips(data, monkeypatch):
-    """Of pictures in [-1, 1], three channels, transparent ones on white: as its package takes them."""
+    """Of images in [-1, 1], three channels, transparent ones on white: as its package takes them."""
     seen = []
 
     class Lpips(nn.Module):

@@ -1,4 +1,4 @@
-"""Numbers and pictures of reconstructions."""
+"""Numbers and images of reconstructions."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -115,7 +115,7 @@ def test_originals_stand_beside_reconstructions(images, tmp_path):
         assert (np.array(grid)[:16, 18:34] == pixels[1, ..., 0]).all()
 
 
-def test_channels_that_no_picture_has(faint, tmp_path):
+def test_channels_that_no_image_has(faint, tmp_path):
     reconstruction_grid(Off(0.1), faint, 3, tmp_path / "grid.png")
     array = np.load(tmp_path / "grid.npy")
     assert array.shape == (6, 12, 12, 2)

@@ -35,7 +35,7 @@ def pixels(cache):
         ("YCbCr", "tiff", 3),
     ],
 )
-def test_pictures_have_the_channels_of_their_mode(load, folder, mode, suffix, channels):
+def test_images_have_the_channels_of_their_mode(load, folder, mode, suffix, channels):
     image = Image.fromarray(RGBA if mode.endswith("A") else RGB).convert(mode)
     options = {"lossless": True} if suffix == "webp" else {}
     image.save(folder / f"a.{suffix}", **options)
@@ -182,7 +182,7 @@ def test_interpolation_is_pillows(load, folder, name):
     assert (pixels(cache)[0] == expected).all()
 
 
-def test_pictures_of_different_modes_become_rgb(load, folder, capsys):
+def test_images_of_different_modes_become_rgb(load, folder, capsys):
     Image.fromarray(GRAY).save(folder / "a.png")
     Image.fromarray(RGB).save(folder / "b.png")
     Image.fromarray(RGBA).save(folder / "c.png")
@@ -255,9 +255,9 @@ def test_arrays_that_cannot_be_used(load, folder, array, channels, message):
         load(train_data_dir=str(folder), resolution=1, channels=channels)
 
 
-def test_pictures_have_no_second_channel(load, folder):
+def test_images_have_no_second_channel(load, folder):
     Image.fromarray(RGB).save(folder / "a.png")
-    with pytest.raises(UserError, match="--channels 2: pictures can be given 1, 3 or 4"):
+    with pytest.raises(UserError, match="--channels 2: PIL images can be given 1, 3 or 4"):
         load(train_data_dir=str(folder), resolution=8, channels=2)
 
 

@@ -28,7 +28,7 @@ SIDE, COUNT = 16, 10
 
 @pytest.fixture
 def images(load, folder):
-    """Ten coloured pictures that differ from their mirror images."""
+    """Ten coloured images that differ from their mirror images."""
     rng = np.random.default_rng(0)
     for n in range(COUNT):
         Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / f"{n}.png")
@@ -78,8 +78,8 @@ def test_holds_what_the_encoder_says_of_images_and_of_mirror_images(images, kind
     x = images.as_tensor() / 127.5 - 1
     vae = tiny_vae(kind)
     with torch.no_grad():
-        for variant, pictures in enumerate((x, mirror_image(x))):
-            encoded = vae.encode(pictures, return_dict=False)[0]
+        for variant, photos in enumerate((x, mirror_image(x))):
+            encoded = vae.encode(photos, return_dict=False)[0]
             if kind in STOCHASTIC:
                 encoded = torch.cat([encoded.mean, encoded.std], 1)
             assert_close(values[:, variant], encoded, atol=1e-4, rtol=1e-4)

@@ -35,13 +35,13 @@ def drawn(count: int, held_out: bool, seed: int = 0) -> list[tuple[Scene, Prompt
     return [(scene, describe(scene, rng)) for scene in found]
 
 
-def smaller(picture: np.ndarray, side: int = 32, blur: float = 0.0) -> np.ndarray:
-    image = Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)
+def smaller(photo: np.ndarray, side: int = 32, blur: float = 0.0) -> np.ndarray:
+    image = Image.fromarray(photo).resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(image.filter(ImageFilter.GaussianBlur(blur)) if blur else image)
 
 
-def wrong(pictures: list[np.ndarray], claimed: list[Prompt]) -> int:
-    verdicts = [judge(p, read_scene(x)) for p, x in zip(claimed, pictures, strict=True)]
+def wrong(photos: list[np.ndarray], claimed: list[Prompt]) -> int:
+    verdicts = [judge(p, read_scene(x)) for p, x in zip(claimed, photos, strict=True)]
     return sum(not all(v.values()) for v in verdicts)
 
 
@@ -80,8 +80,8 @@ def test_nothing_to_see():
     cloud = [np.asarray(Image.fromarray(x).filter(ImageFilter.GaussianBlur(3))) for x in noise]
     assert read_scene(blank) == []
     assert not any(any(judge(p, []).values()) for p in claims)
-    for pictures in (list(noise), cloud, [np.full((32, 32, 3), 240, np.uint8)] * 50):
-        assert wrong(pictures, claims) == 50
+    for photos in (list(noise), cloud, [np.full((32, 32, 3), 240, np.uint8)] * 50):
+        assert wrong(photos, claims) == 50
 
 
 def test_other_scenes_are_not_taken_for_the_one_claimed():
@@ -92,8 +92,8 @@ def test_other_scenes_are_not_taken_for_the_one_claimed():
 
 def test_shades_that_were_never_drawn_are_no_colour():
     for shade in ((140, 140, 140), (130, 30, 30), (0, 200, 200)):
-        picture = draw(Scene((RED_CIRCLE,))).astype(float)
-        alpha = (picture[..., :1] - BACKGROUND[0]) / (COLOURS["red"][0] - BACKGROUND[0])
+        photo = draw(Scene((RED_CIRCLE,))).astype(float)
+        alpha = (photo[..., :1] - BACKGROUND[0]) / (COLOURS["red"][0] - BACKGROUND[0])
         (thing,) = read_scene(np.rint(BACKGROUND + alpha * (np.array(shade) - BACKGROUND)).astype(np.uint8))
         assert thing.colour is None
 
@@ -161,7 +161,7 @@ def test_captions_say_what_is_claimed():
     assert len({p.text for _, p in pairs}) > 1200
 
 
-def test_things_stay_apart_and_in_the_picture():
+def test_things_stay_apart_and_in_the_image():
     for scene, _ in drawn(500, False, seed=9):
         shapes = read_scene(draw(scene))
         assert len(shapes) == len(scene.things)
@@ -183,7 +183,7 @@ def test_data_set(load):
 
 
 def test_sides():
-    """The same scene at twice the side is the same picture, but for the edges."""
+    """The same scene at twice the side is the same image, but for the edges."""
     for scene, _ in drawn(20, False):
         large = draw(scene, 64).reshape(32, 2, 32, 2, 3).mean((1, 3))
         assert abs(large - draw(scene, 32)).mean() < 0.7

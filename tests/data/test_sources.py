@@ -12,7 +12,7 @@ from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
 
 
-def picture(shade: int) -> Image.Image:
+def photo(shade: int) -> Image.Image:
     return Image.new("L", (4, 4), shade)
 
 
@@ -22,12 +22,12 @@ def shades(cache) -> list[int]:
 
 def save(path, shade):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(shade).save(path)
+    photo(shade).save(path)
 
 
 def labelled(**columns) -> datasets.Dataset:
     """Two images, 10 and 20, beside other columns."""
-    dataset = datasets.Dataset.from_dict({"image": [picture(10), picture(20)]})
+    dataset = datasets.Dataset.from_dict({"image": [photo(10), photo(20)]})
     for name, values in columns.items():
         dataset = dataset.add_column(name, values)
     return dataset
@@ -203,7 +203,7 @@ def test_wrong_columns_and_options(load, folder, columns, options, message):
 
 
 def test_the_image_column_must_be_clear(load, folder):
-    shown = [picture(10), picture(20)]
+    shown = [photo(10), photo(20)]
     datasets.Dataset.from_dict({"image": shown, "mask": shown[::-1]}).save_to_disk(folder / "two")
     with pytest.raises(UserError, match="several columns hold images: image, mask; choose one"):
         load(dataset_name=str(folder / "two"))

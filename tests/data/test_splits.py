@@ -24,7 +24,7 @@ SPECS = {
 }
 
 
-def picture(n: int) -> Image.Image:
+def photo(n: int) -> Image.Image:
     return Image.new("L", (4, 4), n)
 
 
@@ -32,7 +32,7 @@ def picture(n: int) -> Image.Image:
 def sources(tmp_path):
     """The same twenty images in each kind of source."""
     captions = [f"image {n}" for n in range(COUNT)]
-    rows = datasets.Dataset.from_dict({"image": [picture(n) for n in range(COUNT)], "text": captions})
+    rows = datasets.Dataset.from_dict({"image": [photo(n) for n in range(COUNT)], "text": captions})
     rows.save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "dict")
     (tmp_path / "parquet").mkdir()
@@ -40,7 +40,7 @@ def sources(tmp_path):
     for name in ("folder", "captioned"):
         (tmp_path / name).mkdir()
         for n in range(COUNT):
-            picture(n).save(tmp_path / name / f"{n:02}.png")
+            photo(n).save(tmp_path / name / f"{n:02}.png")
     lines = "".join(f"{n:02}.png,{text}\n" for n, text in enumerate(captions))
     (tmp_path / "captioned" / "metadata.csv").write_text("file_name,text\n" + lines)
     return tmp_path
@@ -65,7 +65,7 @@ def test_sums_over_splits(load, folder):
     for name, numbers in {"train": range(4), "test": range(4, 6)}.items():
         (folder / name).mkdir()
         for n in numbers:
-            picture(n).save(folder / name / f"{n}.png")
+            photo(n).save(folder / name / f"{n}.png")
     for spec, expected in {"train+test": range(6), "test[1:]+train[:1]": [5, 0], "all[3:5]": [3, 4]}.items():
         cache = load(train_data_dir=str(folder), resolution=4, split=spec)
         assert cache.as_tensor()[:, 0, 0, 0].tolist() == list(expected)
@@ -147,7 +147,7 @@ def test_held_out_images_keep_the_precision_of_those_that_are_trained_on(splits,
 def test_floats_are_not_held_out_of_integers(splits, folder):
     floats(folder / "test", 1)
     (folder / "train").mkdir()
-    picture(3).save(folder / "train" / "a.png")
+    photo(3).save(folder / "train" / "a.png")
     with pytest.raises(UserError, match=r"--split has uint8 images, and here are 1 float32; float images can't"):
         splits(train_data_dir=str(folder), validation_split="test")
 
@@ -169,7 +169,7 @@ def test_slices_side_by_side_are_held_out(splits):
 def test_the_classes_of_a_folder_are_the_same_in_all_splits(splits, folder):
     for where in ("train/a", "train/b", "test/b"):
         (folder / where).mkdir(parents=True)
-        picture(1).save(folder / where / "x.png")
+        photo(1).save(folder / where / "x.png")
     train, held_out = splits(train_data_dir=str(folder), validation_split="test")
     assert train.class_names == held_out.class_names == ["a", "b"]
     assert held_out.labels.tolist() == [1]

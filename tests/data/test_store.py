@@ -179,5 +179,5 @@ def test_embeddings_of_captions_are_verified_too(tmp_path, capsys, damage):
 def test_embeddings_that_do_not_fit_on_the_disk(tmp_path, monkeypatch):
     encoder, tokenizer = load_text_encoder(str(save_pretrained(tmp_path / "model")))
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match="the states of the captions need 4.1 kB and 100 bytes are free"):
+    with pytest.raises(UserError, match="the embeddings of the captions need 4.1 kB and 100 bytes are free"):
         caption_embeddings(token_tables(tokenizer, CAPTIONS), encoder, tmp_path / "cache")

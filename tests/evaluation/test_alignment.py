@@ -1,4 +1,4 @@
-"""Shares of prompts that are right, from pictures that are known to be so, or not."""
+"""Shares of prompts that are right, from images that are known to be so, or not."""
 
 import numpy as np
 import pytest
@@ -49,9 +49,9 @@ def test_shares_are_of_those_that_claim() -> None:
         Prompt("", (("circle", "red"),) * 2),
         Prompt("", (("circle", "red"), ("square", "blue")), relation="above"),
     ]
-    pictures = [picture_of(p) for p in claimed]
-    pictures[0], pictures[2] = picture_of(claimed[0], "blue"), pictures[0]  # a wrong colour, and one thing for two
-    result = alignment(claimed, pictures)
+    photos = [picture_of(p) for p in claimed]
+    photos[0], photos[2] = picture_of(claimed[0], "blue"), photos[0]  # a wrong colour, and one thing for two
+    result = alignment(claimed, photos)
     assert result.attributes == {
         "shape": 1.0,
         "colour": 0.75,

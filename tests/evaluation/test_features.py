@@ -19,25 +19,25 @@ from snowmelt.evaluation.features import HubFeatures, as_rgb, make_features, res
 CPU = torch.device("cpu")
 
 
-def pictures(count: int, channels: int = 3, side: int = 32) -> Tensor:
+def photos(count: int, channels: int = 3, side: int = 32) -> Tensor:
     return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("side", "target"), [(64, 24), (16, 37), (300, 299), (31, 31)])
 def test_resized_as_clean_fid(side: int, target: int) -> None:
     """Pillow's bicubic filter on channels of floats, clipped (Parmar et al. 2022)."""
-    images = pictures(2, 3, side)
+    images = photos(2, 3, side)
     for ours, image in zip(resized(images, target), images, strict=True):
         for channel, plane in zip(ours, image.numpy(), strict=True):
             pillow = PIL.Image.fromarray(255 * plane).resize((target, target), PIL.Image.Resampling.BICUBIC)
             np.testing.assert_allclose(255 * channel.numpy(), np.asarray(pillow).clip(0, 255), atol=0.02)
 
 
-def test_pictures_as_rgb() -> None:
-    gray = pictures(2, 1)
+def test_images_as_rgb() -> None:
+    gray = photos(2, 1)
     assert torch.equal(as_rgb(gray), torch.cat([gray] * 3, 1))
-    assert torch.equal(as_rgb(pictures(2)), pictures(2))
-    transparent = pictures(2, 4)
+    assert torch.equal(as_rgb(photos(2)), photos(2))
+    transparent = photos(2, 4)
     transparent[0, 3], transparent[1, 3] = 0, 1
     assert torch.equal(as_rgb(transparent)[0], torch.ones(3, 32, 32))
     torch.testing.assert_close(as_rgb(transparent)[1], transparent[1, :3])
@@ -58,7 +58,7 @@ def answer(folder: Path, pixels: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["vit", "vit-without-pooler", "resnet", "clip"])
 def test_models_of_transformers(vision_models: Path, name: str) -> None:
     extractor = HubFeatures(str(vision_models / name), 1, CPU)
-    images = pictures(3, 1, side=20)
+    images = photos(3, 1, side=20)
     pixels = (resized(as_rgb(images), 32) - 0.5) / 0.25
     found = extractor(images)
     assert found.dtype == torch.float32
@@ -80,7 +80,7 @@ def test_models_that_cannot_be_had(vision_models: Path, tmp_path: Path, digits, 
     ) as e:
         make_features("nobody/nothing", digits(), None, CPU)
     assert "\n" not in str(e.value)
-    with pytest.raises(UserError, match="sees pictures, and these images have 5 channels"):
+    with pytest.raises(UserError, match="takes gray, RGB and RGBA; these images have 5 channels"):
         HubFeatures(str(vision_models / "vit"), 5, CPU)
     AutoModel.from_pretrained(vision_models / "vit").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="preprocessor_config.json"):
@@ -179,7 +179,7 @@ def test_classifier_of_any_size(digits) -> None:
     """From 8 pixels to more than it looks at, with several channels."""
     for channels, side in ((5, 9), (3, 200)):
         net = classifier.ConvNet(channels, side, 10).eval()
-        assert net.features(pictures(2, channels, side)).shape == (2, 64)
+        assert net.features(photos(2, channels, side)).shape == (2, 64)
 
 
 def test_classifier_needs_labels(digits) -> None:

@@ -36,7 +36,7 @@ class Optimal(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, family: str, target: str, log_ratios: tuple = (), side: int = SIDE, classes: int = 0) -> None:
         super().__init__()
-        self.register_to_config(in_channels=1, out_channels=1, num_class_embeds=classes or None, sample_size=side)
+        self.register_to_config(in_channels=1, num_class_embeds=classes or None, sample_size=side)
         self.anchor = torch.nn.Parameter(torch.zeros(1))
 
     @classmethod
@@ -192,7 +192,7 @@ def test_bits_count_the_levels(dtype, levels):
 
 
 def test_units_of_float_data():
-    """The same pictures on another scale cost log2 of its ratio more."""
+    """The same images on another scale cost log2 of its ratio more."""
     images = normal_images()
     plain = bits_per_dim(Normal.of(RECIPES["v"]), images)
     scaled = bits_per_dim(Normal.of(RECIPES["v"], value_range=(100.0, 108.0)), 4 * images + 104)
@@ -358,7 +358,7 @@ def test_bound_is_near_the_likelihood():
 
 
 def test_bound_clips_where_the_sampler_does():
-    """White pictures, of which the network expects more than white."""
+    """White images, of which the network expects more than white."""
 
     class Bright(Normal):
         mean, std = torch.full((D,), 2.0).double(), torch.full((D,), 0.5).double()

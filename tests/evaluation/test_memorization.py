@@ -62,7 +62,7 @@ def test_fresh_images_are_as_usual(train, held_out):
     assert found.duplicates == 0
     assert "400" in found.compared
     for space in found.spaces:
-        assert space.share < 0.06
+        assert space.fraction < 0.06
         assert 0.35 < space.closer < 0.65
 
 
@@ -74,7 +74,7 @@ def test_copies_are_found(train, held_out):
     assert set(found.order[:10].tolist()) == set(range(90, 100))
     for space in found.spaces:
         assert space.indices[90:].tolist() == list(range(10))
-        assert 0.10 <= space.share < 0.16
+        assert 0.10 <= space.fraction < 0.16
         assert (space.ratios[90:] < space.threshold).all()
 
 
@@ -82,7 +82,7 @@ def test_all_copies(train, held_out):
     (pixels,) = memorization(as_samples(TRAIN[100:200]), train, held_out, None).spaces
     assert pixels.indices.tolist() == list(range(100, 200))
     assert pixels.distances.max() < 1e-6
-    assert pixels.share == 1
+    assert pixels.fraction == 1
     assert pixels.closer == 1
 
 
@@ -92,16 +92,16 @@ def test_dull_images_are_no_copies(train, held_out):
     (pixels,) = memorization(dull, train, held_out, None).spaces
     (others,) = memorization(as_samples(HELD_OUT), train, held_out, None).spaces
     assert pixels.distances.mean() < others.distances.mean()
-    assert pixels.share == 0
+    assert pixels.fraction == 0
     assert pixels.closer < 0.25
 
 
 def test_features_see_what_pixels_do_not(train, held_out):
     darker = as_samples(TRAIN[:20]) * 0.5
     pixels, features = memorization(darker, train, held_out, Projection()).spaces
-    assert features.share == 1
+    assert features.fraction == 1
     assert features.indices.tolist() == list(range(20))
-    assert pixels.share < 1
+    assert pixels.fraction < 1
 
 
 def test_nearest_by_brute_force(train, held_out, monkeypatch):
@@ -125,7 +125,7 @@ def test_without_held_out_images(train):
     assert "train, each against the others" in found.compared
     for space in found.spaces:
         assert (space.usual > 0).all()
-        assert 0.10 <= space.share < 0.16
+        assert 0.10 <= space.fraction < 0.16
 
 
 def test_held_out_images_that_are_not(train, real):
@@ -134,7 +134,7 @@ def test_held_out_images_that_are_not(train, real):
     found = memorization(as_samples(TRAIN[200:220]), train, mixed, None)
     assert found.duplicates == 30
     assert "100 images of mixed" in found.compared
-    assert found.spaces[0].share == 1
+    assert found.spaces[0].fraction == 1
     with pytest.raises(UserError, match="all images of train are training images"):
         memorization(as_samples(FRESH), train, train, None)
 
@@ -143,7 +143,7 @@ def test_few_training_images(real, held_out):
     few = real(TRAIN[:4], "few")
     (pixels,) = memorization(as_samples(TRAIN[:2]), few, None, None).spaces
     assert len(pixels.usual) == 4
-    assert pixels.share == 1
+    assert pixels.fraction == 1
 
 
 def test_bad_input(train, real):
@@ -153,12 +153,12 @@ def test_bad_input(train, real):
         memorization(as_samples(FRESH[:1]), real(TRAIN[:2], "two"), None, None)
 
 
-def test_picture(train, held_out, tmp_path):
+def test_image(train, held_out, tmp_path):
     samples = torch.cat([as_samples(FRESH[:5]), as_samples(TRAIN[:2])])
     found = memorization(samples, train, held_out, Projection())
     draw_closest(samples, train, found, tmp_path / "closest.png", count=3)
-    with Image.open(tmp_path / "closest.png") as picture:
-        assert picture.width > 300
-        assert picture.height > 300
-    with pytest.raises(UserError, match="no picture has 2 channels"):
+    with Image.open(tmp_path / "closest.png") as photo:
+        assert photo.width > 300
+        assert photo.height > 300
+    with pytest.raises(UserError, match="PIL has no image of 2 channels"):
         draw_closest(torch.zeros(1, 2, 8, 8), train, found, tmp_path / "no.png")

@@ -231,8 +231,8 @@ def test_best_is_kept(train, short, quick_classifier, tmp_path):
     expected = load_file(run / f"checkpoint-{best['step']}/unet_ema/diffusion_pytorch_model.safetensors")
     assert all((weights[name] == expected[name]).all() for name in expected)
     assert PixelDiffusionPipeline.from_pretrained(run / "best").num_classes == 10
-    with Image.open(run / "evaluation.png") as picture:
-        assert picture.height > picture.width  # three panels
+    with Image.open(run / "evaluation.png") as photo:
+        assert photo.height > photo.width  # three panels
 
     limited = train(
         tmp_path / "limited", **options, max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=1

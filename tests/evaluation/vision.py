@@ -31,7 +31,7 @@ MAKERS: dict[str, Callable] = {
 
 
 def save_vision_model(name: str, folder: Path) -> Path:
-    """An untrained model, with what its image processor does: 32 pixels, mean 0.5, deviation 0.25."""
+    """An untrained model, with what its image processor does: 32 pixels, mean 0.5, std 0.25."""
     torch.manual_seed(0)
     MAKERS[name]().eval().save_pretrained(folder)
     settings = {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}

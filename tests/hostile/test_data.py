@@ -448,7 +448,7 @@ CASES += [
         "labels --label_column label": r"--label_column label: row 1 has -1",
         "labels --label_column animal": r"--label_column animal: row 1 has None",
         "labels --label_column image": r"--label_column image: Image is no class",
-        "gray --channels 2": r"--channels 2: pictures can be given 1, 3 or 4",
+        "gray --channels 2": r"--channels 2: PIL images can be given 1, 3 or 4",
         "gray --background nope": r"--background 'nope' is not a colour",
         "gray --dataset_config_name x": r"--dataset_config_name x: gray has no configurations",
         "saved --dataset_config_name x": r"--dataset_config_name x: saved has no configurations",
@@ -540,7 +540,7 @@ CASES += [
         "--dataset_name digits --held_out_split 'train[9'": r"--(held_out_)?split train\[9: can't be read",
         "--dataset_name digits --dataset_config_name x": r"--dataset_config_name x: digits has no configurations",
         "--dataset_name digits --label_column nope": r"--label_column nope: no such column",
-        "--dataset_name digits --channels 2": r"--channels 2: pictures can be given 1, 3 or 4",
+        "--dataset_name digits --channels 2": r"--channels 2: PIL images can be given 1, 3 or 4",
         "--dataset_name nowhere": r"nowhere: can't be opened: \S+ can't be reached",
         "--dataset_name ../x": r"--dataset_name \.\./x: no such folder",
     }.items()

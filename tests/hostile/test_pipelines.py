@@ -242,7 +242,7 @@ PARTS = [
     *rows("to_images", "output_type", ("jpg", "not one of"), (5, "text"), x0=torch.zeros(1, 3, 4, 4)),
     *rows("to_images", "x0", (5, "tensor"), (torch.zeros(3, 4, 4), "shape"), output_type="np"),
     *rows("image_grid", "pixels", (5, "uint8"), (PIXELS / 2, "uint8"), (PIXELS[0], "N, H, W, C"), (PIXELS[:0], "N, H")),
-    *rows("image_grid", "pixels", (PIXELS[..., :2], "no picture has 2 channels"), ([[0]], "uint8")),
+    *rows("image_grid", "pixels", (PIXELS[..., :2], "PIL has no image of 2 channels"), ([[0]], "uint8")),
     *rows("image_grid", "columns", (0, "at least 1"), (-1, "at least"), (1.5, "whole"), ("2", "whole"), pixels=PIXELS),
     *rows("image_grid", "gap", (-1, "at least 0"), (0.5, "whole"), (None, "whole"), pixels=PIXELS),
     *rows(

@@ -104,7 +104,7 @@ def test_flow_step_follows_the_line():
 
 
 def test_mixture_moves_part_of_the_way():
-    """x + (t' - t)(x - x0) / t is a step of (t - t') / t of the way to the predicted picture."""
+    """x + (t' - t)(x - x0) / t is a step of (t - t') / t of the way to the predicted image."""
     objective = RECIPES["mixture"]
     x0, eps, t, x_t = draw(objective)
     part = t.view(-1, 1, 1, 1)
@@ -200,9 +200,9 @@ def test_a_path_knows_what_can_be_predicted_on_it(path: Path, name: str) -> None
         Objective(path, name)
 
 
-def test_prediction_type_is_told_only_where_the_scheduler_cannot_be():
-    told = {name: o.pipeline_prediction_type for name, o in RECIPES.items()}
-    assert {name for name, kind in told.items() if kind} == {"mixture"}
+def test_prediction_type_is_given_only_where_the_scheduler_cannot_be():
+    given = {name: o.pipeline_prediction_type for name, o in RECIPES.items()}
+    assert {name for name, kind in given.items() if kind} == {"mixture"}
     for name in DISCRETE:
         assert RECIPES[name].scheduler().config.prediction_type == RECIPES[name].prediction_type
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from pipelines.prediction import expand
 from snowmelt.errors import UserError
-from snowmelt.objectives import DEFAULT, RECIPES, Objective, make_objective
+from snowmelt.objectives import DEFAULT, RECIPES, Losses, Objective, StepContext, make_objective
 from snowmelt.objectives.paths import DiscretePath, StraightPath
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, uniform
 from snowmelt.options import UnconditionalConfig
@@ -24,6 +24,10 @@ def weights(objective: Objective, t: torch.Tensor) -> torch.Tensor:
     return objective.weights(objective.path.level(t))
 
 
+def loss_of(objective: Objective, net, x0: torch.Tensor, conditions: dict) -> Losses:
+    return objective.loss(x0, conditions, StepContext(net, generator(), 0, 1))
+
+
 def zero(x, t, **condition):
     return (torch.zeros_like(x),)
 
@@ -33,7 +37,7 @@ def test_loss_of_a_network_that_says_nothing(name):
     """It is the mean square of the target, a^2 E x0^2 + b^2, since x0 and eps are independent."""
     objective = RECIPES[name]
     x0 = 0.5 * torch.randn(256, 3, 16, 16, generator=generator(1))
-    losses = objective.loss(zero, x0, {}, generator())
+    losses = loss_of(objective, zero, x0, {})
     t, u = objective.draw_times(256, generator())
     a, b = objective.coefficients(objective.path.level(t))
     expected = a**2 * x0.square().flatten(1).mean(1) + b**2
@@ -56,8 +60,8 @@ def test_exact_network_has_no_loss(name):
         eps = (x / scale - alpha * x0) / sigma
         return ((a * x0 + b * eps).bfloat16() if condition else a * x0 + b * eps,)
 
-    assert objective.loss(oracle, x0, {}, generator()).loss.max() < 1e-6
-    half = objective.loss(oracle, x0, {"class_labels": None}, generator()).loss
+    assert loss_of(objective, oracle, x0, {}).loss.max() < 1e-6
+    half = loss_of(objective, oracle, x0, {"class_labels": None}).loss
     assert half.dtype == torch.float32
     assert 0 < half.max() < 1e-2
 
@@ -66,13 +70,13 @@ def test_loss_is_weighted():
     plain, weighted = (Objective(DiscretePath("linear"), "epsilon", weight=w) for w in ("unit", "min_snr"))
     x0 = torch.randn(32, 1, 4, 4, generator=generator(1))
     t, _ = plain.draw_times(32, generator())
-    expected = plain.loss(zero, x0, {}, generator()).loss * weights(weighted, t)
-    torch.testing.assert_close(weighted.loss(zero, x0, {}, generator()).loss, expected)
+    expected = loss_of(plain, zero, x0, {}).loss * weights(weighted, t)
+    torch.testing.assert_close(loss_of(weighted, zero, x0, {}).loss, expected)
 
 
 def test_low_discrepancy_reaches_the_loss():
     objective = Objective(DiscretePath("linear"), "epsilon", low_discrepancy=True)
-    levels = objective.loss(zero, torch.zeros(16, 1, 2, 2), {}, generator()).quantile
+    levels = loss_of(objective, zero, torch.zeros(16, 1, 2, 2), {}).quantile
     assert sorted((levels * 16).long().tolist()) == list(range(16))
 
 
@@ -151,7 +155,7 @@ def test_dream_adds_the_networks_own_error_to_the_noise(name):
         calls.append(x)
         return (torch.zeros_like(x),)
 
-    objective.loss(net, x0, {}, generator())
+    loss_of(objective, net, x0, {})
     t, _ = objective.draw_times(4, same := generator())
     noise = torch.randn(x0.shape, generator=same)
     level = objective.path.level(t)
@@ -265,7 +269,7 @@ def test_offset_noise_is_asked_for_and_perturbation_is_not():
     ):
         net = Watched()
         with patch.object(Objective, "draw_times", lambda *_: (torch.ones(64), torch.ones(64))):
-            losses = objective.loss(net, x0, {}, generator())
+            losses = loss_of(objective, net, x0, {})
         assert net.seen.var((2, 3)).mean().item() == pytest.approx(within, rel=0.02)
         assert net.seen.mean((2, 3)).var().item() == pytest.approx(between + within / 256, rel=0.2)
         assert losses.loss.mean().item() == pytest.approx(error, rel=0.02)

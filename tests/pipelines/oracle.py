@@ -24,7 +24,7 @@ class Oracle(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, family: str, target: str, schedule: dict | None = None, sample_size: int = 64) -> None:
         super().__init__()
-        self.register_to_config(in_channels=1, out_channels=1, num_class_embeds=None, sample_size=sample_size)
+        self.register_to_config(in_channels=1, num_class_embeds=None, sample_size=sample_size)
         self.anchor = torch.nn.Parameter(torch.zeros(1))
         alpha2 = DDPMScheduler(**(schedule or {})).alphas_cumprod.double().clamp(min=2**-24)
         self.log_sigmas = (((1 - alpha2) / alpha2).log() / 2).numpy()

@@ -47,8 +47,8 @@ def first_level(pipeline: Any, steps: int, strength: float) -> float:
 def test_every_sampler_starts_from_an_image(model: str, name: str) -> None:
     """Noised data has the marginal that training saw there, and so becomes data again.
 
-    Without fresh noise, the ODE of normal data maps x_t = alpha x0 + sigma eps, whose deviation is that of the two
-    together, to MEAN + STD (x_t - alpha MEAN) / deviation.
+    Without fresh noise, the ODE of normal data maps x_t = alpha x0 + sigma eps to MEAN + STD (x_t - alpha MEAN) / std,
+    std being that of x_t.
     """
     image = MEAN + STD * torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))

@@ -53,7 +53,7 @@ def test_images_are_the_decoded_latents(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sd", "vq", "tiny", "dc"])
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_pictures_of_each_kind(kind: str, channels: int, mode: str) -> None:
+def test_images_of_each_kind(kind: str, channels: int, mode: str) -> None:
     pipeline = pipeline_of(kind, channels)
     assert pipeline.channels == channels
     (image,) = pipeline(**FAST).images
@@ -119,7 +119,7 @@ def test_any_scheduler(name: str) -> None:
     assert pipeline_of(scheduler=scheduler)(output_type="np", num_inference_steps=3).images.std() > 0
 
 
-def test_trajectory_shows_pictures_unless_latents_are_asked_for(tmp_path: Path) -> None:
+def test_trajectory_shows_images_unless_latents_are_asked_for(tmp_path: Path) -> None:
     pipeline = pipeline_of(scheduler=FlowMatchEulerDiscreteScheduler())
     options: dict[str, Any] = {"num_inference_steps": 3, "return_trajectory": True, "generator": generators()}
     output = pipeline(2, output_type="pt", **options)
@@ -186,7 +186,7 @@ def test_images_are_encoded_in_float32_where_half_precision_overflows() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_passes_give_what_one_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many pictures go through the autoencoder a few at a time."""
+    """Many images go through the autoencoder a few at a time."""
     pipeline = pipeline_of(kind)
     latents = torch.randn(5, LATENT_CHANNELS[kind], 8, 8, generator=torch.Generator().manual_seed(0))
     images = pipeline.decode(latents)

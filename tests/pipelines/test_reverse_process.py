@@ -56,7 +56,7 @@ def oracle_samples(model: str, scheduler: Any, prediction_type: str | None = Non
 @pytest.mark.parametrize(("model", "name"), EVERY)
 def test_every_sampler_reproduces_a_normal_distribution(model: str, name: str) -> None:
     x0 = oracle_samples(model, make_scheduler(name, TRAINED[model])) * 2 - 1
-    # 16,384 draws: the mean's standard error is 0.002, the relative one of the deviation 0.006.
+    # 16,384 draws: the mean's standard error is 0.002, the relative one of the standard deviation 0.006.
     assert float(x0.mean()) == pytest.approx(MEAN, abs=0.006)
     assert float(x0.std()) == pytest.approx(STD, rel=TOLERANCE.get(name, 0.015))
 
@@ -74,7 +74,7 @@ def test_other_predictions_on_the_path_of_a_scheduler(model: str, target: str) -
 
 
 @pytest.mark.parametrize("name", ["flow-euler", "unipc"])
-def test_epsilon_of_pure_noise_is_not_taken_for_a_picture(name: str) -> None:
+def test_epsilon_of_pure_noise_is_not_taken_for_a_image(name: str) -> None:
     """UniPC begins at alpha = 1e-6, by which an imperfect network's error would be divided."""
     pipeline = tiny_pipeline(make_scheduler(name, TRAINED["flow"]), prediction_type="epsilon")
     trajectory = pipeline(num_inference_steps=8, return_trajectory=True).trajectory

@@ -161,7 +161,7 @@ def test_stable_diffusion_pipeline_agrees(rescale: float) -> None:
     assert torch.allclose(ours(**options).images, theirs(**options).images, atol=1e-5)
 
 
-def test_prompts_are_told_apart() -> None:
+def test_prompts_are_given_apart() -> None:
     pipeline = make()
     noise = torch.randn(1, 3, 16, 16).expand(3, -1, -1, -1)
     images = pipeline(["a cat", "a dog", "a cat"], latents=noise, **FAST).images
@@ -237,7 +237,7 @@ def test_guidance_interval() -> None:
 
 
 def test_guidance_rescale() -> None:
-    """All of the way, the guided output has the deviation of the conditional one (Lin et al. 2024, eq. 15)."""
+    """All of the way, the guided output has the standard deviation of the conditional one (Lin et al. 2024, eq. 15)."""
     pipeline = make(FlowMatchEulerDiscreteScheduler())
     outputs: dict[float, torch.Tensor] = {}
     x, half = torch.randn(3, 3, 16, 16), torch.tensor(0.5)
@@ -293,7 +293,7 @@ def test_the_padded_length_of_prompts_does_not_matter() -> None:
     assert not torch.allclose(pipeline(prompt_embeds=longer, **options).images, expected, atol=1e-4)
 
 
-def test_both_networks_of_guidance_are_told_their_own_padding() -> None:
+def test_both_networks_of_guidance_are_given_their_own_padding() -> None:
     pipeline = make()
     pipeline.register_modules(unet=masked_unet())
     seen: list[dict[str, torch.Tensor]] = []
@@ -348,7 +348,7 @@ def test_parts_that_do_not_belong_together() -> None:
     encoder.config.vocab_size = 100
     with pytest.raises(ValueError, match=f"tokenizer: has {len(words)} tokens, and the text encoder knows 100"):
         TextToImagePipeline(unet(), DDPMScheduler(), encoder, words)
-    with pytest.raises(ValueError, match="text_encoder: its states have 16 channels, the network attends to 32"):
+    with pytest.raises(ValueError, match="text_encoder: its embeddings have 16 channels, the network attends to 32"):
         TextToImagePipeline(unet(), DDPMScheduler(), text_encoder(words, hidden_size=16), words)
     with pytest.raises(ValueError, match="prediction_type: 'x' is not one of"):
         make(prediction_type="x")

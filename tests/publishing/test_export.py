@@ -52,7 +52,7 @@ REPORT = {
 
 @pytest.fixture(scope="module")
 def run(train, tmp_path_factory) -> Path:
-    """A run on a folder of pictures, whose places are of this machine."""
+    """A run on a folder of images, whose places are of this machine."""
     root = tmp_path_factory.mktemp("someones")
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
@@ -280,11 +280,11 @@ def test_report_and_alignment_of_these_weights_until_they_change(tmp_path):
     (model / "report").mkdir()
     (model / "report/report.json").write_text(json.dumps(REPORT | {"weights": digest_of(model)}))
     write_alignment(model / "alignment.md", "| prompts |\n", digest_of(model))
-    for name, told in (("same", True), ("changed", False)):
+    for name, given in (("same", True), ("changed", False)):
         (tmp_path / name).mkdir()
         export(model, tmp_path / name, "alice/pets", strip=False)
-        assert ("Fréchet distance" in (tmp_path / name / "README.md").read_text()) == told
-        assert ("| prompts |" in (tmp_path / name / "README.md").read_text()) == told
+        assert ("Fréchet distance" in (tmp_path / name / "README.md").read_text()) == given
+        assert ("| prompts |" in (tmp_path / name / "README.md").read_text()) == given
         changed = tiny_pipeline()
         changed.unet.conv_in.bias.data.add_(1)
         changed.save_pretrained(model)
@@ -339,8 +339,8 @@ def test_card(run, exported):
     assert "Not measured." in text
     unet = UNet2DModel.from_pretrained(run, subfolder="unet")
     assert f"{unet.num_parameters() / 1e6:.2f} million parameters" in text
-    for picture in re.findall(r"!\[.*\]\((.*)\)", text):
-        assert (exported / picture).is_file()
+    for photo in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (exported / photo).is_file()
     assert not re.search(r"[{}]|None|\n\n\n", text.replace("{%", "x"))
 
 

@@ -226,10 +226,10 @@ def test_a_repository_with_a_model_is_not_called_empty(connected, model, tmp_pat
         ("write", "a b", "not a name"),
     ],
 )
-def test_what_cannot_be_pushed_to_is_told_before_anything_is_read(
+def test_what_cannot_be_pushed_to_is_given_before_anything_is_read(
     role, name, said, connected, train, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("snowmelt.data.held_out.load_splits", None)
+    monkeypatch.setattr("snowmelt.tasks.unconditional.load_splits", None)
     with pytest.raises(UserError, match=f"can't publish to {name}: .*{said}"):
         train(tmp_path / "run", push_to_hub=True, hub_token=connected.token("alice", role), hub_model_id=name)
     assert not (tmp_path / "run").exists()

@@ -46,7 +46,7 @@ def tiny_sd(folder: Path, scheduler: Any = None, **parts: Any) -> Path:
         norm_num_groups=4,
         scaling_factor=3.5,
     )
-    vae.quant_conv.bias.data[4:] = -20  # else the posterior hides the pictures in noise
+    vae.quant_conv.bias.data[4:] = -20  # else the posterior hides the images in noise
     pipeline = StableDiffusionPipeline(
         **{
             "vae": vae,

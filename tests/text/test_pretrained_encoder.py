@@ -7,7 +7,7 @@ from transformers import BertConfig
 
 from pipelines.text import encode_tokens
 from snowmelt.errors import UserError
-from snowmelt.text import states as states_module
+from snowmelt.text import embeddings as states_module
 from snowmelt.text.caption_conditioning import token_tables
 from snowmelt.text.embeddings import caption_embeddings
 from snowmelt.text.pretrained_encoder import load_text_encoder
@@ -88,5 +88,5 @@ def test_states_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> 
     for parameter in encoder.parameters():
         parameter.data.mul_(1e6)
     for _ in range(2):
-        with pytest.raises(UserError, match="its states of the captions aren't finite in float16"):
+        with pytest.raises(UserError, match="its embeddings of the captions aren't finite in float16"):
             caption_embeddings(token_tables(tokenizer, CAPTIONS), encoder, tmp_path / "cache")

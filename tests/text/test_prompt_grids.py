@@ -8,7 +8,7 @@ from snowmelt.text.prompt_grids import CELL, GAP, LINE_HEIGHT, captioned_grid
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
-def pictures(*colours: tuple[int, ...], side: int = 8) -> np.ndarray:
+def photos(*colours: tuple[int, ...], side: int = 8) -> np.ndarray:
     return np.stack([np.full((side, side, len(colour)), colour, np.uint8) for colour in colours])
 
 
@@ -17,7 +17,7 @@ def black(grid: np.ndarray, y: slice, x: slice) -> int:
 
 
 def test_images_stand_enlarged_over_their_captions():
-    grid = np.asarray(captioned_grid(pictures(RED, GREEN), ["red", ""], columns=2))
+    grid = np.asarray(captioned_grid(photos(RED, GREEN), ["red", ""], columns=2))
     assert grid.shape == (GAP + CELL + LINE_HEIGHT + GAP, GAP + 2 * (CELL + GAP), 3)
     left, right = slice(GAP, GAP + CELL), slice(2 * GAP + CELL, 2 * (GAP + CELL))
     assert (grid[left, left] == RED).all()
@@ -28,12 +28,12 @@ def test_images_stand_enlarged_over_their_captions():
 
 
 def test_large_images_keep_their_size():
-    assert captioned_grid(pictures(RED, side=300), ["x"]).size == (300 + 2 * GAP, 300 + LINE_HEIGHT + 2 * GAP)
+    assert captioned_grid(photos(RED, side=300), ["x"]).size == (300 + 2 * GAP, 300 + LINE_HEIGHT + 2 * GAP)
 
 
 def test_long_captions_and_those_of_two_lines_are_seen_whole():
     words = "a large red circle to the left of a small blue cross"
-    one, two, long = (captioned_grid(pictures(RED), [text]) for text in ("red", "red\nred", words))
+    one, two, long = (captioned_grid(photos(RED), [text]) for text in ("red", "red\nred", words))
     assert two.height == one.height + LINE_HEIGHT
     assert long.width == one.width
     rows = np.flatnonzero((np.asarray(long).max(-1) < 100).any(1))
@@ -44,5 +44,5 @@ def test_long_captions_and_those_of_two_lines_are_seen_whole():
 
 @pytest.mark.parametrize(("colour", "seen"), [((7,), (7, 7, 7)), ((9, 9, 9, 0), (255, 255, 255))])
 def test_gray_and_transparent_images(colour, seen):
-    grid = np.asarray(captioned_grid(pictures(colour), [""]))
+    grid = np.asarray(captioned_grid(photos(colour), [""]))
     assert (grid[GAP : GAP + CELL, GAP : GAP + CELL] == seen).all()
