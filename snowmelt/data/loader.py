@@ -94,7 +94,7 @@ def batches(
         accumulation: micro-steps in an optimizer step.
         device: of the tensors.
         num_workers: processes that read, where the data don't stay on the device.
-        random_flip: mirror every second image.
+        random_flip: mirror each image left to right with probability 1 / 2.
         labels: whether a batch has `label`.
 
     Yields:
