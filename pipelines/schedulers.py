@@ -29,7 +29,7 @@ from pipelines.arguments import brief
 
 
 @dataclass(frozen=True)
-class Sampler:
+class NamedSampler:
     """A stock scheduler, the settings that make it the named one, and what it can't do.
 
     Attributes:
@@ -62,34 +62,34 @@ ODE, SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver+
 SINGLE = ODE | {"lower_order_final": True}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
-SAMPLERS: dict[str, dict[str, Sampler]] = {
+SAMPLERS: dict[str, dict[str, NamedSampler]] = {
     "discrete": {
-        "ddpm": Sampler(DDPMScheduler),
-        "ddim": Sampler(DDIMScheduler),
-        "dpmsolver++": Sampler(DPMSolverMultistepScheduler, ODE),
-        "dpmsolver++-single": Sampler(DPMSolverSinglestepScheduler, SINGLE),
-        "sde-dpmsolver++": Sampler(DPMSolverMultistepScheduler, SDE),
-        "unipc": Sampler(UniPCMultistepScheduler),
-        "deis": Sampler(DEISMultistepScheduler),
-        "pndm": Sampler(PNDMScheduler, {"skip_prk_steps": True}, ("sample",), needs_signal=True),
-        "euler": Sampler(EulerDiscreteScheduler),
-        "euler-a": Sampler(EulerAncestralDiscreteScheduler, refuses=("sample",)),
-        "heun": Sampler(HeunDiscreteScheduler, needs_signal=True),
-        "kdpm2": Sampler(KDPM2DiscreteScheduler, refuses=("sample",), needs_signal=True),
-        "kdpm2-a": Sampler(KDPM2AncestralDiscreteScheduler, refuses=("sample",), needs_signal=True),
-        "lms": Sampler(LMSDiscreteScheduler),
+        "ddpm": NamedSampler(DDPMScheduler),
+        "ddim": NamedSampler(DDIMScheduler),
+        "dpmsolver++": NamedSampler(DPMSolverMultistepScheduler, ODE),
+        "dpmsolver++-single": NamedSampler(DPMSolverSinglestepScheduler, SINGLE),
+        "sde-dpmsolver++": NamedSampler(DPMSolverMultistepScheduler, SDE),
+        "unipc": NamedSampler(UniPCMultistepScheduler),
+        "deis": NamedSampler(DEISMultistepScheduler),
+        "pndm": NamedSampler(PNDMScheduler, {"skip_prk_steps": True}, ("sample",), needs_signal=True),
+        "euler": NamedSampler(EulerDiscreteScheduler),
+        "euler-a": NamedSampler(EulerAncestralDiscreteScheduler, refuses=("sample",)),
+        "heun": NamedSampler(HeunDiscreteScheduler, needs_signal=True),
+        "kdpm2": NamedSampler(KDPM2DiscreteScheduler, refuses=("sample",), needs_signal=True),
+        "kdpm2-a": NamedSampler(KDPM2AncestralDiscreteScheduler, refuses=("sample",), needs_signal=True),
+        "lms": NamedSampler(LMSDiscreteScheduler),
     },
     "flow": {
-        "flow-euler": Sampler(FlowMatchEulerDiscreteScheduler),
-        "flow-heun": Sampler(FlowMatchHeunDiscreteScheduler),
-        "dpmsolver++": Sampler(DPMSolverMultistepScheduler, ODE | FLOW),
-        "dpmsolver++-single": Sampler(DPMSolverSinglestepScheduler, SINGLE | FLOW),
-        "sde-dpmsolver++": Sampler(DPMSolverMultistepScheduler, SDE | FLOW),
-        "unipc": Sampler(UniPCMultistepScheduler, FLOW),
+        "flow-euler": NamedSampler(FlowMatchEulerDiscreteScheduler),
+        "flow-heun": NamedSampler(FlowMatchHeunDiscreteScheduler),
+        "dpmsolver++": NamedSampler(DPMSolverMultistepScheduler, ODE | FLOW),
+        "dpmsolver++-single": NamedSampler(DPMSolverSinglestepScheduler, SINGLE | FLOW),
+        "sde-dpmsolver++": NamedSampler(DPMSolverMultistepScheduler, SDE | FLOW),
+        "unipc": NamedSampler(UniPCMultistepScheduler, FLOW),
     },
     "edm": {
-        "edm-euler": Sampler(EDMEulerScheduler),
-        "edm-dpmsolver++": Sampler(EDMDPMSolverMultistepScheduler),
+        "edm-euler": NamedSampler(EDMEulerScheduler),
+        "edm-dpmsolver++": NamedSampler(EDMDPMSolverMultistepScheduler),
     },
 }
 """Family of the training: name: sampler."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.arguments import brief, whole
+from pipelines.base import IMAGE_CHANNELS
 from pipelines.sampling import Trajectory
 
 
@@ -28,7 +29,7 @@ def image_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> 
     if pixels.ndim != 4 or not pixels.size:
         raise ValueError(f"pixels: must be (N, H, W, C), is of shape {pixels.shape}")
     n, height, width, channels = pixels.shape
-    if channels not in (1, 3, 4):
+    if channels not in IMAGE_CHANNELS:
         raise ValueError(f"pixels: PIL has no image of {channels} channels; 1, 3 and 4 can be shown")
     columns = int(np.ceil(n**0.5)) if columns is None else whole("columns", columns)
     gap = whole("gap", gap, 0)

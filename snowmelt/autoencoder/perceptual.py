@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipelines import IMAGE_CHANNELS
 from snowmelt.autoencoder.losses import Perceptual
 from snowmelt.errors import UserError
 from snowmelt.evaluation.classifier import ClassifierFeatures, ConvNet
@@ -46,7 +47,7 @@ class FeatureDistance(nn.Module):
 
 def _lpips(images: RealImages, device: torch.device) -> Perceptual:
     """LPIPS with VGG-16, of images laid on white (Zhang et al. 2018)."""
-    if images.cache.channels not in (1, 3, 4):
+    if images.cache.channels not in IMAGE_CHANNELS:
         raise UserError(
             f"--perceptual lpips: takes gray, RGB and RGBA; these images have {images.cache.channels} channels"
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from pipelines import image_grid
+from pipelines import IMAGE_CHANNELS, image_grid
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.real import RealImages
@@ -80,7 +80,7 @@ def reconstruction_grid(vae: Any, images: RealImages, count: int, path: Path | N
     pixels: np.ndarray = (array * 255).round().astype(np.uint8)
     if path is None:
         return pixels
-    if array.shape[-1] in (1, 3, 4):
+    if array.shape[-1] in IMAGE_CHANNELS:
         image_grid(pixels, 2 * max(1, round((len(pixels) / 4) ** 0.5))).save(path)
     else:
         np.save(path.with_suffix(".npy"), array)

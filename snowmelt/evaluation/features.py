@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from pipelines import IMAGE_CHANNELS
 from snowmelt.errors import UserError, one_line
 from snowmelt.evaluation.classifier import ClassifierFeatures
 from snowmelt.evaluation.real import RealImages
@@ -188,7 +189,7 @@ def _side(settings: dict[str, Any]) -> int:
 
 
 def _check_channels(name: str, channels: int) -> None:
-    if channels not in (1, 3, 4):
+    if channels not in IMAGE_CHANNELS:
         raise UserError(
             f"--features {name}: takes gray, RGB and RGBA; these images have {channels} channels; take classifier"
         )

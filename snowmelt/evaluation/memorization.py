@@ -16,6 +16,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from pipelines import IMAGE_CHANNELS
 from snowmelt.errors import UserError
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.real import RealImages
@@ -155,7 +156,7 @@ def draw_closest(samples: Tensor, train: RealImages, found: Memorization, path: 
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    if samples.shape[1] not in (1, 3, 4):
+    if samples.shape[1] not in IMAGE_CHANNELS:
         raise UserError(f"memorization: PIL has no image of {samples.shape[1]} channels")
     rows = found.order[:count]
     columns = 1 + len(found.spaces)

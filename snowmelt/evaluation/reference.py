@@ -45,14 +45,14 @@ def features_of(images: RealImages, extractor: FeatureExtractor, batch_size: int
     Args:
         images: the split.
         extractor: of the features.
-        batch_size: images in a pass; up to twice as many where the split doesn't divide evenly.
+        batch_size: images in a pass, at most.
     """
     key = hashlib.sha256(f"{images.fingerprint} {extractor.fingerprint}".encode()).hexdigest()[:32]
     path = images.cache.path.parent / f"features-{key}.safetensors"
     with FileLock(path.with_suffix(".lock")):
         features = _cached(path, len(images))
         if features is None:
-            rows = np.array_split(np.arange(len(images)), max(1, len(images) // batch_size))
+            rows = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))
             parts = [extractor(images.batch(part)) for part in tqdm(rows, f"features of {images.split}", leave=False)]
             features = torch.cat(parts)
             partial = path.with_suffix(".partial")

@@ -133,7 +133,7 @@ def _check(pipeline: Any, config: TextToImageConfig, flag: str) -> None:
     """
     try:
         check_text_encoder(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{flag}: {error}") from error
     if pipeline.vae is not None and pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise UserError(

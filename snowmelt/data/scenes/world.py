@@ -30,7 +30,10 @@ HELD_OUT_POSITIONS = {"circle": "bottom right", "square": "top", "triangle": "le
 """Combinations with a shape that no training image shows."""
 
 KINDS = {"one": 0.7, "several": 0.15, "pair": 0.15}
-"""Shares of scenes with one thing, with two or three alike, and with two whose relation counts."""
+"""Probabilities of scenes with one thing, with two or three alike, and with two whose relation counts.
+
+They are those of a draw, before combinations that are held out, or that aren't, are passed over.
+"""
 
 TRAINING_KINDS = {"one": 0.3, "several": 0.35, "pair": 0.35}
 """The same in the training set, which shows more of what is hard to learn."""
