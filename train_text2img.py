@@ -20,13 +20,15 @@ def main() -> None:
     from snowmelt import run_folder
     from snowmelt.environment import make_accelerator
     from snowmelt.publishing.during import HubPush
-    from snowmelt.tasks.text_to_image import make_task
+    from snowmelt.tasks.finetuning import FinetuningTask
+    from snowmelt.tasks.text_to_image import TextToImageTask
     from snowmelt.trainer import Trainer
 
     accelerator = make_accelerator(config)
     checkpoint = run_folder.check(config)
     push = HubPush(config, accelerator)
-    task = make_task(config, accelerator)
+    kind = FinetuningTask if config.pretrained_model_name_or_path else TextToImageTask
+    task = kind.make(config, accelerator)
     trainer = Trainer(task, config, accelerator, on_saved=push.during)
     push.open()
     if checkpoint:

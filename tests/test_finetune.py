@@ -31,7 +31,7 @@ from snowmelt.errors import UserError
 from snowmelt.objectives import RECIPES
 from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
 from snowmelt.publishing.export import export
-from snowmelt.text.finetuning import finetuned, load_source
+from snowmelt.text.finetuning import load_source, make_trainable
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
@@ -307,7 +307,7 @@ def test_the_network_is_given_what_the_pipeline_will_tell_it(ours: bool, sd: Pat
     )
     pipeline = load_source(config)
     captions = Captions(PROMPTS, np.arange(len(PROMPTS) + 1))
-    conditioning = finetuned(config, pipeline, captions, torch.device("cpu")).conditioning
+    _, conditioning, _ = make_trainable(config, pipeline, captions, torch.device("cpu"))
     batch = {"indices": torch.arange(len(PROMPTS))}
     states = conditioning.embed(batch, torch.Generator().manual_seed(0))["encoder_hidden_states"]
     with torch.no_grad():

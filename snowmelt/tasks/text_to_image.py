@@ -1,7 +1,6 @@
-"""Text-to-image models: new ones, and pretrained ones that are fine-tuned."""
+"""Text-to-image models from scratch, with a text encoder that is trained with them or a pretrained one."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,22 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 from torch import nn
 
+from pipelines import TextToImagePipeline
+from snowmelt.architectures import make_network
 from snowmelt.data.cache import ImageCache
-from snowmelt.data.captions import load_captioned
-from snowmelt.objectives import describe
+from snowmelt.data.captions import Captions, load_captioned
+from snowmelt.objectives import describe, make_objective
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask
 from snowmelt.tasks.task import Networks, Preview
-from snowmelt.text.assembly import from_scratch
-from snowmelt.text.finetuning import channels, finetuned, load_source
-from snowmelt.text.networks import TextConditionedUNet
+from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
+from snowmelt.text.embeddings import cache_root, caption_embeddings
+from snowmelt.text.networks import TextConditionedUNet, make_text_encoder
 from snowmelt.text.options import TextToImageConfig
+from snowmelt.text.pretrained_encoder import load_text_encoder
 from snowmelt.text.prompt_grids import grid_prompts, prompt_grid
+from snowmelt.text.tokens import fit_length, train_tokenizer
 
 NEW_TEXT_ENCODER_LR = 0.1
 """Learning rate of a new text encoder, as a fraction of the network's: at the network's own its words become alike
@@ -28,24 +31,24 @@ before the network has use for what they differ in."""
 
 
 @dataclass(frozen=True)
-class TextToImageTask(DiffusionTask):
-    """A UNet2DConditionModel in training, and its text encoder or not.
+class CaptionTask(DiffusionTask):
+    """A UNet2DConditionModel in training, and its text encoder or not: what new and pretrained ones share.
 
     Attributes:
         networks: what is trained: `unet`, and perhaps `text_encoder`.
         images: that they are trained on, decoded.
         prompts: of the images of previews.
-        pipeline: the pipeline of such networks, made anew at each call.
-        write: saves what was trained of such a pipeline into a folder.
         config: the options.
     """
 
     networks: dict[str, ModelMixin]
     images: ImageCache
     prompts: list[str]
-    pipeline: Callable[[Networks], Any]
-    write: Callable[[Any, Path], None]
     config: TextToImageConfig
+
+    def pipeline(self, networks: Networks) -> Any:
+        """The pipeline that samples such networks, made anew at each call."""
+        raise NotImplementedError
 
     @property
     def with_ema(self) -> tuple[str, ...]:
@@ -71,54 +74,113 @@ class TextToImageTask(DiffusionTask):
             for name, net in self.networks.items()
         ]
 
-    def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
-        """Write the pipeline, or the LoRA matrices if these are all that is trained."""
-        if folder is not None:
-            self.write(self.pipeline(networks), folder)
-        return {}
-
     def preview(self, networks: Networks, path: Path | None) -> Preview:
         """Samples of the prompts."""
         return Preview(prompt_grid(self.pipeline(networks), path, self.config, self.prompts), {})
 
 
-def make_task(config: TextToImageConfig, accelerator: Accelerator) -> TextToImageTask:
-    """The task that the options ask for.
+@dataclass(frozen=True)
+class TextToImageTask(CaptionTask):
+    """A new model.
+
+    Attributes:
+        text_encoder: its text encoder, whether it is in training or not.
+        tokenizer: the encoder's tokenizer.
+    """
+
+    text_encoder: Any
+    tokenizer: Any
+
+    @classmethod
+    def make(cls, config: TextToImageConfig, accelerator: Accelerator) -> "TextToImageTask":
+        """The task that the options ask for.
+
+        Raises:
+            UserError: for options or data that can't be trained on.
+        """
+        vae = load_autoencoder(config.autoencoder) if config.autoencoder else None
+        images, captions = load_captioned(
+            config, config.caption_column, skip_empty=config.skip_empty_captions, most=config.max_train_samples
+        )
+        pixels = PixelSpace(images.value_range)
+        space = LatentSpace(vae.to(accelerator.device), pixels) if vae else pixels
+        channels = space.channels(images)  # or they don't fit, which is known before anything is made
+        objective = make_objective(config, latent=vae is not None)
+        check_steps(objective.scheduler(), config)
+        conditioning = CaptionConditioning(captions, config.caption_dropout)
+        tokenizer, text_encoder = _text_parts(config, captions, conditioning.texts)
+        unet = make_network(
+            "UNet2DConditionModel",
+            config.model_size,
+            config.model_config_name_or_path,
+            resolution=config.resolution // space.vae_scale_factor,
+            vae_scale_factor=space.vae_scale_factor,
+            channels=channels,
+            cross_attention_dim=text_encoder.config.hidden_size,
+            seed=config.seed,
+        )
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        networks = {"unet": unet}
+        tokens = token_tables(tokenizer, conditioning.texts)
+        if config.text_encoder is None:
+            networks["text_encoder"] = text_encoder
+            conditioning.use_tables(**tokens)
+        else:
+            embeddings = caption_embeddings(tokens, text_encoder.to(accelerator.device), cache_root(config))
+            conditioning.embed_with(unet, tokens, embeddings)
+        accelerator.print(describe(config, objective))
+        data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
+        accelerator.print(space.describe(data))
+        return cls(
+            objective=objective,
+            space=space,
+            conditioning=conditioning,
+            data=data,
+            networks=networks,
+            images=images,
+            prompts=grid_prompts(config, captions),
+            config=config,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+
+    def pipeline(self, networks: Networks) -> TextToImagePipeline:
+        """The pipeline that samples such networks, made anew at each call."""
+        return TextToImagePipeline(
+            networks["unet"],
+            self.objective.scheduler(),
+            networks.get("text_encoder", self.text_encoder),
+            self.tokenizer,
+            self.space.vae if isinstance(self.space, LatentSpace) else None,
+            self.objective.pipeline_prediction_type,
+        )
+
+    def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
+        """Write the pipeline."""
+        if folder is not None:
+            self.pipeline(networks).save_pretrained(folder)
+        return {}
+
+
+def _text_parts(config: TextToImageConfig, captions: Captions, texts: list[str]) -> tuple[Any, Any]:
+    """A tokenizer and a text encoder, made for the captions or pretrained.
+
+    Args:
+        config: which, and how large.
+        captions: that a new tokenizer is trained on.
+        texts: of which the tokenizer pads to the longest.
 
     Raises:
-        UserError: for options, data or a pretrained pipeline that can't be trained on.
+        UserError: if the encoder that was asked for can't be had.
     """
-    source = load_source(config) if config.pretrained_model_name_or_path else None
-    own = load_autoencoder(config.autoencoder) if config.autoencoder else None
-    vae = source.vae if source else own
-    images, captions = load_captioned(
-        replace(config, channels=channels(source)) if source else config,
-        config.caption_column,
-        skip_empty=config.skip_empty_captions,
-        most=config.max_train_samples,
+    if config.text_encoder is not None:
+        encoder, tokenizer = load_text_encoder(config.text_encoder)
+        fit_length(tokenizer, texts, getattr(encoder.config, "max_position_embeddings", None))
+        return tokenizer, encoder
+    tokenizer = train_tokenizer(captions.texts, config.vocab_size)
+    fit_length(tokenizer, texts)
+    encoder = make_text_encoder(
+        tokenizer, hidden_size=config.text_hidden_size, layers=config.text_layers, seed=config.seed
     )
-    pixels = PixelSpace(images.value_range)
-    flag = "--pretrained_model_name_or_path" if source else "--autoencoder"
-    space = LatentSpace(vae.to(accelerator.device), pixels, flag) if vae else pixels
-    space.channels(images)  # or they don't fit, which is known before anything is made
-    if source:
-        model = finetuned(config, source, captions, accelerator.device)
-    else:
-        model = from_scratch(config, images, captions, space, accelerator.device)
-    check_steps(model.pipeline(model.networks).scheduler, config)
-    accelerator.print(describe(config, model.objective))
-    data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
-    accelerator.print(space.describe(data))
-    prompts = grid_prompts(config, captions)
-    return TextToImageTask(
-        model.objective,
-        space,
-        model.conditioning,
-        data,
-        model.networks,
-        images,
-        prompts,
-        model.pipeline,
-        model.write,
-        config,
-    )
+    return tokenizer, encoder

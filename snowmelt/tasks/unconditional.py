@@ -73,7 +73,16 @@ class UnconditionalTask(DiffusionTask):
         judged = None
         if held_out:
             judged = held_out, space.encode(held_out, random_flip=flip, mixed_precision=precision)
-        return cls(objective, space, conditioning, data, network, images, judged, config)
+        return cls(
+            objective=objective,
+            space=space,
+            conditioning=conditioning,
+            data=data,
+            network=network,
+            images=images,
+            held_out=judged,
+            config=config,
+        )
 
     @property
     def component(self) -> str:

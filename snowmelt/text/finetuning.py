@@ -1,7 +1,6 @@
 """Fine-tuning a pretrained pipeline: what of it is trained, and what is saved."""
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from pipelines.text import check_text_encoder
 from snowmelt.config import on_hub
 from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError, one_line
+from snowmelt.objectives import Objective
 from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
 from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
 from snowmelt.text.embeddings import cache_root, caption_embeddings
-from snowmelt.text.lora import add_lora, save_lora
-from snowmelt.text.model import TextToImageModel
+from snowmelt.text.lora import add_lora
 from snowmelt.text.options import TextToImageConfig
 
 PIPELINES = {cls.__name__: cls for cls in (StableDiffusionPipeline, TextToImagePipeline)}
@@ -72,7 +71,9 @@ def channels(pipeline: Any) -> int:
     return pipeline.unet.config.in_channels if pipeline.vae is None else pipeline.vae.config.in_channels
 
 
-def finetuned(config: TextToImageConfig, pipeline: Any, captions: Captions, device: torch.device) -> TextToImageModel:
+def make_trainable(
+    config: TextToImageConfig, pipeline: Any, captions: Captions, device: torch.device
+) -> tuple[Objective, CaptionConditioning, dict[str, Any]]:
     """A pretrained pipeline made ready to be trained on these captions.
 
     Args:
@@ -80,6 +81,9 @@ def finetuned(config: TextToImageConfig, pipeline: Any, captions: Captions, devi
         pipeline: of `load_source`; its scheduler becomes the one that fits what is trained.
         captions: of the images.
         device: where the networks compute.
+
+    Returns:
+        What the network learns, what it is conditioned on, and the networks that are trained, by name.
 
     Raises:
         UserError: for an objective that doesn't fit the model, or LoRA without peft.
@@ -105,24 +109,7 @@ def finetuned(config: TextToImageConfig, pipeline: Any, captions: Captions, devi
         conditioning.embed_with(unet, tokens, caption_embeddings(tokens, text_encoder.eval(), cache_root(config)))
     if config.rank:
         add_lora(trained, config.rank, config.seed)
-
-    def sampled(networks: Mapping[str, Any]) -> Any:
-        """The pipeline with these networks, without the filter that would blacken what a model in training draws."""
-        made = copy.copy(pipeline)
-        made.register_modules(**networks)
-        if "safety_checker" in pipeline.components:
-            made.register_modules(safety_checker=None)
-        return made
-
-    def write(made: Any, folder: Path) -> None:
-        if config.rank:
-            save_lora(folder, {name: getattr(made, name) for name in trained})
-            return
-        if "safety_checker" in pipeline.components:
-            made.register_modules(safety_checker=pipeline.safety_checker)
-        made.save_pretrained(str(folder))
-
-    return TextToImageModel(trained, objective, conditioning, sampled, write)
+    return objective, conditioning, trained
 
 
 def _check(pipeline: Any, config: TextToImageConfig, flag: str) -> None:

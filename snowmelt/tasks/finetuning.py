@@ -1,0 +1,83 @@
+"""Fine-tuning of pretrained text-to-image pipelines, whole or by LoRA."""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from snowmelt.data.captions import load_captioned
+from snowmelt.objectives import describe
+from snowmelt.sample_grids import check_steps
+from snowmelt.spaces import LatentSpace, PixelSpace
+from snowmelt.tasks.task import Networks
+from snowmelt.tasks.text_to_image import CaptionTask
+from snowmelt.text.finetuning import channels, load_source, make_trainable
+from snowmelt.text.lora import save_lora
+from snowmelt.text.options import TextToImageConfig
+from snowmelt.text.prompt_grids import grid_prompts
+
+
+@dataclass(frozen=True)
+class FinetuningTask(CaptionTask):
+    """A pretrained model.
+
+    Attributes:
+        source: its pipeline, a StableDiffusionPipeline or a TextToImagePipeline.
+    """
+
+    source: Any
+
+    @classmethod
+    def make(cls, config: TextToImageConfig, accelerator: Accelerator) -> "FinetuningTask":
+        """The task that the options ask for.
+
+        Raises:
+            UserError: for options, data or a pipeline that can't be trained on.
+        """
+        source = load_source(config)
+        images, captions = load_captioned(
+            replace(config, channels=channels(source)),
+            config.caption_column,
+            skip_empty=config.skip_empty_captions,
+            most=config.max_train_samples,
+        )
+        pixels, vae = PixelSpace(images.value_range), source.vae
+        space = LatentSpace(vae.to(accelerator.device), pixels, "--pretrained_model_name_or_path") if vae else pixels
+        space.channels(images)  # or they don't fit, which is known before anything is made
+        objective, conditioning, networks = make_trainable(config, source, captions, accelerator.device)
+        check_steps(source.scheduler, config)
+        accelerator.print(describe(config, objective))
+        data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
+        accelerator.print(space.describe(data))
+        return cls(
+            objective=objective,
+            space=space,
+            conditioning=conditioning,
+            data=data,
+            networks=networks,
+            images=images,
+            prompts=grid_prompts(config, captions),
+            config=config,
+            source=source,
+        )
+
+    def pipeline(self, networks: Networks) -> Any:
+        """The source with these networks, without the filter that would blacken what a model in training draws."""
+        made = copy.copy(self.source)
+        made.register_modules(**{name: networks[name] for name in self.networks})
+        if "safety_checker" in self.source.components:
+            made.register_modules(safety_checker=None)
+        return made
+
+    def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
+        """Write the pipeline, or the LoRA matrices if these are all that is trained."""
+        if folder is not None and self.config.rank:
+            save_lora(folder, {name: networks[name] for name in self.networks})
+        elif folder is not None:
+            made = self.pipeline(networks)
+            if "safety_checker" in self.source.components:
+                made.register_modules(safety_checker=self.source.safety_checker)
+            made.save_pretrained(str(folder))
+        return {}
