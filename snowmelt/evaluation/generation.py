@@ -77,6 +77,16 @@ def evaluations(pipeline: UNetPipeline, options: SamplerOptions) -> int:
     return len(pipeline.scheduler.timesteps)
 
 
+def turns(count: int, state: PartialState) -> list[int]:
+    """The numbers of the batches that this process computes, of so many.
+
+    They are as many in every process, since networks may be spread over all of them; where that doesn't come out even,
+    some batches are computed twice.
+    """
+    each = -(-count // state.num_processes)
+    return [(state.process_index + i * state.num_processes) % count for i in range(each)]
+
+
 def draw(
     pipeline: UNetPipeline,
     options: SamplerOptions,
@@ -104,10 +114,10 @@ def draw(
     start = time.monotonic()
     batches = [range(i, min(i + options.batch_size, count)) for i in range(0, count, options.batch_size)]
     own = []
-    for batch in batches[state.process_index :: state.num_processes]:
+    for batch in (batches[i] for i in turns(len(batches), state)):
         images = prepare(sample(pipeline, options, batch, output_type="pt").images.float().cpu())
         own.append((batch.start, extractor(images), images[: max(0, keep - batch.start)]))
-    parts = sorted(gather_object(own), key=lambda part: part[0])
+    parts = sorted({part[0]: part for part in gather_object(own)}.values(), key=lambda part: part[0])
     classes = pipeline.num_classes
     return Samples(
         features=torch.cat([features for _, features, _ in parts]),

@@ -17,7 +17,7 @@ from snowmelt.data.loader import VALIDATION, Cache
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
 from snowmelt.evaluation.features import make_features
-from snowmelt.evaluation.generation import draw, rounded
+from snowmelt.evaluation.generation import draw, rounded, turns
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.files import read_mapping
@@ -61,12 +61,9 @@ class ValidationLoss:
         """`eval_loss`, and by quartile of the noise level `eval_loss_q1` to `_q4`; in every process alike."""
         context = StepContext(self.task.module(networks), self.generator, step, step)
         size = self.config.train_batch_size
-        batches = list(enumerate(self.rows[start : start + size] for start in range(0, len(self.rows), size)))
-        own = [
-            (number, *self._losses(context, number, rows))
-            for number, rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        ]
-        _, losses, quantiles = zip(*sorted(gather_object(own), key=lambda part: part[0]), strict=True)
+        batches = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
+        own = [(i, self._losses(context, i, batches[i])) for i in turns(len(batches), PartialState())]
+        losses, quantiles = zip(*(part for _, part in sorted(dict(gather_object(own)).items())), strict=True)
         loss = torch.cat(losses).double()
         values = {"eval_loss": loss.mean().item()}
         if quantiles[0] is not None:

@@ -22,6 +22,7 @@ from snowmelt.data.held_out import load_splits
 from snowmelt.errors import UserError
 from snowmelt.evaluation import classifier, validation
 from snowmelt.evaluation.table import Result
+from snowmelt.evaluation.generation import turns
 from snowmelt.evaluation.validation import Validation, ValidationLoss
 from snowmelt.objectives import RECIPES
 from snowmelt.options import UnconditionalConfig
@@ -352,3 +353,12 @@ def test_refusal_of_other_classes(train, tmp_path):
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match="its class_names are"):
         train(tmp_path / "run", dataset_name=tmp_path / "saved", validation_split="test", eval_steps=1)
+
+
+@pytest.mark.parametrize(("count", "processes"), [(5, 2), (4, 2), (1, 3), (7, 3)])
+def test_every_process_computes_as_many_batches(count: int, processes: int) -> None:
+    """Else a network that is spread over them would wait for ever."""
+    ranks = [SimpleNamespace(process_index=rank, num_processes=processes) for rank in range(processes)]
+    taken = [turns(count, rank) for rank in ranks]
+    assert len({len(numbers) for numbers in taken}) == 1
+    assert {number for numbers in taken for number in numbers} == set(range(count))
