@@ -21,8 +21,8 @@ from snowmelt.conditioning import LabelConditioning, NoConditioning
 from snowmelt.data.held_out import load_splits
 from snowmelt.errors import UserError
 from snowmelt.evaluation import classifier, validation
-from snowmelt.evaluation.table import Result
 from snowmelt.evaluation.generation import turns
+from snowmelt.evaluation.table import Result
 from snowmelt.evaluation.validation import Validation, ValidationLoss
 from snowmelt.objectives import RECIPES
 from snowmelt.options import UnconditionalConfig
