@@ -317,7 +317,7 @@ def test_the_network_is_given_what_the_pipeline_will_tell_it(ours: bool, sd: Pat
 
 
 def test_losses_agree_with_the_objective(tune: Callable[..., Path], tmp_path: Path) -> None:
-    """A rate of zero: the loss is that of the stock network told by the stock pipeline of the stock noise schedule."""
+    """A rate of zero: the loss is that of the stock network, with the stock text and noise."""
     run = tune(tmp_path / "run", learning_rate=0.0, train_batch_size=4, max_train_steps=40, logging_steps=40)
     pipeline = quiet(StableDiffusionPipeline.from_pretrained(run))
     shades = torch.tensor(list(COLOURS.values())).float().view(-1, 3, 1, 1).expand(-1, 3, 16, 16) / 127.5 - 1
@@ -343,6 +343,14 @@ def without(part: str) -> Callable[[Path], None]:
     return change
 
 
+def with_length(length: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer/tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+
+    return change
+
+
 def with_class(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         index = json.loads((folder / "model_index.json").read_text())
@@ -356,6 +364,7 @@ def with_class(name: str) -> Callable[[Path], None]:
     [
         (without("tokenizer"), {}, "has no tokenizer, which training needs"),
         (lambda f: shutil.rmtree(f / "unet"), {}, "can't be loaded \\("),
+        (with_length("many"), {}, "tokenizer: model_max_length: must be a number, got 'many'"),
         (lambda f: (f / "text_encoder/model.safetensors").unlink(), {}, "can't be loaded \\("),
         (lambda f: tiny_encoder("clip", 100).save_pretrained(f / "text_encoder"), {}, "and the text encoder knows 100"),
         (lambda f: tiny_unet(9).save_pretrained(f / "unet"), {}, "its unet takes 9 channels and its vae makes 4"),

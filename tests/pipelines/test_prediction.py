@@ -35,6 +35,26 @@ def test_every_type_converts_to_every_other(name: str, first: str, second: str) 
     assert prediction.convert(PredictionType(first, 0.7)) is outputs[first]
 
 
+def test_rows_are_the_definitions() -> None:
+    """Each target written out as its paper does, where alpha isn't 1 and sigma_data not 0.5."""
+    alpha, sigma, data = torch.tensor(0.6), torch.tensor(1.7), 0.7
+    x0, eps = torch.tensor(0.3), torch.tensor(-1.1)
+    x_t = alpha * x0 + sigma * eps
+    c_skip = data**2 / (sigma**2 + data**2)
+    c_out = sigma * data / (sigma**2 + data**2).sqrt()
+    written_out = {
+        "epsilon": eps,
+        "sample": x0,
+        "v_prediction": alpha * eps - sigma * x0,
+        "flow_prediction": eps - x0,
+        "edm": (x0 - c_skip * x_t) / c_out,
+    }
+    assert written_out.keys() == PREDICTION_TYPES.keys()
+    for name, expected in written_out.items():
+        a, b = PredictionType(name, data).coefficients(alpha, sigma)
+        torch.testing.assert_close(a * x0 + b * eps, expected)
+
+
 def test_pure_noise_says_nothing_of_the_data() -> None:
     level = NoiseLevel(torch.tensor(0.0), torch.tensor(1.0), torch.tensor(999))
     x_t = torch.randn(1, 1, 2, 2)

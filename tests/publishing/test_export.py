@@ -344,9 +344,12 @@ def test_card(run, exported):
     assert not re.search(r"[{}]|None|\n\n\n", text.replace("{%", "x"))
 
 
-def test_card_with_results(run, tmp_path):
+@pytest.mark.parametrize("name_of_baseline", ["baseline", "floor"])
+def test_card_with_results(name_of_baseline, run, tmp_path):
+    """Of reports of today, and of version 0.1."""
     (tmp_path / "report").mkdir()
-    (tmp_path / "report/report.json").write_text(json.dumps(REPORT | {"weights": digest_of(run)}))
+    written = {name_of_baseline if name == "baseline" else name: value for name, value in REPORT.items()}
+    (tmp_path / "report/report.json").write_text(json.dumps(written | {"weights": digest_of(run)}))
     for name in ("sweep-sampler.png", "closest.png"):
         Image.new("L", (4, 4)).save(tmp_path / "report" / name)
     (tmp_path / "out").mkdir()
