@@ -73,7 +73,7 @@ class Ema:
 
 
 def make_emas(networks: dict[str, nn.Module], options: EmaOptions) -> dict[str, dict[str, Ema]]:
-    """Averages of networks.
+    """EMAs of networks.
 
     Args:
         networks: the networks by name.

@@ -160,7 +160,7 @@ def training_state(
 
     Args:
         networks: in training, by name.
-        emas: averages of them, by suffix and name; LoRA matrices are also written of the first.
+        emas: EMAs of them, by suffix and name; LoRA matrices are also written of the first.
         optimizer: of their parameters.
         scaler: of fp16 training; None without it.
 

@@ -217,7 +217,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def save_model(self) -> None:
-        """Write the model; where there are averages of several decays, all are kept beside it."""
+        """Write the model; where there are EMAs of several decays, all are kept beside it."""
         several = self.emas if len(self.emas) > 1 else {}
         written = {
             f"{name}_{suffix}": network_state(ema.network, self.task.networks[name]).collect()

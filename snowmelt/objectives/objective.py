@@ -36,7 +36,7 @@ class StepContext:
         generator: of all that is random, on the device, seeded for this forward pass.
         step: optimizer steps taken before this one.
         total_steps: of the whole training.
-        ema: averages of the networks, the first that are kept, by their names; empty where there are none.
+        ema: EMAs of the networks, those that are published, by their names; empty where there are none.
     """
 
     forward: Callable[..., Any]

@@ -3,13 +3,35 @@
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from snowmelt.conditioning import Conditioning
+from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import Cache
 from snowmelt.objectives import Losses, Objective, StepContext
+from snowmelt.options import TrainingConfig
 from snowmelt.spaces import LatentSpace, PixelSpace
 from snowmelt.tasks.task import Networks
+
+
+def encode_images(
+    space: PixelSpace | LatentSpace, images: ImageCache, config: TrainingConfig, accelerator: Accelerator
+) -> Cache:
+    """What is trained on, of decoded images: themselves or their latents; a line says what it is like.
+
+    Args:
+        space: that the network works in.
+        images: the decoded images.
+        config: flips and precision.
+        accelerator: prints in the main process.
+
+    Raises:
+        UserError: if the images can't be encoded.
+    """
+    data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
+    accelerator.print(space.describe(data))
+    return data
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from snowmelt.data.captions import load_captioned
 from snowmelt.objectives import describe
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace
+from snowmelt.tasks.diffusion import encode_images
 from snowmelt.tasks.task import Networks
 from snowmelt.tasks.text_to_image import CaptionTask
 from snowmelt.text.finetuning import channels, load_source, make_trainable
@@ -49,13 +50,11 @@ class FinetuningTask(CaptionTask):
         objective, conditioning, networks = make_trainable(config, source, captions, accelerator.device)
         check_steps(source.scheduler, config)
         accelerator.print(describe(config, objective))
-        data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
-        accelerator.print(space.describe(data))
         return cls(
             objective=objective,
             space=space,
             conditioning=conditioning,
-            data=data,
+            data=encode_images(space, images, config, accelerator),
             networks=networks,
             images=images,
             prompts=grid_prompts(config, captions),

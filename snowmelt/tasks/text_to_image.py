@@ -15,7 +15,7 @@ from snowmelt.data.captions import Captions, load_captioned
 from snowmelt.objectives import describe, make_objective
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask
+from snowmelt.tasks.diffusion import DiffusionTask, encode_images
 from snowmelt.tasks.task import Networks, Preview
 from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
 from snowmelt.text.embeddings import cache_root, caption_embeddings
@@ -130,13 +130,11 @@ class TextToImageTask(CaptionTask):
             embeddings = caption_embeddings(tokens, text_encoder.to(accelerator.device), cache_root(config))
             conditioning.embed_with(unet, tokens, embeddings)
         accelerator.print(describe(config, objective))
-        data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
-        accelerator.print(space.describe(data))
         return cls(
             objective=objective,
             space=space,
             conditioning=conditioning,
-            data=data,
+            data=encode_images(space, images, config, accelerator),
             networks=networks,
             images=images,
             prompts=grid_prompts(config, captions),

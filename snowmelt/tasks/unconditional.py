@@ -18,7 +18,7 @@ from snowmelt.objectives import describe, make_objective
 from snowmelt.options import UnconditionalConfig
 from snowmelt.sample_grids import check_steps, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask
+from snowmelt.tasks.diffusion import DiffusionTask, encode_images
 from snowmelt.tasks.task import Networks, Preview
 
 ARCHITECTURE = "UNet2DModel"
@@ -67,11 +67,9 @@ class UnconditionalTask(DiffusionTask):
         )
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        flip, precision = config.random_flip, config.mixed_precision
-        data = space.encode(images, random_flip=flip, mixed_precision=precision)
-        accelerator.print(space.describe(data))
-        judged = None
+        data, judged = encode_images(space, images, config, accelerator), None
         if held_out:
+            flip, precision = config.random_flip, config.mixed_precision
             judged = held_out, space.encode(held_out, random_flip=flip, mixed_precision=precision)
         return cls(
             objective=objective,
