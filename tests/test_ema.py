@@ -1,4 +1,4 @@
-"""Averages of the weights: their two forms, and that they are what is saved."""
+"""EMAs of the weights: their two forms, and that they are what is saved."""
 
 import numpy as np
 import pytest

@@ -293,7 +293,7 @@ def test_folders_of_vision_models(run: Callable[..., dict], tmp_path: Path) -> N
 def test_mistakes(
     run: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, message: str
 ) -> None:
-    """All are told before sampling starts, and nothing is written."""
+    """All are refused before sampling starts, and nothing is written."""
     monkeypatch.setattr("snowmelt.evaluation.study.draw", None)
     with pytest.raises(UserError, match=message) as error:
         run(tmp_path / "report", **options)

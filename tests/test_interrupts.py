@@ -1,4 +1,4 @@
-"""Runs that are told to stop, or are killed, and go on as if nothing had been."""
+"""Runs that are asked to stop, or are killed, and resume as if nothing had been."""
 
 import os
 import random

@@ -33,7 +33,7 @@ SMALL = {
 }
 FOLDERS = ("--output_dir", "--model", "--autoencoder", "--pretrained_model_name_or_path")
 DEFAULTS = {"train_text2img.py": "runs/scenes", "train_unconditional.py": "runs/digits"}
-"""Folders that scripts write to when they are told none."""
+"""Folders that scripts write to when none is named."""
 
 
 def section(title: str) -> str:

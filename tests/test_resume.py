@@ -25,7 +25,7 @@ EVERYTHING = {
 }
 VARIANTS = {
     "fp32": {},
-    "bf16, averages of several widths": {"mixed_precision": "bf16", "ema_widths": [0.05, 0.1, 0.2]},
+    "bf16, EMAs of several widths": {"mixed_precision": "bf16", "ema_widths": [0.05, 0.1, 0.2]},
     "no average, stratified epsilon": {
         "use_ema": False,
         "objective": "epsilon",

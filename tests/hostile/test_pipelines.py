@@ -391,7 +391,7 @@ VALUES = [
 
 
 def test_every_argument_with_every_kind_of_value(targets: dict[str, Any]) -> None:
-    """What isn't in the tables either works or is told in a line that names the argument."""
+    """What isn't in the tables either works or is refused in a line that names the argument."""
     pipeline = targets["pixel"]
     said = []
     for name in inspect.signature(pipeline.__call__).parameters:

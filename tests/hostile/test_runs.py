@@ -120,7 +120,7 @@ UNETS = {
     "unet-layers-nested": json.dumps(TINY_UNET | {"transformer_layers_per_block": [1, [10**9]]}),
     "unet-wide": json.dumps(TINY_UNET | {"block_out_channels": [8, 2**19]}),
 }
-# What is said of those that would take all memory, where others are told what diffusers says of them.
+# What is said of those that would take all memory, where for others the line is what diffusers says.
 TOO_LARGE = {
     "unet-number": "block_out_channels must be a list of 1 to 16 numbers$",
     "unet-levels": "block_out_channels must be a list of 1 to 16 numbers$",

@@ -104,7 +104,7 @@ def make(scheduler: Any = None, latent: bool = False, channels: int = 3, **argum
 
 
 def states(pipeline: TextToImagePipeline) -> list[torch.Tensor]:
-    """What the network is told at each evaluation from now on."""
+    """What the network is conditioned on at each evaluation from now on."""
     seen: list[torch.Tensor] = []
     pipeline.unet.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
@@ -275,7 +275,7 @@ def test_long_prompts_are_cut_aloud() -> None:
 
 
 def masked_unet() -> UNet2DConditionModel:
-    """A network as it is trained from scratch, which is told what is padding."""
+    """A network as it is trained from scratch, which masks padding."""
     return unet(class_embed_type="projection", projection_class_embeddings_input_dim=32)
 
 
