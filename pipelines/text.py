@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from pipelines.arguments import real
 
@@ -55,9 +56,9 @@ def encode_tokens(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor |
 def text_conditions(unet: Any, embeds: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
     """Keyword arguments of the network for text embeddings.
 
-    A network with a projection for class labels is given the mean of the embeddings there, (B, D), and attends to no
-    padding: its output doesn't depend on the length that prompts are padded to. Others, which are Stable Diffusion and
-    the models of Snowmelt before 0.2, were trained to attend to padding too.
+    A network with a projection for class labels is given the mean of the embeddings there, (B, D), normalized over its
+    channels, and attends to no padding: its output doesn't depend on the length that prompts are padded to. Others,
+    which are Stable Diffusion and the models of Snowmelt before 0.2, were trained to attend to padding too.
 
     Args:
         unet: the network.
@@ -67,5 +68,6 @@ def text_conditions(unet: Any, embeds: Tensor, attention_mask: Tensor | None) ->
     if attention_mask is None or unet.config.class_embed_type != "projection":
         return {"encoder_hidden_states": embeds}
     kept = attention_mask[..., None].to(embeds.dtype)
-    pooled = (embeds * kept).sum(1) / kept.sum(1)
+    # The mean of many tokens is small beside a single one, and beside the time embedding that it is added to.
+    pooled = layer_norm((embeds * kept).sum(1) / kept.sum(1), embeds.shape[2:])
     return {"encoder_hidden_states": embeds, "encoder_attention_mask": attention_mask, "class_labels": pooled}

@@ -47,6 +47,13 @@ def test_pipelines_know_every_architecture():
         assert architecture.backbone.size_multiple(architecture.named_config("tiny", 64)) == 8
 
 
+def test_projections_of_text_begin_at_unit_scale():
+    shape = {"resolution": 16, "channels": 3, "cross_attention_dim": 64}
+    projection = make_network("UNet2DConditionModel", "tiny", None, seed=0, **shape).class_embedding
+    for layer in (projection.linear_1, projection.linear_2):
+        assert layer.weight.std().item() * layer.in_features**0.5 == pytest.approx(1, abs=0.05)
+
+
 def test_sizes_grow():
     with torch.device("meta"):
         counts = [sum(p.numel() for p in make(size).parameters()) for size in SIZES]
