@@ -24,7 +24,8 @@ from pipelines.arguments import (
 from pipelines.backbones import COMPONENTS, size_multiple, trained_size
 from pipelines.denoiser import Predictor
 from pipelines.prediction import PREDICTION_TYPES, Prediction, PredictionType
-from pipelines.samplers import Sampler
+from pipelines.sampler import Sampler
+from pipelines.samplers import LEARNED
 from pipelines.sampling import OnStep, Trajectory, join_steps, record_step
 from pipelines.storage import StoredPipeline
 from pipelines.vae import decode_latents, encode_images, vae_scale_factor
@@ -124,7 +125,17 @@ class ImagePipeline(StoredPipeline):
         return [PIL.Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
 
     def _predictor(self, sampler: Sampler) -> Predictor:
-        """The network, read as the pipeline's configuration says, or else as the sampler's scheduler does."""
+        """The network, read as the pipeline's configuration says, or else as the sampler's scheduler does.
+
+        Raises:
+            ValueError: if the scheduler's steps take a learned variance, and the network has none.
+        """
+        variance = sampler.scheduler.config.get("variance_type")
+        if variance in LEARNED and self.network.config.out_channels != 2 * self.data_channels:
+            raise ValueError(
+                f"scheduler: its variance_type {variance!r} needs a network that learned a variance, with "
+                f"{2 * self.data_channels} output channels; this one has {self.network.config.out_channels}"
+            )
         name = self.config.get("prediction_type")
         return Predictor(self.network, PredictionType(name) if name else sampler.prediction_type, self.network.dtype)
 

@@ -24,6 +24,8 @@ CONCATENATED = "concatenated"
 class Predictor:
     """A network, read as what it predicts: the same in training and in sampling.
 
+    Of a network with more outputs than x_t has channels, the rest says the variance.
+
     Args:
         network: called as `network(sample, timestep, **conditions, return_dict=False)`.
         prediction_type: how its output is read.
@@ -40,8 +42,10 @@ class Predictor:
         given = dict(conditions)
         if CONCATENATED in given:
             scaled = torch.cat([scaled, given.pop(CONCATENATED)], 1)
-        output = self.network(scaled.to(self.dtype), level.timestep, **given, return_dict=False)[0]
-        return Prediction(output.float(), self.prediction_type, x_t, level)
+        output = self.network(scaled.to(self.dtype), level.timestep, **given, return_dict=False)[0].float()
+        channels = x_t.shape[1]
+        variance = output[:, channels:] if output.shape[1] > channels else None
+        return Prediction(output[:, :channels], self.prediction_type, x_t, level, variance)
 
 
 def conditioned(predict: Predictor, conditions: Conditions) -> Denoiser:
@@ -63,7 +67,8 @@ def guided(
 ) -> Denoiser:
     """The network, guided away from the null conditions: null + scale * (conditional - null).
 
-    Both are evaluated in one pass of twice the batch (Ho & Salimans 2022, eq. 6).
+    Both are evaluated in one pass of twice the batch (Ho & Salimans 2022, eq. 6). A learned variance is that of the
+    conditional output.
 
     Args:
         predict: the network.
@@ -80,11 +85,13 @@ def guided(
     def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
         if scale == 1 or not low < level.sigma / level.alpha <= high:
             return predict(x_t, level, conditions)
-        null, conditional = predict(torch.cat([x_t, x_t]), level, both).output.chunk(2)
+        prediction = predict(torch.cat([x_t, x_t]), level, both)
+        null, conditional = prediction.output.chunk(2)
         output = null + scale * (conditional - null)
         if rescale:
             ratio = conditional.std((1, 2, 3), keepdim=True) / output.std((1, 2, 3), keepdim=True)
             output = output * (rescale * ratio + 1 - rescale)
-        return Prediction(output, predict.prediction_type, x_t, level)
+        variance = None if prediction.variance is None else prediction.variance.chunk(2)[1]
+        return Prediction(output, predict.prediction_type, x_t, level, variance)
 
     return denoise

@@ -102,14 +102,15 @@ class Prediction:
         prediction_type: how F is to be read.
         x_t: the noisy data, (B, C, H, W).
         level: its noise level.
-        log_variance: of the reverse step, (B, C, H, W), where the network gives one (Nichol & Dhariwal 2021, eq. 15).
+        variance: where the network says it, that of the reverse step: v, (B, C, H, W), which places its logarithm
+            between those of the posterior's variance, -1, and of beta_t, 1 (Nichol & Dhariwal 2021, eq. 15).
     """
 
     output: Tensor
     prediction_type: PredictionType
     x_t: Tensor
     level: NoiseLevel
-    log_variance: Tensor | None = None
+    variance: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:

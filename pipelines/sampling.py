@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipelines.denoiser import Denoiser
 from pipelines.prediction import Prediction
-from pipelines.samplers import Sampler
+from pipelines.sampler import Sampler
 
 OnStep = Callable[[int, Tensor, Prediction], Tensor]
 """(evaluation, x, prediction) -> the x to continue with; x is the sampler's state after the step."""

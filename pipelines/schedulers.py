@@ -65,6 +65,8 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SAMPLERS: dict[str, dict[str, NamedSampler]] = {
     "discrete": {
         "ddpm": NamedSampler(DDPMScheduler),
+        "ddpm-fixed-small": NamedSampler(DDPMScheduler, {"variance_type": "fixed_small"}),
+        "ddpm-fixed-large": NamedSampler(DDPMScheduler, {"variance_type": "fixed_large"}),
         "ddim": NamedSampler(DDIMScheduler),
         "dpmsolver++": NamedSampler(DPMSolverMultistepScheduler, ODE),
         "dpmsolver++-single": NamedSampler(DPMSolverSinglestepScheduler, SINGLE),
@@ -142,6 +144,10 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
         # DPM-Solver divides an epsilon's error by alpha, which all but vanishes at the end of cosine betas.
         config["lambda_min_clipped"] = -5.1
     if kind == "discrete":
+        if sampler.scheduler is not DDPMScheduler:
+            config.pop("variance_type", None)  # the others sample the mean, or have a variance of their own
+            if config["beta_schedule"] == "sigmoid":  # which only DDPM knows by name
+                config |= {"beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
         # What the model's own scheduler clips, every sampler clips that can, and no other does.
         config.setdefault("clip_sample", config.get("thresholding", False))
         if config["clip_sample"] and "clip_sample" not in sampler.accepts and config.get("clip_sample_range", 1) == 1:

@@ -75,8 +75,8 @@ class StoredPipeline(DiffusionPipeline):
 
         Args:
             folder: of this pipeline, or of diffusers'.
-            alike: None too where its default samples differ from this one's: `DDIMPipeline` steps with the noise of
-                the x0 before clipping.
+            alike: None too where its samples differ from this one's: `DDIMPipeline` steps with the noise of the x0
+                before clipping, and `DDPMPipeline` ends in noise where the variance isn't the posterior's.
         """
         index = read_json(Path(folder) / INDEX_FILE)
         scheduler = index.get("scheduler", ("", ""))[1]
@@ -85,8 +85,12 @@ class StoredPipeline(DiffusionPipeline):
         network = read_json(Path(folder) / "unet/config.json")
         if network.get("num_class_embeds") or network.get("class_embed_type"):
             return None
-        clips = read_json(Path(folder) / "scheduler/scheduler_config.json").get("clip_sample", True)
-        return None if alike and scheduler == "DDIMScheduler" and clips else cls.STOCK.get(scheduler)
+        config = read_json(Path(folder) / "scheduler/scheduler_config.json")
+        differs = {
+            "DDIMScheduler": config.get("clip_sample", True),
+            "DDPMScheduler": not config.get("variance_type", "fixed_small").startswith("fixed_small"),
+        }
+        return None if alike and differs.get(scheduler) else cls.STOCK.get(scheduler)
 
     @classmethod
     def complete(cls, folder: str | Path, *, stock: bool | None = None) -> None:

@@ -139,6 +139,7 @@ def make_network(
     resolution: int,
     channels: int,
     seed: int,
+    out_channels: int | None = None,
     condition_channels: int = 0,
     vae_scale_factor: int = 1,
     **conditions: Any,
@@ -151,6 +152,7 @@ def make_network(
         config_name_or_path: a folder, JSON file or Hub name of a configuration of the class, taken instead of `size`.
         resolution: side of the data.
         channels: of the data.
+        out_channels: of the network's output; as many as the data have by default.
         seed: of the initial weights.
         condition_channels: of conditions that are concatenated to the data in the network's input.
         vae_scale_factor: side of an image over that of the data.
@@ -163,7 +165,8 @@ def make_network(
     config = _stored_config(architecture.network, config_name_or_path) or architecture.named_config(size, resolution)
     _check_resolution(architecture.backbone.size_multiple(config), resolution, vae_scale_factor)
     config |= architecture.conditions(**conditions)
-    config |= {"sample_size": resolution, "in_channels": channels + condition_channels, "out_channels": channels}
+    config |= {"sample_size": resolution, "in_channels": channels + condition_channels}
+    config["out_channels"] = out_channels or channels
     try:
         if config_name_or_path:
             _check_memory(architecture.network, config)

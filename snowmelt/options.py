@@ -6,7 +6,8 @@ from snowmelt.config import Config, option
 from snowmelt.errors import UserError
 from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
 
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 @dataclass(kw_only=True)
@@ -91,13 +92,25 @@ class ObjectiveOptions(Config):
         None, "timesteps of the discrete forward process (1000)", minimum=2, maximum=100_000
     )
     ddpm_beta_schedule: str | None = option(None, "betas of the discrete forward process", choices=SCHEDULES)
+    ddpm_beta_start: float | None = option(
+        None, "the first beta of linear, scaled_linear and sigmoid ones (0.0001)", above=0, below=1
+    )
+    ddpm_beta_end: float | None = option(None, "the last beta of these (0.02)", above=0, below=1)
+    variance_type: str | None = option(
+        None, "variance of ddpm's steps; learned_range is learned (Nichol & Dhariwal 2021)", choices=VARIANCES
+    )
+    vlb_weight: float | None = option(
+        None, "weight of the variational bound that a learned variance is trained by (0.001)", minimum=0, maximum=1
+    )
     rescale_betas_zero_snr: bool = option(False, "rescale the betas to zero terminal SNR (Lin et al. 2024)")
-    loss_weight: str | None = option(None, "weight on the loss: unit, snr, min_snr, soft_min_snr, p2 or edm")
+    loss_weight: str | None = option(None, "weight on the loss: unit, snr, min_snr, soft_min_snr, p2, edm, or vlb")
     snr_gamma: float | None = option(
         None, "gamma of the min_snr and soft_min_snr weights (5); alone, it chooses min_snr", above=0
     )
     timestep_sampling: str | None = option(
-        None, "distribution of training timesteps", choices=("uniform", "logit_normal", "beta", "log_normal")
+        None,
+        "distribution of training timesteps; loss_second_moment is importance sampling (Nichol & Dhariwal 2021)",
+        choices=("uniform", "logit_normal", "beta", "log_normal", "loss_second_moment"),
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
     noise_offset: float = option(

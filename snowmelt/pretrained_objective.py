@@ -73,6 +73,7 @@ def _path(scheduler: SchedulerMixin) -> Path:
         clip_sample=config.get("clip_sample", False),
         beta_start=config.beta_start,
         beta_end=config.beta_end,
+        variance_type=config.get("variance_type") or "fixed_small",
     )
     # Samplers that divide by alpha have 2^-24 where zero terminal SNR leaves nothing.
     if not torch.allclose(path.scheduler("epsilon").alphas_cumprod, scheduler.alphas_cumprod, atol=2**-23):

@@ -39,6 +39,10 @@ class PixelSpace:
         """Number of channels of x0."""
         return images.channels
 
+    def bin_width(self, images: ImageCache) -> float | None:
+        """Distance between two values of x0; None for float data, which have none."""
+        return None if images.dtype.kind == "f" else 2 / (self.value_range[1] - self.value_range[0])
+
     def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> ImageCache:
         """What is trained on: the images themselves.
 
@@ -114,6 +118,10 @@ class LatentSpace:
                 "divides it"
             )
         return self.latent_channels
+
+    def bin_width(self, images: ImageCache) -> float | None:
+        """None: latents may have any value."""
+        return None
 
     def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> LatentCache:
         """What is trained on: latents of all images.

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +80,9 @@ class Trainer:
         groups = task.parameter_groups()
         optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
-        self.forward = torch.compile(self.module) if config.compile else self.module
-        states = training_state(task.networks, self.emas, optimizer, accelerator.scaler)
+        forward, emas = torch.compile(self.module) if config.compile else self.module, self._ema_networks()
+        self.context = StepContext(forward, self.generator, 0, self.total_steps, emas, accelerator.gather)
+        states = training_state(task.networks, self.emas, optimizer, accelerator.scaler) | task.states
         states |= {"validation": validation} if validation else {}
         self.checkpoints = Checkpoints(self.folder, states, config.checkpoints_total_limit)
 
@@ -92,8 +94,7 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        epochs = math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
-        return self.config.max_train_steps or epochs
+        return self.config.max_train_steps or math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
 
     def resume(self, checkpoint: Path) -> None:
         """Resume from a checkpoint, as if the run had never stopped.
@@ -186,9 +187,8 @@ class Trainer:
         seeds = np.random.SeedSequence((NOISE, self.config.seed, self.step, shard)).generate_state(2).tolist()
         self.generator.manual_seed(seeds[0])
         torch.manual_seed(seeds[1])  # for the network's dropout
-        context = StepContext(self.forward, self.generator, self.step, self.total_steps, self._ema_networks())
         with accelerator.accumulate(self.module):
-            losses = self.task.loss(batch, context)
+            losses = self.task.loss(batch, replace(self.context, step=self.step))
             accelerator.backward(losses.loss.mean())
             meter.add(losses, batch["indices"])
             if not accelerator.sync_gradients:

@@ -33,6 +33,12 @@ VARIANTS = {
         "low_discrepancy": True,
     },
     "no classes": {"class_conditional": False},
+    "importance sampling": {
+        "objective": "improved_ddpm",
+        "ddpm_num_steps": 10,  # so that each has had its losses before the interruption
+        "ddpm_num_inference_steps": 5,
+        "timestep_sampling": "loss_second_moment",
+    },
 }
 
 
@@ -75,9 +81,11 @@ def test_noise_is_fresh(train, tmp_path):
     assert len(set(losses)) == 12
 
 
-def test_two_processes(train, launch, tmp_path):
+@pytest.mark.parametrize("variant", ["fp32", "importance sampling"])
+def test_two_processes(variant, train, launch, tmp_path):
     """They resume exactly too, and take the steps that one process takes with twice the accumulation."""
-    options = EVERYTHING | {"max_train_steps": 4, "train_batch_size": 16, "gradient_accumulation_steps": 1}
+    options = EVERYTHING | VARIANTS[variant] | {"max_train_steps": 4, "gradient_accumulation_steps": 1}
+    options |= {"train_batch_size": 150 if variant == "importance sampling" else 16}
     assert launch(tmp_path / "two", 2, **options)[0] == [0, 0]
     resumed = interrupted(tmp_path / "two", 2, tmp_path / "resumed")
     assert launch(resumed, 2, **options, resume_from_checkpoint="checkpoint-2")[0] == [0, 0]

@@ -75,8 +75,9 @@ def make_denoiser(pipeline: PixelDiffusionPipeline, conditions: dict[str, Tensor
             timestep=level.timestep.float().to(device),
             input_scale=None if level.input_scale is None else level.input_scale.float().to(device),
         )
-        output = predict(x_t.float().to(device), shown, own).output.cpu().double()
-        return Prediction(output, predict.prediction_type, x_t, level)
+        said = predict(x_t.float().to(device), shown, own)
+        variance = None if said.variance is None else said.variance.cpu().double()
+        return Prediction(said.output.cpu().double(), predict.prediction_type, x_t, level, variance)
 
     return denoise
 

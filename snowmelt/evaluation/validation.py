@@ -48,7 +48,7 @@ class ValidationLoss:
     """
 
     def __init__(self, task: DiffusionTask, data: Cache, config: UnconditionalConfig, accelerator: Accelerator) -> None:
-        self.task = replace(task, objective=replace(task.objective, low_discrepancy=True))
+        self.task = replace(task, objective=replace(task.objective, low_discrepancy=True, history=None))
         self.data = data
         self.config = config
         self.accelerator = accelerator

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from pipelines import PixelDiffusionPipeline, image_generators
-from pipelines.denoiser import Denoiser
 from pipelines.labels import ClassLabels
-from pipelines.prediction import NoiseLevel
+from pipelines.prediction import NoiseLevel, expand
 from pipelines.schedulers import family
 from snowmelt.errors import UserError
 from snowmelt.evaluation.process import check_images, make_condition, make_denoiser
+from snowmelt.objectives.reverse_steps import ReverseSteps
 
-VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")
 
 
 @torch.no_grad()
@@ -30,9 +30,8 @@ def variational_bound(
 ) -> Tensor:
     """Bits per dimension that coding each image by the ancestral sampler takes: L_T + ... + L_1 + L_0.
 
-    The reverse process is the sampler's: its variance is that of the scheduler's `variance_type`, but for the last
-    step, which has the posterior's of the step before (as in the code of Ho et al. 2020 and its successors), and the
-    expected x0 is clipped where the scheduler clips it. An image's value depends on (seed, its index) alone.
+    The reverse process is the sampler's: its variance is that of the scheduler's `variance_type`, which may be learned,
+    and the expected x0 is clipped where the scheduler clips it. An image's value depends on (seed, its index) alone.
 
     Args:
         pipeline: a float32 pixel-space model of a discrete-time objective, in eval mode.
@@ -51,14 +50,18 @@ def variational_bound(
         UserError: if the images, labels or the number of timesteps don't fit the model.
     """
     space, indices = check_images(pipeline, images, indices)
-    chain = _Chain(pipeline, images.dtype)
-    steps = chain.length if num_timesteps is None else num_timesteps
-    if not 2 <= steps <= chain.length:
-        raise UserError(f"likelihood: {steps} timesteps; take from 2 to the model's {chain.length}")
+    chain, config = _reverse_steps(pipeline, images.dtype), pipeline.scheduler.config
+    clip = config.clip_sample_range if config.get("clip_sample") else math.inf
+    bin_width = 2 / torch.iinfo(images.dtype).max
+    alphas_cumprod = chain.alphas_cumprod
+    length = len(alphas_cumprod)
+    steps = length if num_timesteps is None else num_timesteps
+    if not 2 <= steps <= length:
+        raise UserError(f"likelihood: {steps} timesteps; take from 2 to the model's {length}")
     condition = make_condition(pipeline, labels, len(images))
     x0 = space.from_cache(images).double()
     generators = image_generators(seed, indices)
-    weight = (chain.length - 1) / (steps - 1)
+    weight = (length - 1) / (steps - 1)
     shift = torch.tensor([torch.rand(1, generator=g).item() for g in generators], dtype=torch.float64).view(-1, 1)
     others = 1 + ((torch.arange(steps - 1) + shift) * weight).long()
     times = torch.cat([torch.zeros(len(x0), 1, dtype=torch.long), others], 1)  # (N, steps)
@@ -67,64 +70,26 @@ def variational_bound(
         rows = pairs // steps
         t = times.flatten()[pairs]
         noise = torch.stack([torch.randn(x0.shape[1:], generator=generators[row]).double() for row in rows.tolist()])
-        terms = chain.terms(make_denoiser(pipeline, condition, rows), x0[rows], noise, t)
+        level = NoiseLevel(alphas_cumprod[t].sqrt(), (1 - alphas_cumprod[t]).sqrt(), t)
+        x_t = expand(level.alpha, noise) * x0[rows] + expand(level.sigma, noise) * noise
+        prediction = make_denoiser(pipeline, condition, rows)(x_t, level)
+        terms = chain.terms(prediction, x0[rows], t, bin_width, clip)
         nats.index_add_(0, rows, torch.where(t == 0, 1, weight) * terms)
     return nats / math.log(2)
 
 
-class _Chain:
-    """The terms of the bound, in nats per dimension.
+def _reverse_steps(pipeline: PixelDiffusionPipeline, dtype: torch.dtype) -> ReverseSteps:
+    """The steps of the ancestral sampler, in float64.
 
     Raises:
-        UserError: if the model isn't a discrete-time one whose variance is fixed, or the data aren't whole numbers.
+        UserError: if the model isn't a discrete-time one, or the data aren't whole numbers.
     """
-
-    def __init__(self, pipeline: PixelDiffusionPipeline, dtype: torch.dtype) -> None:
-        scheduler = pipeline.scheduler
-        kind, variance_type = family(scheduler), scheduler.config.get("variance_type", "fixed_small")
-        if kind != "discrete":
-            raise UserError(f"likelihood: a {kind} model has no variational bound of T steps; take bits_per_dim")
-        if variance_type not in VARIANCES:
-            raise UserError(f"likelihood: variance_type {variance_type!r} is not one of {', '.join(VARIANCES)}")
-        if dtype.is_floating_point:
-            raise UserError("likelihood: the bound is for whole numbers, which can be coded; take bits_per_dim")
-        self.clip = scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else math.inf
-        self.half = 1 / torch.iinfo(dtype).max  # of the distance between two values of x0
-        self.alpha2 = scheduler.alphas_cumprod.double().cpu()
-        before = torch.cat([torch.ones(1), self.alpha2[:-1]])
-        beta = 1 - self.alpha2 / before
-        self.posterior = beta * (1 - before) / (1 - self.alpha2)  # Ho et al. 2020, eq. 7
-        self.posterior[0] = self.posterior[1]
-        self.variance = self.posterior
-        if variance_type.startswith("fixed_large"):
-            self.variance = torch.cat([self.posterior[:1], beta[1:]])
-        self.slope = before.sqrt() * beta / (1 - self.alpha2)  # of the posterior's mean in x0
-        self.length = len(self.alpha2)
-
-    def prior(self, x0: Tensor) -> Tensor:
-        """L_T, (B,): what is still known of x0 after T steps."""
-        alpha2 = self.alpha2[-1]
-        return (alpha2 * x0.square() - alpha2 - (1 - alpha2).log()).flatten(1).mean(1) / 2
-
-    def terms(self, denoise: Denoiser, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """L_t for times t from 1 on, the code length of x0 for time 0, (B,), at one draw of x_{t+1} each."""
-        alpha2, posterior, variance, slope = (
-            c[t].view(-1, 1, 1, 1) for c in (self.alpha2, self.posterior, self.variance, self.slope)
-        )
-        level = NoiseLevel(self.alpha2[t].sqrt(), (1 - self.alpha2[t]).sqrt(), t)
-        x_t = alpha2.sqrt() * x0 + (1 - alpha2).sqrt() * noise
-        expected = denoise(x_t, level).x0.clamp(-self.clip, self.clip)
-        ratio = posterior / variance
-        divergence = (ratio - 1 - ratio.log() + (slope * (x0 - expected)).square() / variance) / 2
-        code = -self._log_probability(x0, expected, variance.sqrt())
-        return torch.where(t.view(-1, 1, 1, 1) == 0, code, divergence).flatten(1).mean(1)
-
-    def _log_probability(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Of the whole numbers behind x0, under a normal distribution cut into bins (Ho et al. 2020, eq. 13)."""
-        lower = torch.where(x0 < -1 + self.half, -math.inf, x0 - self.half)
-        upper = torch.where(x0 > 1 - self.half, math.inf, x0 + self.half)
-        lower, upper = (lower - mean) / std, (upper - mean) / std
-        # The mirror image, where that is further from 1, as differences of two numbers near 1 are lost.
-        lower, upper = torch.where(lower > 0, -upper, lower), torch.where(lower > 0, -lower, upper)
-        log_upper = torch.special.log_ndtr(upper)
-        return log_upper + torch.log1p(-(torch.special.log_ndtr(lower) - log_upper).exp())
+    scheduler = pipeline.scheduler
+    kind, variance_type = family(scheduler), scheduler.config.get("variance_type") or "fixed_small"
+    if kind != "discrete":
+        raise UserError(f"likelihood: a {kind} model has no variational bound of T steps; take bits_per_dim")
+    if variance_type not in VARIANCES:
+        raise UserError(f"likelihood: variance_type {variance_type!r} is not one of {', '.join(VARIANCES)}")
+    if dtype.is_floating_point:
+        raise UserError("likelihood: the bound is for whole numbers, which can be coded; take bits_per_dim")
+    return ReverseSteps(scheduler.alphas_cumprod.double().cpu(), variance_type)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pipelines.denoiser import Predictor
 from pipelines.prediction import NoiseLevel, Prediction, expand
-from snowmelt.objectives.paths import Path
+from snowmelt.objectives.importance import LossHistory
+from snowmelt.objectives.paths import DiscretePath, Path
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, uniform
-from snowmelt.objectives.weights import WEIGHTS
+from snowmelt.objectives.weights import VLB, WEIGHTS
 
 
 class Losses(NamedTuple):
@@ -37,6 +38,7 @@ class StepContext:
         step: optimizer steps taken before this one.
         total_steps: of the whole training.
         ema: EMAs of the networks, those that are published, by their names; empty where there are none.
+        gather: joins a tensor of every process along the first axis, in the order of processes.
     """
 
     forward: Callable[..., Any]
@@ -44,6 +46,7 @@ class StepContext:
     step: int
     total_steps: int
     ema: Mapping[str, Any] = field(default_factory=dict)
+    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Objective:
             its own errors are in sampling (Ning et al. 2023, algorithm 1).
         dream_detail_preservation: the power p of DREAM, which adds the network's own error to the noise, times sigma^p,
             at the cost of a second forward pass (Zhou et al. 2024, algorithm 1); None: without it.
+        vlb_weight: lambda of the hybrid loss, for a path whose variance is learned: the variational bound in bits per
+            dimension, times lambda, teaches the variance, and nothing else (Nichol & Dhariwal 2021, eq. 16).
+        bin_width: distance between two values of the data, for the bound; None for data without such.
+        history: of losses by timestep, for `timestep_sampling` loss_second_moment; None draws uniformly.
     """
 
     path: Path
@@ -76,6 +83,9 @@ class Objective:
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
     dream_detail_preservation: float | None = None
+    vlb_weight: float = 0.001
+    bin_width: float | None = None
+    history: LossHistory | None = None
 
     def __post_init__(self) -> None:
         self.path.prediction_type(self.prediction_type)  # or the path doesn't know it
@@ -88,6 +98,11 @@ class Objective:
         """(a, b) of the target a x0 + b eps at noise levels (B,), each (B,)."""
         return self.path.prediction_type(self.prediction_type).coefficients(level.alpha, level.sigma)
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network has twice the data's channels as outputs, of which the second half says the variance."""
+        return isinstance(self.path, DiscretePath) and self.path.variance_type == "learned_range"
+
     def weights(self, level: NoiseLevel) -> Tensor:
         """Weights (B,) on the squared error of the network's output."""
         weight, (alpha, sigma) = WEIGHTS[self.weight], level[:2]
@@ -99,6 +114,8 @@ class Objective:
     def draw_times(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n times of the path, and their quantiles in (0, 1), each (n,), on the generator's device."""
         u = uniform(n, generator, self.low_discrepancy)
+        if self.history is not None:
+            return self.history.quantile(u), u
         return self.path.time(DISTRIBUTIONS[self.timestep_sampling].quantile(u)), u
 
     def loss(self, x0: Tensor, conditions: dict[str, Any], context: StepContext) -> Losses:
@@ -117,6 +134,8 @@ class Objective:
             Of each sample its weighted loss and the quantile of its noise level.
         """
         generator, predict = context.generator, self.predictor(context.forward)
+        if self.history is not None:
+            self.history.begin(context.step)
         t, u = self.draw_times(len(x0), generator)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         if self.noise_offset:
@@ -135,8 +154,23 @@ class Objective:
             extra = fraction * (noise - own.eps)
             noise, seen = noise + extra, seen + extra
         prediction = predict(alpha * x0 + sigma * seen, level, conditions)
-        error = (prediction.output - (a * x0 + b * noise)).square().flatten(1).mean(1)
-        return Losses(error * self.weights(level), u)
+        if self.weight == VLB:
+            loss = self._bound(prediction, x0, t)
+        else:
+            error = (prediction.output - (a * x0 + b * noise)).square().flatten(1).mean(1)
+            loss = error * self.weights(level)
+            if self.learns_variance:
+                frozen = prediction.with_output(prediction.output.detach())
+                loss = loss + self.vlb_weight * self._bound(frozen, x0, t)
+        if self.history is not None:
+            factor = self.history.weights(t)  # of the losses before these, by which t was drawn
+            self.history.update(context.gather(t), context.gather(loss.detach()))
+            loss = loss * factor
+        return Losses(loss, u)
+
+    def _bound(self, prediction: Prediction, x0: Tensor, t: Tensor) -> Tensor:
+        assert isinstance(self.path, DiscretePath)  # recipes.py refuses others
+        return self.path.bound(prediction, x0, t, self.bin_width)
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
         """What a network's output says of x_t.

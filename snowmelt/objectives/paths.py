@@ -4,6 +4,7 @@ Each path also names the stock diffusers scheduler that runs it backwards. Times
 tensors of shape (B,), but for `DiscretePath`, whose times are integers.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -12,7 +13,8 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from pipelines.prediction import NoiseLevel, PredictionType
+from pipelines.prediction import NoiseLevel, Prediction, PredictionType
+from snowmelt.objectives.reverse_steps import ReverseSteps
 
 
 class Path(Protocol):
@@ -57,13 +59,16 @@ class DiscretePath:
     """The chain of T steps (Ho et al. 2020, eq. 4): alpha^2 = alphas_cumprod, sigma^2 = 1 - alpha^2.
 
     Args:
-        beta_schedule: linear (Ho et al. 2020), scaled_linear (Rombach et al. 2022) or squaredcos_cap_v2, the
-            cosine of Nichol & Dhariwal 2021, eq. 17.
+        beta_schedule: linear (Ho et al. 2020), scaled_linear (Rombach et al. 2022), squaredcos_cap_v2, the cosine of
+            Nichol & Dhariwal 2021, eq. 17, or sigmoid (Xu et al. 2022, GeoDiff).
         num_train_timesteps: T.
         zero_snr: rescale the betas so that x_T holds no signal (Lin et al. 2024, algorithm 1).
         clip_sample: let the sampler clip the predicted x0 to [-1, 1].
         beta_start: the first beta, where the schedule has one.
         beta_end: the last beta, where the schedule has one.
+        variance_type: of the reverse steps, as `DDPMScheduler` has it: fixed_small, the posterior's, fixed_large,
+            beta_t (Ho et al. 2020, section 3.2), or learned_range, which the network puts out (Nichol & Dhariwal 2021,
+            eq. 15).
     """
 
     beta_schedule: str = "linear"
@@ -72,12 +77,16 @@ class DiscretePath:
     clip_sample: bool = True
     beta_start: float = 0.0001
     beta_end: float = 0.02
+    variance_type: str = "fixed_small"
     domain: str = "unit"
     scheduler_prediction_type: str | None = None
     _alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
+    _reverse_steps: ReverseSteps = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_alphas_cumprod", self.scheduler("epsilon").alphas_cumprod)
+        alphas_cumprod = self.scheduler("epsilon").alphas_cumprod
+        object.__setattr__(self, "_alphas_cumprod", alphas_cumprod)
+        object.__setattr__(self, "_reverse_steps", ReverseSteps(alphas_cumprod, self.variance_type))
 
     def time(self, s: Tensor) -> Tensor:
         """The timestep floor(s T), int64 in [0, T - 1]."""
@@ -106,7 +115,20 @@ class DiscretePath:
             rescale_betas_zero_snr=self.zero_snr,
             timestep_spacing="trailing",
             clip_sample=self.clip_sample,
+            variance_type=self.variance_type,
         )
+
+    def bound(self, prediction: Prediction, x0: Tensor, t: Tensor, bin_width: float | None) -> Tensor:
+        """T L_t (B,), in bits per dimension: of a uniform t, an estimate of the variational bound without L_T.
+
+        Args:
+            prediction: of the network at x_t, (B, C, H, W).
+            x0: the clean data, (B, C, H, W).
+            t: timesteps, int64 (B,).
+            bin_width: of x0's values, as in `ReverseSteps.terms`.
+        """
+        terms = self._reverse_steps.to(x0.device).terms(prediction, x0, t, bin_width)
+        return self.num_train_timesteps * terms / math.log(2)
 
     def for_latents(self) -> "DiscretePath":
         """The same betas without clipping."""

@@ -3,15 +3,17 @@
 from dataclasses import replace
 
 from snowmelt.errors import UserError
+from snowmelt.objectives.importance import LossHistory
 from snowmelt.objectives.objective import Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
-from snowmelt.objectives.timesteps import DISTRIBUTIONS
-from snowmelt.objectives.weights import WEIGHTS
+from snowmelt.objectives.timesteps import DISTRIBUTIONS, LOSS_SECOND_MOMENT
+from snowmelt.objectives.weights import VLB, WEIGHTS
 from snowmelt.options import ObjectiveOptions
 
 RECIPES: dict[str, Objective] = {
     "epsilon": Objective(DiscretePath("linear"), "epsilon"),
     "epsilon_cosine": Objective(DiscretePath("squaredcos_cap_v2"), "epsilon"),
+    "improved_ddpm": Objective(DiscretePath("squaredcos_cap_v2", variance_type="learned_range"), "epsilon"),
     "sample": Objective(DiscretePath("squaredcos_cap_v2"), "sample"),
     "v": Objective(DiscretePath("squaredcos_cap_v2"), "v_prediction"),
     "flow": Objective(StraightPath(), "flow_prediction", timestep_sampling="logit_normal"),
@@ -36,6 +38,9 @@ def make_objective(options: ObjectiveOptions, *, latent: bool = False) -> Object
         "prediction_type": options.prediction_type,
         "ddpm_num_steps": options.ddpm_num_steps,
         "ddpm_beta_schedule": options.ddpm_beta_schedule,
+        "ddpm_beta_start": options.ddpm_beta_start,
+        "ddpm_beta_end": options.ddpm_beta_end,
+        "variance_type": options.variance_type,
         "rescale_betas_zero_snr": options.rescale_betas_zero_snr or None,
     }
     given = {flag: value for flag, value in given.items() if value is not None}
@@ -44,20 +49,40 @@ def make_objective(options: ObjectiveOptions, *, latent: bool = False) -> Object
         raise UserError(f"--objective {name}: unknown; known: {', '.join(RECIPES)}")
     objective = RECIPES[name]
     if isinstance(objective.path, DiscretePath):
-        path = DiscretePath(
-            beta_schedule=options.ddpm_beta_schedule or objective.path.beta_schedule,
-            num_train_timesteps=options.ddpm_num_steps or objective.path.num_train_timesteps,
-            zero_snr=options.rescale_betas_zero_snr,
-        )
+        path = _chain(objective.path, options)
         objective = replace(objective, path=path, prediction_type=options.prediction_type or objective.prediction_type)
     elif given:
-        discrete = ", ".join(n for n, o in RECIPES.items() if isinstance(o.path, DiscretePath))
-        raise UserError(f"--{next(iter(given))} is for discrete-time objectives ({discrete}), not {name}; drop one")
+        raise UserError(f"--{next(iter(given))} is for discrete-time objectives ({_discrete()}), not {name}; drop one")
     if options.prediction_type == "sample" and options.objective is None:
         objective = replace(objective, weight="snr")  # as diffusers' script weighs it
     if latent:
         objective = replace(objective, path=objective.path.for_latents())
     return adjusted(objective, name, options, latent=latent)
+
+
+def _chain(path: DiscretePath, options: ObjectiveOptions) -> DiscretePath:
+    """The discrete process with what the options say of it.
+
+    Raises:
+        UserError: for betas that the schedule doesn't have, or that don't ascend.
+    """
+    path = replace(
+        path,
+        beta_schedule=options.ddpm_beta_schedule or path.beta_schedule,
+        num_train_timesteps=options.ddpm_num_steps or path.num_train_timesteps,
+        zero_snr=options.rescale_betas_zero_snr,
+        beta_start=options.ddpm_beta_start or path.beta_start,
+        beta_end=options.ddpm_beta_end or path.beta_end,
+        variance_type=options.variance_type or path.variance_type,
+    )
+    given = "beta_start" if options.ddpm_beta_start else "beta_end" if options.ddpm_beta_end else None
+    if given and path.beta_schedule == "squaredcos_cap_v2":
+        raise UserError(
+            f"--ddpm_{given}: cosine betas have none; add --ddpm_beta_schedule linear, scaled_linear or sigmoid"
+        )
+    if not path.beta_start < path.beta_end:
+        raise UserError(f"--ddpm_beta_start {path.beta_start}: must be less than --ddpm_beta_end, {path.beta_end}")
+    return path
 
 
 def adjusted(objective: Objective, name: str, options: ObjectiveOptions, *, latent: bool) -> Objective:
@@ -83,8 +108,14 @@ def adjusted(objective: Objective, name: str, options: ObjectiveOptions, *, late
         noise_offset=options.noise_offset,
         input_perturbation=options.input_perturbation,
         dream_detail_preservation=options.dream_detail_preservation if options.dream_training else None,
+        vlb_weight=objective.vlb_weight if options.vlb_weight is None else options.vlb_weight,
     )
     _check(name, objective)
+    if options.vlb_weight is not None and not objective.learns_variance:
+        raise UserError("--vlb_weight: weighs what teaches a variance; add --variance_type learned_range")
+    if objective.timestep_sampling == LOSS_SECOND_MOMENT:
+        assert isinstance(objective.path, DiscretePath)  # `_check` refused
+        objective = replace(objective, history=LossHistory(objective.path.num_train_timesteps))
     return objective
 
 
@@ -97,9 +128,18 @@ def describe(options: ObjectiveOptions, objective: Objective) -> str:
     return f"objective: {recipe} on the {name} path, weight {objective.weight}{hint}"
 
 
+def _discrete() -> str:
+    return ", ".join(name for name, objective in RECIPES.items() if isinstance(objective.path, DiscretePath))
+
+
 def _check(name: str, objective: Objective) -> None:
-    if objective.weight not in WEIGHTS:
-        raise UserError(f"--loss_weight {objective.weight}: unknown; known: {', '.join(WEIGHTS)}")
+    if objective.weight not in (*WEIGHTS, VLB):
+        raise UserError(f"--loss_weight {objective.weight}: unknown; known: {', '.join((*WEIGHTS, VLB))}")
+    if not isinstance(objective.path, DiscretePath):
+        if objective.weight == VLB:
+            raise UserError(f"--loss_weight vlb: {name} has no variational bound of T steps; take {_discrete()}")
+        if objective.timestep_sampling == LOSS_SECOND_MOMENT:
+            raise UserError(f"--timestep_sampling loss_second_moment: is for T timesteps; take {_discrete()}")
     if DISTRIBUTIONS[objective.timestep_sampling].domain != objective.path.domain:
         fitting = ", ".join(n for n, d in DISTRIBUTIONS.items() if d.domain == objective.path.domain)
         raise UserError(f"--timestep_sampling {objective.timestep_sampling} doesn't fit {name}, which takes {fitting}")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LOSS_SECOND_MOMENT = "loss_second_moment"
+
 _TINY = 2.0**-24  # ndtri is infinite at 0 and 1, which float32 draws can reach
 
 
@@ -33,6 +35,8 @@ DISTRIBUTIONS: dict[str, TimestepDistribution] = {
     "beta": TimestepDistribution("unit", lambda u: u ** (1 / 3)),
     # Karras et al. 2022, table 1: ln sigma ~ N(-1.2, 1.2^2).
     "log_normal": TimestepDistribution("positive", lambda u: (1.2 * torch.special.ndtri(u) - 1.2).exp()),
+    # Uniform until losses are known; see importance.py.
+    LOSS_SECOND_MOMENT: TimestepDistribution("unit", lambda u: u),
 }
 
 

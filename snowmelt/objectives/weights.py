@@ -37,6 +37,9 @@ def _edm(r: Tensor, gamma: float, sigma_data: float) -> Tensor:
     return r.reciprocal() + sigma_data**-2
 
 
+VLB = "vlb"
+"""The weight of no error: the terms of the variational bound themselves (Nichol & Dhariwal 2021, eq. 4)."""
+
 WEIGHTS: dict[str, Weight | None] = {
     "unit": None,
     "snr": _snr,

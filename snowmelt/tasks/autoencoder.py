@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +25,7 @@ from snowmelt.evaluation.features import FeatureExtractor, make_features
 from snowmelt.evaluation.real import RealImages
 from snowmelt.objectives import Losses, StepContext
 from snowmelt.spaces import PixelSpace
+from snowmelt.stateful import Stateful
 from snowmelt.tasks.task import Networks, Preview
 
 PIXELS_PER_PASS = 2**20
@@ -52,6 +53,7 @@ class AutoencoderTask:
 
     labels = False
     with_ema = ("vae",)
+    states: ClassVar[dict[str, Stateful]] = {}
 
     @classmethod
     def make(cls, config: AutoencoderConfig, accelerator: Accelerator) -> "AutoencoderTask":

@@ -12,6 +12,7 @@ from snowmelt.data.loader import Cache
 from snowmelt.objectives import Losses, Objective, StepContext
 from snowmelt.options import TrainingConfig
 from snowmelt.spaces import LatentSpace, PixelSpace
+from snowmelt.stateful import Stateful
 from snowmelt.tasks.task import Networks
 
 
@@ -59,6 +60,11 @@ class DiffusionTask:
     def fields(self) -> dict[str, Cache]:
         """`image`: the decoded images or their latents."""
         return {"image": self.data}
+
+    @property
+    def states(self) -> dict[str, Stateful]:
+        """`timesteps`: the losses that these are drawn by, where they are."""
+        return {} if self.objective.history is None else {"timesteps": self.objective.history}
 
     @property
     def labels(self) -> bool:

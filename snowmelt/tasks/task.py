@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snowmelt.data.loader import Cache
 from snowmelt.objectives import Losses, StepContext
+from snowmelt.stateful import Stateful
 
 Networks = Mapping[str, Any]
 """Networks by the names of their folders."""
@@ -41,6 +42,10 @@ class Task(Protocol):
     @property
     def networks(self) -> dict[str, ModelMixin]:
         """What is trained, by the names of their folders in checkpoints."""
+
+    @property
+    def states(self) -> dict[str, Stateful]:
+        """What the loss remembers from step to step, by the names of its folders in checkpoints."""
 
     @property
     def with_ema(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Text-to-image models from scratch, with a text encoder that is trained with them or a pretrained one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class TextToImageTask(CaptionTask):
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae.to(accelerator.device), pixels) if vae else pixels
         channels = space.channels(images)  # or they don't fit, which is known before anything is made
-        objective = make_objective(config, latent=vae is not None)
+        objective = replace(make_objective(config, latent=vae is not None), bin_width=space.bin_width(images))
         check_steps(objective.scheduler(), config)
         conditioning = CaptionConditioning(captions, config.caption_dropout)
         tokenizer, text_encoder = _text_parts(config, captions, conditioning.texts)
@@ -116,6 +116,7 @@ class TextToImageTask(CaptionTask):
             resolution=config.resolution // space.vae_scale_factor,
             vae_scale_factor=space.vae_scale_factor,
             channels=channels,
+            out_channels=2 * channels if objective.learns_variance else channels,
             cross_attention_dim=text_encoder.config.hidden_size,
             seed=config.seed,
         )

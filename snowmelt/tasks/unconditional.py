@@ -1,6 +1,6 @@
 """Unconditional and class-conditional diffusion models, of pixels or latents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,16 @@ class UnconditionalTask(DiffusionTask):
         conditioning = make_conditioning(config, images)
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae, pixels) if vae else pixels
+        objective = replace(objective, bin_width=space.bin_width(images))
+        channels = space.channels(images)
         network = make_network(
             ARCHITECTURE,
             config.model_size,
             config.model_config_name_or_path,
             resolution=config.resolution // space.vae_scale_factor,
             vae_scale_factor=space.vae_scale_factor,
-            channels=space.channels(images),
+            channels=channels,
+            out_channels=2 * channels if objective.learns_variance else channels,
             num_class_embeds=conditioning.num_class_embeds,
             seed=config.seed,
         )

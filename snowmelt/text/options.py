@@ -17,6 +17,9 @@ OF_SCRATCH = (
     "objective",
     "ddpm_num_steps",
     "ddpm_beta_schedule",
+    "ddpm_beta_start",
+    "ddpm_beta_end",
+    "variance_type",
 )
 """Options of a model that is made here."""
 OF_PRETRAINED = ("revision", "non_ema_revision", "variant", "rank", "train_text_encoder")

@@ -34,7 +34,15 @@ class Optimal(ModelMixin, ConfigMixin):
     """E[F | x_t] for the data whose E[x0 | x_t] the subclass knows."""
 
     @register_to_config
-    def __init__(self, family: str, target: str, log_ratios: tuple = (), side: int = SIDE, classes: int = 0) -> None:
+    def __init__(
+        self,
+        family: str,
+        target: str,
+        log_ratios: tuple = (),
+        side: int = SIDE,
+        classes: int = 0,
+        out_channels: int = 1,
+    ) -> None:
         super().__init__()
         self.register_to_config(in_channels=1, num_class_embeds=classes or None, sample_size=side)
         self.anchor = torch.nn.Parameter(torch.zeros(1))
@@ -48,6 +56,7 @@ class Optimal(ModelMixin, ConfigMixin):
             log_ratios = tuple((np.log((1 - alpha2) / np.maximum(alpha2, 1e-300)) / 2).tolist())
         family = {"DDPMScheduler": "discrete", "EDMEulerScheduler": "edm"}.get(type(scheduler).__name__, "flow")
         value_range = options.pop("value_range", (-1.0, 1.0))
+        options |= {"out_channels": 1 + objective.learns_variance}
         net = cls(family, objective.prediction_type, log_ratios, **options).eval()
         return PixelDiffusionPipeline(
             net, scheduler, prediction_type=objective.pipeline_prediction_type, value_range=value_range
@@ -74,7 +83,8 @@ class Optimal(ModelMixin, ConfigMixin):
             "flow_prediction": eps - x0,
             "edm": (x0 - SIGMA_DATA**2 / total * x) / (sigma * SIGMA_DATA * total.rsqrt()),
         }
-        return (outputs[self.config.target].to(sample.dtype),)
+        output = outputs[self.config.target].to(sample.dtype)
+        return (torch.cat([output] * self.config.out_channels, 1),)
 
 
 class Normal(Optimal):

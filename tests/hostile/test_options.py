@@ -52,6 +52,20 @@ CASES = [
     (U + "--learning_rate 1,5", "^error: argument --learning_rate: invalid float value: '1,5'"),
     (U + "--ddpm_num_steps 1", "^error: --ddpm_num_steps: must be at least 2 and at most 100000, got 1$"),
     (U + "--ddpm_num_steps 1000000000", "^error: --ddpm_num_steps: must be at least 2 and at most 100000"),
+    (U + "--objective flow --variance_type learned_range", "^error: --variance_type is for discrete-time objectives"),
+    (U + "--objective epsilon --vlb_weight 0.1", "^error: --vlb_weight: .*; add --variance_type learned_range$"),
+    (U + "--objective flow --loss_weight vlb", "^error: --loss_weight vlb: flow has no variational bound of T steps"),
+    (
+        U + "--objective flow --timestep_sampling loss_second_moment",
+        "^error: --timestep_sampling loss_second_moment: is for T timesteps; take epsilon, ",
+    ),
+    (U + "--objective v --ddpm_beta_end 0.1", "^error: --ddpm_beta_end: cosine betas have none; add --ddpm_beta_sch"),
+    (
+        U + "--objective epsilon --ddpm_beta_start 0.03",
+        "^error: --ddpm_beta_start 0.03: must be less than --ddpm_beta_end, 0.02$",
+    ),
+    (U + "--ddpm_beta_end 1", "^error: --ddpm_beta_end: must be more than 0 and less than 1, got 1.0$"),
+    (U + "--variance_type learned", "^error: argument --variance_type: invalid choice: 'learned'"),
     (
         U + "--logging_dir ../..",
         r"^error: --logging_dir \.\./\.\.: must be a folder inside --output_dir",

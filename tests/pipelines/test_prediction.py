@@ -66,6 +66,6 @@ def test_pure_noise_says_nothing_of_the_data() -> None:
 def test_another_output_keeps_the_rest() -> None:
     level = NoiseLevel(torch.tensor(0.6), torch.tensor(0.8), torch.tensor(5))
     x = torch.randn(1, 1, 2, 2)
-    changed = Prediction(x, PredictionType("sample"), x, level, log_variance=x).with_output(2 * x)
+    changed = Prediction(x, PredictionType("sample"), x, level, variance=x).with_output(2 * x)
     torch.testing.assert_close(changed.x0, 2 * x)
-    assert changed.log_variance is x
+    assert changed.variance is x

@@ -1,0 +1,122 @@
+"""A stock scheduler as the loop sees it: what all adapters share."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.arguments import MOST_STEPS, check_timesteps, whole
+from pipelines.prediction import PREDICTION_TYPES, NoiseLevel, Prediction, PredictionType
+
+LISTS = "DDPM, EulerDiscrete, HeunDiscrete, DPMSolverMultistep, DPMSolverSinglestep and FlowMatchEulerDiscrete"
+
+
+class Sampler:
+    """Adapter of a stock scheduler; see `make_sampler`. Evaluations of the network are numbered from 0."""
+
+    CONTINUOUS = False  # whether its times are real numbers
+
+    def __init__(
+        self, scheduler: Any, eta: float = 0.0, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> None:
+        self.scheduler = scheduler
+        self.prediction_type = self._prediction_type()  # what `scheduler.step` takes a network's output for
+        self.first = 0
+        accepted = inspect.signature(scheduler.step).parameters
+        if eta and "eta" not in accepted:
+            raise ValueError(f"eta: {type(scheduler).__name__} takes none; DDIMScheduler does")
+        # Where DDIM clips the predicted x0, it must step with the noise that fits it; diffusers does so only if asked.
+        arguments = {"eta": eta, "generator": generator, "use_clipped_model_output": True}
+        self._step_arguments = {name: value for name, value in arguments.items() if name in accepted}
+
+    def _prediction_type(self) -> PredictionType:
+        name = self.scheduler.config.prediction_type
+        if name not in PREDICTION_TYPES:
+            allowed = ", ".join(PREDICTION_TYPES)
+            raise ValueError(f"scheduler: its prediction_type {name!r} is not one of {allowed}")
+        return PredictionType(name)
+
+    def set_timesteps(self, num_inference_steps: int, timesteps: list[float] | None, device: torch.device) -> None:
+        """Lay out the steps, from noise to data.
+
+        Args:
+            num_inference_steps: how many, spaced as the scheduler does it.
+            timesteps: the model's times to use instead, where the scheduler takes a list.
+            device: of the scheduler's tensors.
+
+        Raises:
+            TypeError: for values of another type.
+            ValueError: for values out of range, or a list that the scheduler can't take.
+        """
+        scheduler, trained = self.scheduler, self.scheduler.config.num_train_timesteps
+        if timesteps is None:
+            most = MOST_STEPS if self.CONTINUOUS else trained
+            scheduler.set_timesteps(whole("num_inference_steps", num_inference_steps, 1, most), device=device)
+        elif "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(f"timesteps: {type(scheduler).__name__} takes no list; {LISTS} do")
+        else:
+            self._set_list(check_timesteps(timesteps, trained, self.CONTINUOUS), device)
+        self._begin(0)
+
+    def start(self, noise: Tensor, image: Tensor | None = None, strength: float = 1.0) -> Tensor:
+        """The state x to begin with: noise, or a noised image (Meng et al. 2022).
+
+        Args:
+            noise: unit normal, float32 (B, C, H, W).
+            image: data of that shape, to be noised to the level at which `strength` of the steps are left.
+            strength: from 1 / steps to 1.
+
+        Raises:
+            ValueError: for a strength that leaves no step.
+        """
+        if image is None:
+            return noise * self.scheduler.init_noise_sigma
+        steps = self._steps()
+        left = int(steps * strength)
+        if not 1 <= left <= steps:
+            raise ValueError(f"strength: {strength} of {steps} steps is {left}; it must be from 1 / {steps} to 1")
+        self._skip((steps - left) * self.scheduler.order)
+        level = self.level(self.first)
+        return self._from_x_t(level.alpha * image + level.sigma * noise, level)
+
+    def evaluations(self) -> range:
+        """Numbers of the network evaluations that are to be made."""
+        return range(self.first, len(self.scheduler.timesteps))
+
+    def level(self, i: int) -> NoiseLevel:
+        """The noise level of evaluation i, tensors ()."""
+        raise NotImplementedError
+
+    def x_t(self, x: Tensor, i: int) -> Tensor:
+        """x_t = alpha x0 + sigma eps of the scheduler's state x, (B, C, H, W), at evaluation i."""
+        return self.scheduler.scale_model_input(x, self.scheduler.timesteps[i])
+
+    def step(self, prediction: Prediction, i: int, x: Tensor) -> Tensor:
+        """The scheduler's state after evaluation i, (B, C, H, W).
+
+        Args:
+            prediction: of the network at x_t; it is converted to the scheduler's own type.
+            i: number of the evaluation.
+            x: the state at that evaluation, (B, C, H, W).
+        """
+        output, t = prediction.convert(self.prediction_type), self.scheduler.timesteps[i]
+        return self.scheduler.step(output, t, x, **self._step_arguments, return_dict=False)[0]
+
+    def _from_x_t(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return x_t  # the inverse of the method of that name
+
+    def _steps(self) -> int:
+        """Steps laid out; those of second-order schedulers but the last have two evaluations each."""
+        return -(len(self.scheduler.timesteps) // -self.scheduler.order)
+
+    def _skip(self, evaluations: int) -> None:
+        self.first = evaluations
+        self._begin(evaluations)
+
+    def _begin(self, i: int) -> None:
+        # Else the first step searches its index by value, and may find a later step of the same timestep.
+        self.scheduler.set_begin_index(i)
+
+    def _set_list(self, timesteps: list[float], device: torch.device) -> None:
+        self.scheduler.set_timesteps(timesteps=timesteps, device=device)
