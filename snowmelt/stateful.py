@@ -129,6 +129,27 @@ class OptimizerState:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+class TensorState:
+    """Something whose state is a dictionary of tensors, such as the losses that timesteps are drawn by."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def collect(self) -> Write:
+        """What its `state_dict` gives, as state.safetensors in a new folder."""
+        tensors = self.owner.state_dict()
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            save_file(tensors, folder / "state.safetensors")
+
+        return write
+
+    def load(self, path: Path) -> None:
+        """Give it to `load_state_dict`."""
+        self.owner.load_state_dict(load_file(path / "state.safetensors"))
+
+
 class ScalerState:
     """The loss scale of fp16 training."""
 

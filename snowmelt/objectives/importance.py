@@ -1,10 +1,6 @@
 """Importance sampling of timesteps by the losses that they had (Nichol & Dhariwal 2021, section 3.3)."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 LENGTH = 10
@@ -67,18 +63,11 @@ class LossHistory:
             self.counts.index_add_(0, t, torch.ones_like(t))
         self.pending.clear()
 
-    def collect(self) -> Any:
-        """The losses and how many there were, as history.safetensors in a new folder."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The losses (T, N), and how many there have been of each timestep, (T,)."""
         self._remember()
-        tensors = {"losses": self.losses, "counts": self.counts}
+        return {"losses": self.losses, "counts": self.counts}
 
-        def write(folder: Path) -> None:
-            folder.mkdir()
-            save_file(tensors, folder / "history.safetensors")
-
-        return write
-
-    def load(self, path: Path) -> None:
-        """Take over what `collect` wrote."""
-        tensors = load_file(path / "history.safetensors")
-        self.losses, self.counts = tensors["losses"], tensors["counts"]
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        self.losses, self.counts = state["losses"], state["counts"]

@@ -12,7 +12,7 @@ from snowmelt.data.loader import Cache
 from snowmelt.objectives import Losses, Objective, StepContext
 from snowmelt.options import TrainingConfig
 from snowmelt.spaces import LatentSpace, PixelSpace
-from snowmelt.stateful import Stateful
+from snowmelt.stateful import Stateful, TensorState
 from snowmelt.tasks.task import Networks
 
 
@@ -64,7 +64,7 @@ class DiffusionTask:
     @property
     def states(self) -> dict[str, Stateful]:
         """`timesteps`: the losses that these are drawn by, where they are."""
-        return {} if self.objective.history is None else {"timesteps": self.objective.history}
+        return {} if self.objective.history is None else {"timesteps": TensorState(self.objective.history)}
 
     @property
     def labels(self) -> bool:

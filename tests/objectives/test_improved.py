@@ -16,6 +16,7 @@ from snowmelt.objectives import RECIPES, Objective, StepContext
 from snowmelt.objectives.importance import LENGTH, UNIFORM, LossHistory
 from snowmelt.objectives.paths import DiscretePath
 from snowmelt.objectives.reverse_steps import ReverseSteps
+from snowmelt.stateful import TensorState
 
 T = 8
 PATH = DiscretePath("squaredcos_cap_v2", T, variance_type="learned_range")
@@ -170,8 +171,8 @@ def test_the_oldest_losses_are_replaced_first(tmp_path: Path) -> None:
     other.begin(1)
     assert torch.equal(one.losses, other.losses)
     assert one.losses[1].tolist() == [3.0, 4.0] + [0.0] * (LENGTH - 2)
-    one.collect()(tmp_path / "timesteps")
+    TensorState(one).collect()(tmp_path / "timesteps")
     resumed = LossHistory(2)
-    resumed.load(tmp_path / "timesteps")
+    TensorState(resumed).load(tmp_path / "timesteps")
     assert torch.equal(resumed.losses, one.losses)
     assert torch.equal(resumed.counts, one.counts)
