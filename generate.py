@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 GRID_IMAGES = 64
 TRAJECTORY_IMAGES = 8
+LONGEST_ROW = 16
+"""Images of an interpolation that stand in one row; more make a square."""
 SETTINGS_FILE = "settings.json"
 OWN_FILES = re.compile(r"\d{6,}\.(png|npy)|grid\.png|strip\.png|trajectory\.gif")
 ELSEWHERE = ("model", "revision", "num_images", "batch_size", "output_dir", "overwrite_output_dir", "trajectory")
@@ -38,12 +40,21 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
     output_dir: str = option("samples", "folder of the images")
     overwrite_output_dir: bool = option(False, "remove the images of another model, or other settings, in output_dir")
     bit_depth: int = option(8, "8, or 16 for gray images", minimum=8, maximum=16)
+    interpolate: list[str] = option(
+        [], "two images, by number or file: the num_images then go from one to the other (Song et al. 2021, DDIM)"
+    )
     trajectory: bool = option(False, f"also draw the denoising trajectories of the first {TRAJECTORY_IMAGES}")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bit_depth not in (8, 16):
             raise UserError(f"--bit_depth: {self.bit_depth} is not one of 8, 16")
+        if len(self.interpolate) not in (0, 2):
+            raise UserError(f"--interpolate: takes two images, got {len(self.interpolate)}")
+        if self.interpolate and self.num_images < 2:
+            raise UserError(f"--num_images: {self.num_images} is no way from one image to another; take 2 or more")
+        if self.interpolate and self.trajectory:
+            raise UserError("--trajectory: draws images of their own noise, without --interpolate; give one of the two")
 
 
 def main() -> None:
@@ -55,6 +66,7 @@ def main() -> None:
 
     from pipelines.backbones import trained_size
     from snowmelt.environment import check_fits, find_launch, use_all_cores
+    from snowmelt.interpolation import Interpolation
 
     use_all_cores(find_launch())
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -63,6 +75,9 @@ def main() -> None:
     height, width = trained_size(pipeline.network)
     numbers = pipeline.data_channels * (height or 1) * (width or 1)
     check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
+    between = None
+    if config.interpolate:
+        between = Interpolation(pipeline, config.interpolate, config, config.class_label)
     folder = Path(config.output_dir)
     kept = settings(config)
     stale = check_folder(folder, kept, expected_files(config, pipeline), config.overwrite_output_dir)
@@ -75,7 +90,8 @@ def main() -> None:
     with state.split_between_processes(list(range(config.num_images))) as indices:
         for start in range(0, len(indices), config.batch_size):
             batch = indices[start : start + config.batch_size]
-            images = draw(pipeline, config, batch).images
+            given = {} if between is None else {"latents": between.frames(batch, config.num_images)}
+            images = draw(pipeline, config, batch, **given).images
             for index, image in zip(batch, images, strict=True):
                 save_image(image, folder / file_name(pipeline, index), config.bit_depth, value_range)
     state.wait_for_everyone()
@@ -202,7 +218,8 @@ def save_grid(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder
     paths = [folder / file_name(pipeline, index) for index in range(min(config.num_images, GRID_IMAGES))]
     pixels = np.stack([np.asarray(PIL.Image.open(path)) for path in paths])
     pixels = (pixels >> config.bit_depth - 8).astype(np.uint8)
-    image_grid(pixels.reshape(*pixels.shape[:3], -1)).save(folder / "grid.png")
+    in_a_row = len(paths) if config.interpolate and len(paths) <= LONGEST_ROW else None
+    image_grid(pixels.reshape(*pixels.shape[:3], -1), in_a_row).save(folder / "grid.png")
 
 
 def save_trajectory(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder: Path) -> None:

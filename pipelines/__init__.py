@@ -2,6 +2,7 @@
 
 from pipelines.base import IMAGE_CHANNELS, SamplingOutput
 from pipelines.denoiser import Predictor, conditioned, guided
+from pipelines.inversion import slerp
 from pipelines.latent import LatentDiffusionPipeline
 from pipelines.pixel import PixelDiffusionPipeline
 from pipelines.prediction import NoiseLevel, Prediction, PredictionType
@@ -37,4 +38,5 @@ __all__ = [
     "sample",
     "save_gif",
     "save_strip",
+    "slerp",
 ]

@@ -80,6 +80,10 @@ class Sampler:
         level = self.level(self.first)
         return self._from_x_t(level.alpha * image + level.sigma * noise, level)
 
+    def to_noise(self, x: Tensor) -> Tensor:
+        """The noise that `start` makes this state x of, (B, C, H, W)."""
+        return x / self.scheduler.init_noise_sigma
+
     def evaluations(self) -> range:
         """Numbers of the network evaluations that are to be made."""
         return range(self.first, len(self.scheduler.timesteps))

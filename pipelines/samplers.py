@@ -137,6 +137,10 @@ class FlowSampler(Sampler):
         """
         return noise if image is None else super().start(noise, image, strength)
 
+    def to_noise(self, x: Tensor) -> Tensor:
+        """The state itself, which isn't scaled."""
+        return x
+
     def level(self, i: int) -> NoiseLevel:
         """alpha = 1 - sigma."""
         sigma = self.scheduler.sigmas[i]

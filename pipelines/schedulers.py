@@ -96,6 +96,9 @@ SAMPLERS: dict[str, dict[str, NamedSampler]] = {
 }
 """Family of the training: name: sampler."""
 
+INVERTIBLE = {"discrete": "ddim", "flow": "flow-euler", "edm": "edm-euler"}
+"""Family of the training: the deterministic sampler of first order, whose steps `invert` undoes."""
+
 
 def family(scheduler: SchedulerMixin) -> str:
     """What a model of this scheduler was trained for: "discrete", "flow" or "edm".

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines.arguments import (
     MOST,
+    MOST_STEPS,
     boolean,
     check_generators,
     check_interval,
@@ -18,10 +19,12 @@ from pipelines.arguments import (
     whole,
 )
 from pipelines.base import ImagePipeline, SamplingOutput
-from pipelines.denoiser import conditioned, guided
+from pipelines.denoiser import Denoiser, Predictor, conditioned, guided
+from pipelines.inversion import invert
 from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
 from pipelines.samplers import make_sampler
 from pipelines.sampling import sample
+from pipelines.schedulers import INVERTIBLE, family, make_scheduler
 
 
 class UNetPipeline(ImagePipeline):
@@ -127,12 +130,70 @@ class UNetPipeline(ImagePipeline):
             ValueError: for arguments that fit neither the model nor the scheduler.
         """
         whole("batch_size", batch_size, 1, MOST)
-        scale = real("guidance_scale", guidance_scale)
         boolean("return_dict", return_dict)
         seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
         shape = (batch_size, self.data_channels, *self._size(height, width))
         generator = check_generators(generator, batch_size)
+        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator)
+        denoiser = self._denoiser(self._predictor(sampler), batch_size, class_labels, guidance_scale, guidance_interval)
+        on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
+        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
+        x = sampler.start(self._noise(shape, generator, latents))
+        x0 = sample(denoiser, sampler, x, on_step=on_step, progress=self.progress_bar)
+        return self._finish(x0, seen, output_type, return_dict)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        images: Tensor,
+        class_labels: ClassLabels | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        num_inference_steps: int = 50,
+        num_fixed_point_iterations: int = 0,
+    ) -> Tensor:
+        """The noise that makes these images: `latents` for a call with as many steps and a deterministic sampler.
+
+        That is "ddim", "flow-euler" or "edm-euler"; see `make_scheduler`. Another label in that call makes of an image
+        what it would be of that class.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            class_labels: as in a call.
+            guidance_scale: as in a call.
+            guidance_interval: as in a call.
+            num_inference_steps: steps to undo; the more, the closer the call comes to the images.
+            num_fixed_point_iterations: further network evaluations per step, which bring it closer too.
+
+        Returns:
+            Noise of about unit variance, float32 (B, c, h, w).
+
+        Raises:
+            TypeError: for an argument of another type.
+            ValueError: for arguments that fit neither the model nor the scheduler.
+        """
+        iterations = whole("num_fixed_point_iterations", num_fixed_point_iterations, 0, MOST_STEPS)
+        x0 = self.encode(images).to(self._execution_device, torch.float32)
+        predict = self._predictor(make_sampler(self.scheduler))
+        denoiser = self._denoiser(predict, len(x0), class_labels, guidance_scale, guidance_interval)
+        sampler = make_sampler(make_scheduler(INVERTIBLE[family(self.scheduler)], self.scheduler))
+        sampler.set_timesteps(num_inference_steps, None, self._execution_device)
+        noise = invert(denoiser, sampler, x0, num_fixed_point_iterations=iterations, progress=self.progress_bar)
+        self.maybe_free_model_hooks()
+        return noise
+
+    def _denoiser(
+        self,
+        predict: Predictor,
+        batch_size: int,
+        class_labels: ClassLabels | None,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float] | None,
+    ) -> Denoiser:
+        """The network with labels and guidance as a call takes them."""
+        scale = real("guidance_scale", guidance_scale)
+        interval = check_interval("guidance_interval", guidance_interval)
         conditions, null_conditions = label_conditions(
             class_labels,
             num_embeds=self.unet.config.num_class_embeds,
@@ -140,17 +201,8 @@ class UNetPipeline(ImagePipeline):
             batch_size=batch_size,
             device=self._execution_device,
         )
-        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator)
-        predict = self._predictor(sampler)
-        interval = check_interval("guidance_interval", guidance_interval)
         if null_conditions is not None:
-            denoiser = guided(predict, conditions, null_conditions, scale, interval)
-        elif scale == 1:
-            denoiser = conditioned(predict, conditions)
-        else:
+            return guided(predict, conditions, null_conditions, scale, interval)
+        if scale != 1:
             raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
-        on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
-        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
-        x = sampler.start(self._noise(shape, generator, latents))
-        x0 = sample(denoiser, sampler, x, on_step=on_step, progress=self.progress_bar)
-        return self._finish(x0, seen, output_type, return_dict)
+        return conditioned(predict, conditions)

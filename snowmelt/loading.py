@@ -144,7 +144,7 @@ def sample(
         raise UserError(f"--prompt: {why}")
     given: dict[str, Any] = {"prompt": [prompts[index % len(prompts)] for index in indices]} if by_text else {}
     if not by_text:
-        given = {"batch_size": len(indices), "class_labels": _labels(pipeline, indices, class_label)}
+        given = {"batch_size": len(indices), "class_labels": labels_of(pipeline, indices, class_label)}
     elif class_label is not None:
         raise UserError("--class_label: this model has no classes; give --prompt alone")
     if options.guidance_scale is not None:
@@ -169,7 +169,8 @@ def sample(
         ) from error
 
 
-def _labels(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:
+def labels_of(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:
+    """Labels of the images of these indices, as a pipeline takes them; see `sample`."""
     if class_label is None:
         return [index % pipeline.num_classes for index in indices] if pipeline.num_classes else None
     by_number = class_label.isdecimal() and class_label not in (pipeline.id2label or {}).values()

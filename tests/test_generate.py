@@ -242,3 +242,55 @@ def test_prompts_in_turn(models: Path, tmp_path: Path, monkeypatch: pytest.Monke
         run(monkeypatch, tmp_path / "text", tmp_path / "none", "--class_label", "1", *wanted)
     with pytest.raises(UserError, match="--prompt: this model takes no text"):
         run(monkeypatch, models / "classes", tmp_path / "none", *wanted)
+
+
+def test_interpolation_begins_and_ends_at_its_images(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label, ddim = ("--class_label", "bee"), ("--scheduler", "ddim")
+    alone = run(monkeypatch, models / "classes", tmp_path / "alone", "--num_images", "4", *label, *ddim)
+    way = ("--interpolate", "1", "3", "--num_images", "5", "--batch_size", "2")
+    folder = run(monkeypatch, models / "classes", tmp_path / "way", *way, *label, *ddim)
+    frames, ends = pixels(folder), pixels(alone)
+    assert len(frames) == 5
+    for frame, end in ((frames[0], ends[1]), (frames[4], ends[3])):
+        np.testing.assert_allclose(frame.astype(int), end, atol=1)
+    steps = [abs(b.astype(float) - a).mean() for a, b in zip(frames, frames[1:], strict=False)]
+    assert max(steps) < abs(ends[3].astype(float) - ends[1]).mean()
+    assert PIL.Image.open(folder / "grid.png").width > 4 * 16
+
+
+def test_interpolation_between_files(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded and decoded again, with as many steps: close to themselves."""
+    network = tiny_unet(1)
+    network.conv_out.weight.data *= 0.1
+    quiet(PixelDiffusionPipeline(network, FlowMatchEulerDiscreteScheduler())).save_pretrained(tmp_path / "model")
+    y, x = np.mgrid[:32, :32]
+    files = [tmp_path / "down.png", tmp_path / "right.png"]
+    for path, values in zip(files, (y, x), strict=True):
+        PIL.Image.fromarray((values * 8).astype(np.uint8)).convert("RGB").save(path)
+    flags = ("--interpolate", *map(str, files), "--num_images", "3", "--num_inference_steps", "40")
+    frames = pixels(run(monkeypatch, tmp_path / "model", tmp_path / "way", *flags))
+    for frame, path in ((frames[0], files[0]), (frames[2], files[1])):
+        expected = np.asarray(PIL.Image.open(path).convert("L").resize((16, 16), PIL.Image.Resampling.BICUBIC))
+        assert abs(frame.astype(float) - expected).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        ("gray", ["--interpolate", "1"], "--interpolate: takes two images, got 1"),
+        ("gray", ["--interpolate", "1", "2", "--num_images", "1"], "--num_images: 1 is no way"),
+        ("gray", ["--interpolate", "1", "2", "--trajectory"], "--trajectory: .* without --interpolate"),
+        ("gray", ["--interpolate", "1", "nowhere.png"], "--interpolate nowhere.png: .*; give a number or an image"),
+        ("two", ["--interpolate", "1", "a.png"], "--interpolate a.png: .* 2 channels; give two numbers"),
+        ("classes", ["--interpolate", "1", "2", "--class_label", "0"], "deterministic sampler; add --scheduler ddim"),
+        ("classes", ["--interpolate", "1", "2", "--scheduler", "ddim"], "stays in one class; add --class_label"),
+    ],
+)
+def test_interpolations_that_cannot_be(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, flags: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, models / model, tmp_path / "new", *flags)
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,92 @@
+"""Noise on the way from one image to another, of numbers or of files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+from pipelines import image_generators, slerp
+from pipelines.backbones import trained_size
+from pipelines.schedulers import INVERTIBLE, SAMPLERS, family
+from snowmelt.errors import UserError, one_line
+from snowmelt.loading import SamplerOptions, labels_of
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class Interpolation:
+    """Noise of the frames between two images.
+
+    Args:
+        pipeline: with a deterministic sampler of first order.
+        ends: two images: numbers, as generate.py counts them, or files.
+        options: of the sampler; files are encoded as they say.
+        class_label: of all frames, for a model of classes.
+
+    Raises:
+        UserError: if the images can't be had, or the model and its sampler can't go from one to the other.
+    """
+
+    def __init__(self, pipeline: Any, ends: Sequence[str], options: SamplerOptions, class_label: str | None) -> None:
+        name = INVERTIBLE[family(pipeline.scheduler)]
+        if options.eta or not isinstance(pipeline.scheduler, SAMPLERS[family(pipeline.scheduler)][name].scheduler):
+            raise UserError(f"--interpolate: needs a deterministic sampler; add --scheduler {name}, without --eta")
+        if getattr(pipeline, "num_classes", 0) and class_label is None:
+            raise UserError("--interpolate: stays in one class; add --class_label")
+        self.pipeline = pipeline
+        self.options = options
+        self.class_label = class_label
+        self.first, self.second = (self._noise(end) for end in ends)
+
+    def frames(self, indices: Sequence[int], count: int) -> Tensor:
+        """Noise (B, c, h, w) of frames, from 0 for the first image to `count` - 1 for the second."""
+        return torch.stack([slerp(self.first, self.second, index / (count - 1)) for index in indices])
+
+    def _noise(self, end: str) -> Tensor:
+        pipeline = self.pipeline
+        if end.isdecimal():
+            (generator,) = image_generators(self.options.seed, [int(end)])
+            return torch.randn((pipeline.data_channels, *_size(pipeline)), generator=generator)
+        if not hasattr(pipeline, "invert"):
+            raise UserError(f"--interpolate {end}: {type(pipeline).__name__} encodes no images; give two numbers")
+        guidance = {} if self.options.guidance_scale is None else {"guidance_scale": self.options.guidance_scale}
+        try:
+            return pipeline.invert(
+                read_image(pipeline, end),
+                class_labels=labels_of(pipeline, [0], self.class_label),
+                num_inference_steps=self.options.num_inference_steps,
+                **guidance,
+            )[0].cpu()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def read_image(pipeline: Any, path: str) -> Tensor:
+    """An image file as the pipeline knows images, (1, C, H, W) in [-1, 1]: its middle, resized.
+
+    Raises:
+        UserError: if it can't be read, or the model's images are no pictures.
+    """
+    if pipeline.channels not in MODES:
+        raise UserError(f"--interpolate {path}: the model's images have {pipeline.channels} channels; give two numbers")
+    height, width = (side * pipeline.vae_scale_factor for side in _size(pipeline))
+    try:
+        with PIL.Image.open(Path(path)) as file:
+            image = PIL.ImageOps.fit(file.convert(MODES[pipeline.channels]), (width, height))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--interpolate {path}: {one_line(error)}; give a number or an image file") from error
+    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, pipeline.channels)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+def _size(pipeline: Any) -> tuple[int, int]:
+    """Height and width of the network's data."""
+    height, width = trained_size(pipeline.network)
+    if height is None or width is None:
+        raise UserError("--interpolate: the network doesn't say which size it was trained for")
+    return height, width
