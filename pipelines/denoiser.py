@@ -25,7 +25,7 @@ class Predictor:
     """A network, read as what it predicts: the same in training and in sampling.
 
     Args:
-        network: called as `network(sample, timestep, **conditions, return_dict=False)`.
+        network: called as `network(sample, timestep=timestep, **conditions, return_dict=False)`, timestep (B,).
         prediction_type: how its output is read.
         dtype: of its input.
     """
@@ -40,7 +40,9 @@ class Predictor:
         given = dict(conditions)
         if CONCATENATED in given:
             scaled = torch.cat([scaled, given.pop(CONCATENATED)], 1)
-        output = self.network(scaled.to(self.dtype), level.timestep, **given, return_dict=False)[0]
+        # Classes of diffusers differ in the order of their arguments, and some take no timestep for all images alike.
+        timestep = level.timestep.to(x_t.device).expand(len(x_t))
+        output = self.network(scaled.to(self.dtype), timestep=timestep, **given, return_dict=False)[0]
         return Prediction(output.float(), self.prediction_type, x_t, level)
 
 

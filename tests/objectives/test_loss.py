@@ -28,7 +28,7 @@ def loss_of(objective: Objective, net, x0: torch.Tensor, conditions: dict) -> Lo
     return objective.loss(x0, conditions, StepContext(net, generator(), 0, 1))
 
 
-def zero(x, t, **condition):
+def zero(x, timestep, **condition):
     return (torch.zeros_like(x),)
 
 
@@ -151,7 +151,7 @@ def test_dream_adds_the_networks_own_error_to_the_noise(name):
     x0 = torch.randn(4, 1, 8, 8, generator=generator(3))
     calls = []
 
-    def net(x, t, return_dict):
+    def net(x, timestep, return_dict):
         calls.append(x)
         return (torch.zeros_like(x),)
 
