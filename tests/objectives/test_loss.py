@@ -56,7 +56,7 @@ def test_exact_network_has_no_loss(name):
     alpha, sigma, a, b = (expand(c, x0) for c in (*level[:2], *objective.coefficients(level)))
     scale = 1 if level.input_scale is None else expand(level.input_scale, x0)
 
-    def oracle(x, shown, return_dict, **condition):
+    def oracle(x, timestep, return_dict, **condition):
         eps = (x / scale - alpha * x0) / sigma
         return ((a * x0 + b * eps).bfloat16() if condition else a * x0 + b * eps,)
 
