@@ -17,7 +17,6 @@ from snowmelt.files import shown
 from snowmelt.transformers import (
     dit_conditions,
     initialize_dit,
-    initialize_pixart,
     pixart_conditions,
     transformer_config,
 )
@@ -161,7 +160,9 @@ ARCHITECTURES = {
             "block_out_channels",
         ),
         Architecture(DiTTransformer2DModel, transformer_config, dit_conditions, initialize_dit, "num_layers"),
-        Architecture(PixArtTransformer2DModel, transformer_config, pixart_conditions, initialize_pixart, "num_layers"),
+        # Zeros in its output layer, or all that its authors' code initializes in another way, gained nothing: losses of
+        # 0.198 with torch's weights, 0.199 and 0.207 after 150 steps of 32 scenes, `tiny` at 16 x 16, one seed.
+        Architecture(PixArtTransformer2DModel, transformer_config, pixart_conditions, _as_it_is, "num_layers"),
     )
 }
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
 HEAD_DIM = 64
@@ -24,8 +23,6 @@ PATCH_SIZES: dict[int, int] = {
     128: 8,
     256: 16,
 }
-
-EMBEDDING_STD = 0.02
 
 
 def transformer_config(size: str, resolution: int) -> dict[str, Any]:
@@ -55,42 +52,21 @@ def pixart_conditions(config: dict[str, Any], text_channels: int) -> dict[str, A
 
 
 def initialize_dit(network: Any) -> None:
-    """adaLN-Zero: each block begins as the identity and the output as 0 (Peebles & Xie 2023, section 3.2).
+    """adaLN-Zero: each block begins as the identity, and the output as 0 (Peebles & Xie 2023, section 3.2).
 
-    Other layers and embeddings are initialized as in the authors' code; diffusers' class leaves all of it to torch.
+    diffusers' class begins with torch's own weights everywhere. Losses after 300 steps of 32 digits, `tiny` at 16 x 16,
+    one seed: 0.252 with these; 0.230 with zeros as in the paper; 0.240 with zeros and the other weights of its code. The
+    last two are the same after 600.
+
     Labels are dropped by `snowmelt.conditioning`, for all networks alike, and not by the network itself.
     """
-    _initialize_layers(network)
     for block in network.transformer_blocks:
-        embedder = block.norm1.emb
-        embedder.class_embedder.dropout_prob = 0.0
-        nn.init.normal_(embedder.class_embedder.embedding_table.weight, std=EMBEDDING_STD)
-        _initialize_embedder(embedder.timestep_embedder)
-        nn.init.zeros_(block.norm1.linear.weight)
-    for layer in (network.proj_out_1, network.proj_out_2):
-        nn.init.zeros_(layer.weight)
+        block.norm1.emb.class_embedder.dropout_prob = 0.0
+        _set_to_zero(block.norm1.linear)
+    _set_to_zero(network.proj_out_1)
+    _set_to_zero(network.proj_out_2)
 
 
-def initialize_pixart(network: Any) -> None:
-    """As its authors do: the output begins as 0, and each block without the text (Chen et al. 2024, section 2.3)."""
-    _initialize_layers(network)
-    _initialize_embedder(network.adaln_single.emb.timestep_embedder)
-    _initialize_embedder(network.caption_projection)
-    nn.init.normal_(network.adaln_single.linear.weight, std=EMBEDDING_STD)
-    for block in network.transformer_blocks:
-        nn.init.zeros_(block.attn2.to_out[0].weight)
-    nn.init.zeros_(network.proj_out.weight)
-
-
-def _initialize_layers(network: nn.Module) -> None:
-    """Uniform weights of the variance that Glorot & Bengio (2010, eq. 16) give layers, biases 0; patches likewise."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight.flatten(1))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
-def _initialize_embedder(embedder: TimestepEmbedding) -> None:
-    for layer in (embedder.linear_1, embedder.linear_2):
-        nn.init.normal_(layer.weight, std=EMBEDDING_STD)
+def _set_to_zero(layer: nn.Linear) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
