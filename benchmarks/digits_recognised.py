@@ -13,8 +13,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from pipelines import PixelDiffusionPipeline, image_generators, make_scheduler
+from pipelines import image_generators, make_scheduler
 from snowmelt.data.sources import load_images
+from snowmelt.loading import load_pipeline
 from snowmelt.options import DataOptions
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     print(f"real digits, held out          {real:.1%}")
     print(f"the same, resized              {judge.score(shrink(resized), cache.labels[half:]):.1%}")
 
-    pipeline = PixelDiffusionPipeline.from_pretrained(args.model)
+    pipeline = load_pipeline(args.model)
     pipeline.set_progress_bar_config(disable=True)
     if args.scheduler:
         pipeline.scheduler = make_scheduler(args.scheduler, pipeline.scheduler)

@@ -70,7 +70,7 @@ def sample(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """What is sampled, and how fast."""
     pipeline = load_pipeline(str(args.output_dir / name)).to(DEVICE)
     pipeline.set_progress_bar_config(disable=True)
-    unet = pipeline.unet
+    network = pipeline.network
 
     def batch(first: int) -> float:
         start = time.perf_counter()
@@ -85,8 +85,8 @@ def sample(name: str, args: argparse.Namespace) -> dict[str, Any]:
         return BATCH / (time.perf_counter() - start)
 
     return {
-        "the network's data": " x ".join(map(str, (unet.config.in_channels, *[unet.config.sample_size] * 2))),
-        "parameters, M": sum(p.numel() for p in unet.parameters()) / 1e6,
+        "the network's data": " x ".join(map(str, (network.config.in_channels, *[network.config.sample_size] * 2))),
+        "parameters, M": sum(p.numel() for p in network.parameters()) / 1e6,
         f"sampling, images/s ({args.num_inference_steps} steps)": statistics.median(
             [batch(BATCH * i) for i in range(args.batches + 1)][1:]
         ),

@@ -15,11 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextModel
 
-from pipelines import TextToImagePipeline
 from snowmelt.checkpoint import complete
 from snowmelt.data.scenes.checker import judge, read_scene
 from snowmelt.data.scenes.drawing import draw
@@ -35,7 +32,9 @@ from snowmelt.evaluation.alignment import (
     scene_alignment,
     write_alignment,
 )
+from snowmelt.loading import load_pipeline
 from snowmelt.model_folder import read_index, weights_digest
+from snowmelt.model_source import find_source
 from snowmelt.text.prompt_grids import captioned_grid
 
 
@@ -62,9 +61,9 @@ def main() -> None:
 
     # Of what is loaded now: a training may replace it while it is judged.
     weights = weights_digest({name: args.model / name for name in read_index(args.model).components})
-    pipeline = TextToImagePipeline.from_pretrained(args.model)
+    pipeline = load_pipeline(str(args.model))
     pipeline.set_progress_bar_config(disable=True)
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    side = pipeline.network.config.sample_size * pipeline.vae_scale_factor
     said_lines = [f"The checker on {args.num_prompts} scenes that are as they should be, of each sort:", ""]
     said_lines += [real_scenes(args.num_prompts, side)]
 
@@ -86,8 +85,8 @@ def main() -> None:
         curve = {}
         for folder in complete(args.model):
             step = int(folder.name.removeprefix("checkpoint-"))
-            pipeline.unet = UNet2DConditionModel.from_pretrained(folder / "unet_ema")
-            pipeline.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder_ema")
+            pipeline = find_source(str(args.model), checkpoint=folder.name).load()
+            pipeline.set_progress_bar_config(disable=True)
             curve[step] = {name: result.attributes["all"] for name, result in judged(args.checkpoints).items()}
             print(f"step {step}: " + ", ".join(f"{name} {share:.1%}" for name, share in curve[step].items()))
         plot(curve, args.model / "alignment.png")

@@ -3,30 +3,44 @@
 from pipelines.base import IMAGE_CHANNELS, SamplingOutput
 from pipelines.denoiser import Predictor, conditioned, guided
 from pipelines.inversion import slerp
-from pipelines.latent import LatentDiffusionPipeline
-from pipelines.pixel import PixelDiffusionPipeline
+from pipelines.latent import LatentDiffusionPipeline, LatentTransformerPipeline
+from pipelines.pixel import PixelDiffusionPipeline, PixelTransformerPipeline
 from pipelines.prediction import NoiseLevel, Prediction, PredictionType
 from pipelines.samplers import make_sampler
 from pipelines.sampling import Trajectory, sample
 from pipelines.schedulers import fitting_schedulers, make_scheduler
 from pipelines.seeding import image_generators
 from pipelines.text2img import TextToImagePipeline
+from pipelines.text2img_transformer import TextToImageTransformerPipeline
 from pipelines.trajectory import image_grid, save_gif, save_strip
 
-PIPELINES = {cls.__name__: cls for cls in (PixelDiffusionPipeline, LatentDiffusionPipeline, TextToImagePipeline)}
+PIPELINES = {
+    cls.__name__: cls
+    for cls in (
+        PixelDiffusionPipeline,
+        LatentDiffusionPipeline,
+        TextToImagePipeline,
+        PixelTransformerPipeline,
+        LatentTransformerPipeline,
+        TextToImageTransformerPipeline,
+    )
+}
 """What a model_index.json may name: class names in files mean these, never whatever else bears the name."""
 
 __all__ = [
     "IMAGE_CHANNELS",
     "PIPELINES",
     "LatentDiffusionPipeline",
+    "LatentTransformerPipeline",
     "NoiseLevel",
     "PixelDiffusionPipeline",
+    "PixelTransformerPipeline",
     "Prediction",
     "PredictionType",
     "Predictor",
     "SamplingOutput",
     "TextToImagePipeline",
+    "TextToImageTransformerPipeline",
     "Trajectory",
     "conditioned",
     "fitting_schedulers",

@@ -15,6 +15,8 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from pipelines.backbones import backbone_of
+
 MOST = 2**31 - 1
 """Of what is counted: more than any memory holds."""
 MOST_STEPS = 100_000
@@ -153,10 +155,21 @@ def check_value_range(value: Any) -> tuple[float, float]:
     return low, high
 
 
-def check_parts(unet: Any, scheduler: Any) -> None:
-    """Refuse parts of a pipeline that are no network, or no scheduler of diffusers."""
-    if not isinstance(unet, torch.nn.Module):
-        raise TypeError(f"unet: must be a network of diffusers, got {type(unet).__name__}")
+def check_parts(network: Any, scheduler: Any, component: str = "unet") -> None:
+    """Refuse parts of a pipeline that are no network, one of another kind, or no scheduler of diffusers.
+
+    Args:
+        network: the network.
+        scheduler: the scheduler.
+        component: the pipeline's name for the network.
+    """
+    if not isinstance(network, torch.nn.Module):
+        raise TypeError(f"{component}: must be a network of diffusers, got {type(network).__name__}")
+    backbone = backbone_of(network)
+    if backbone is not None and backbone.component != component:
+        raise TypeError(
+            f"{component}: a {type(network).__name__} goes into pipelines that call it `{backbone.component}`"
+        )
     if not isinstance(scheduler, SchedulerMixin):
         raise TypeError(f"scheduler: must be a scheduler of diffusers, got {type(scheduler).__name__}")
 

@@ -21,7 +21,7 @@ from pipelines.arguments import (
     string,
     whole,
 )
-from pipelines.backbones import COMPONENTS, size_multiple, trained_size
+from pipelines.backbones import COMPONENTS, backbone_of, size_multiple, trained_size
 from pipelines.denoiser import Predictor
 from pipelines.prediction import PREDICTION_TYPES, Prediction, PredictionType
 from pipelines.sampler import Sampler
@@ -210,6 +210,9 @@ class ImagePipeline(StoredPipeline):
             if side % multiple:
                 raise ValueError(f"{name}: {side} is not a multiple of {multiple}, by which the network divides it")
             size.append(side // factor)
+        backbone = backbone_of(self.network)
+        if backbone is not None and backbone.square and size[0] != size[1]:
+            raise ValueError(f"height, width: a {type(self.network).__name__} makes square images only")
         return size[0], size[1]
 
     def _check_data(self, name: str, values: Any, channels: int, multiple: int) -> None:

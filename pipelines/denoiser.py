@@ -27,7 +27,7 @@ class Predictor:
     Of a network with more outputs than x_t has channels, the rest says the variance.
 
     Args:
-        network: called as `network(sample, timestep, **conditions, return_dict=False)`.
+        network: called as `network(sample, timestep=timestep, **conditions, return_dict=False)`, timestep (B,).
         prediction_type: how its output is read.
         dtype: of its input.
     """
@@ -42,7 +42,9 @@ class Predictor:
         given = dict(conditions)
         if CONCATENATED in given:
             scaled = torch.cat([scaled, given.pop(CONCATENATED)], 1)
-        output = self.network(scaled.to(self.dtype), level.timestep, **given, return_dict=False)[0].float()
+        # Classes of diffusers differ in the order of their arguments, and some take no timestep for all images alike.
+        timestep = level.timestep.to(x_t.device).expand(len(x_t))
+        output = self.network(scaled.to(self.dtype), timestep=timestep, **given, return_dict=False)[0].float()
         channels = x_t.shape[1]
         variance = output[:, channels:] if output.shape[1] > channels else None
         return Prediction(output[:, :channels], self.prediction_type, x_t, level, variance)

@@ -36,7 +36,7 @@ def num_classes(id2label: dict[int, str] | None, num_embeds: int | None) -> int:
     """Classes that can be asked for, of a network with `num_embeds` rows in its label table.
 
     A network trained with dropped labels has a last row for the null class, the condition of no label. Without names,
-    the last row is taken for it.
+    the last row is taken for it; where it is the only one, as of a DiT without classes, the model is unconditional.
     """
     if num_embeds is None:
         return 0
@@ -64,16 +64,16 @@ def label_conditions(
         TypeError: for labels that are neither whole numbers nor names.
         ValueError: for labels that the network doesn't know, that don't match the batch, or are missing.
     """
-    if num_embeds is None:
-        if class_labels is not None:
-            raise ValueError("class_labels: this model is unconditional; leave them out")
-        return {}, None
     known = num_classes(id2label, num_embeds)
+    if not known and class_labels is not None:
+        raise ValueError("class_labels: this model is unconditional; leave them out")
+    if num_embeds is None:
+        return {}, None
     null = {"class_labels": torch.full((batch_size,), known, device=device)} if num_embeds == known + 1 else None
     if class_labels is None:
         if null is None:
             raise ValueError(f"class_labels: this model needs them: {_allowed(known, id2label)}")
-        return null, null
+        return null, null if known else None
     ids = _label_ids(class_labels, known, id2label)
     if len(ids) not in (1, batch_size):
         raise ValueError(f"class_labels: {len(ids)} given for {batch_size} images; give one, or one per image")

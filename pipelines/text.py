@@ -19,11 +19,19 @@ def max_tokens(text_encoder: Any, tokenizer: Any) -> int:
     return int(min(said, getattr(text_encoder.config, "max_position_embeddings", 512)))
 
 
-def check_text_encoder(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
+def text_channels(network: Any) -> int:
+    """Channels of the text embeddings that a network takes, which may project them for its attention first."""
+    config = network.config
+    projected = config.get("caption_channels") or config.get("encoder_hid_dim")
+    channels: int = projected or config["cross_attention_dim"]
+    return channels
+
+
+def check_text_encoder(network: Any, text_encoder: Any, tokenizer: Any) -> None:
     """Refuse parts whose sizes show that they don't belong together.
 
     Args:
-        unet: attends to embeddings of `encoder_hid_dim` or else `cross_attention_dim` channels.
+        network: attends to text embeddings of `text_channels`.
         text_encoder: makes embeddings of `hidden_size` channels.
         tokenizer: has at most the encoder's `vocab_size` tokens.
 
@@ -35,7 +43,7 @@ def check_text_encoder(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
     known, width = text_encoder.config.vocab_size, text_encoder.config.hidden_size
     if len(tokenizer) > known:
         raise ValueError(f"tokenizer: has {len(tokenizer)} tokens, and the text encoder knows {known}: not its own")
-    expected = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
+    expected = text_channels(network)
     if width != expected:
         raise ValueError(f"text_encoder: its embeddings have {width} channels, the network attends to {expected}")
 
@@ -53,21 +61,26 @@ def encode_tokens(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor |
     return embeds if attention_mask is None else embeds * attention_mask[..., None].to(embeds.dtype)
 
 
-def text_conditions(unet: Any, embeds: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
+def text_conditions(network: Any, embeds: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
     """Keyword arguments of the network for text embeddings.
 
-    A network with a projection for class labels is given the mean of the embeddings there, (B, D), normalized over its
-    channels, and attends to no padding: its output doesn't depend on the length that prompts are padded to. Others,
-    which are Stable Diffusion and the models of Snowmelt before 0.2, were trained to attend to padding too.
+    A transformer attends to no padding: its output doesn't depend on the length that prompts are padded to. Nor does
+    that of a UNet with a projection for class labels, which is given the mean of the embeddings there, (B, D),
+    normalized over its channels. Other UNets, which are Stable Diffusion and the models of Snowmelt before 0.2, were
+    trained to attend to padding too.
 
     Args:
-        unet: the network.
+        network: the network.
         embeds: text embeddings, (B, L, D).
         attention_mask: 1, and 0 at padding, (B, L); None to attend to all.
     """
-    if attention_mask is None or unet.config.class_embed_type != "projection":
+    by_projection = network.config.get("class_embed_type") == "projection"
+    if attention_mask is None or not by_projection and "caption_channels" not in network.config:
         return {"encoder_hidden_states": embeds}
+    conditions = {"encoder_hidden_states": embeds, "encoder_attention_mask": attention_mask}
+    if not by_projection:
+        return conditions
     kept = attention_mask[..., None].to(embeds.dtype)
     # The mean of many tokens is small beside a single one, and beside the time embedding that it is added to.
     pooled = layer_norm((embeds * kept).sum(1) / kept.sum(1), embeds.shape[2:])
-    return {"encoder_hidden_states": embeds, "encoder_attention_mask": attention_mask, "class_labels": pooled}
+    return conditions | {"class_labels": pooled}

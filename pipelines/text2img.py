@@ -1,8 +1,8 @@
-"""Images from texts, by a UNet2DConditionModel in pixels or in the latent space of an autoencoder."""
+"""Images from texts, by a network in pixels or in the latent space of an autoencoder."""
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -29,36 +29,34 @@ from pipelines.base import ImagePipeline, SamplingOutput
 from pipelines.denoiser import conditioned, guided
 from pipelines.samplers import make_sampler
 from pipelines.sampling import sample
-from pipelines.text import check_text_encoder, encode_tokens, max_tokens, text_conditions
+from pipelines.text import check_text_encoder, encode_tokens, max_tokens, text_channels, text_conditions
 from pipelines.vae import shift_and_scale
 
 
-class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
+class TextPipeline(ImagePipeline):
     """Generation from prompts, of images or, with an image to start from, of variations on it.
 
-    `load_lora_weights` and its relatives are those of `StableDiffusionPipeline`.
-
     Args:
-        unet: the network, which attends to the text encoder's embeddings.
+        network: attends to the text encoder's embeddings; the component `COMPONENT`.
         scheduler: any stock scheduler of the family that the network was trained for; see `make_scheduler`.
         text_encoder: a `CLIPTextModel`, `T5EncoderModel` or the like; None if only embeddings are to be given.
         tokenizer: its tokenizer; captions are padded to its `model_max_length`.
         vae: a stock autoencoder, or None for a network of pixels.
-        prediction_type: what the network predicts, where the scheduler can't say; see `UNetPipeline`.
+        prediction_type: what the network predicts, where the scheduler can't say; see `UnconditionalPipeline`.
 
     Raises:
         ValueError: for an unknown `prediction_type`, or parts that don't fit each other.
     """
 
+    COMPONENT: ClassVar[str]
     text_encoder: Any
     tokenizer: Any
-    model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["text_encoder", "tokenizer", "vae"]
     OUTPUT_TYPES = (*ImagePipeline.OUTPUT_TYPES, "latent")
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        network: Any,
         scheduler: Any,
         text_encoder: Any = None,
         tokenizer: Any = None,
@@ -66,13 +64,14 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
         prediction_type: str | None = None,
     ) -> None:
         super().__init__()
-        check_parts(unet, scheduler)
+        check_parts(network, scheduler, self.COMPONENT)
         if vae is not None:
             shift_and_scale(vae)
         self._check_prediction_type(prediction_type)
         if text_encoder is not None and tokenizer is not None:
-            check_text_encoder(unet, text_encoder, tokenizer)
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
+            check_text_encoder(network, text_encoder, tokenizer)
+        parts = {self.COMPONENT: network, "scheduler": scheduler}
+        self.register_modules(**parts, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
         if prediction_type is not None:
             self.register_to_config(prediction_type=prediction_type)
 
@@ -215,7 +214,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
                 raise ValueError(f"{name}_attention_mask: belongs to {name}_embeds, which weren't given")
             return self.encode_prompt(prompt, name)  # type: ignore[arg-type]
         real_tensor(f"{name}_embeds", embeds, "prompts, L, D")
-        width = self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
+        width = text_channels(self.network)
         if isinstance(width, int) and embeds.shape[2] != width:
             raise ValueError(f"{name}_embeds: has {embeds.shape[2]} channels, the network attends to {width}")
         return embeds, check_attention_mask(f"{name}_attention_mask", mask, embeds)
@@ -237,7 +236,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
         """Keyword arguments of the network for so many images of each prompt."""
         whole("num_images_per_prompt", copies, 1, MOST)
         place = self._execution_device
-        conditions = text_conditions(self.unet, embeds.to(place, self.unet.dtype), mask.to(place))
+        conditions = text_conditions(self.network, embeds.to(place, self.network.dtype), mask.to(place))
         return {name: value.repeat_interleave(copies, 0) for name, value in conditions.items()}
 
     def _data_of(
@@ -245,7 +244,7 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
     ) -> Tensor:
         """The network's data (batch, c, h, w) of images to start from."""
         channels = self.channels
-        factor = self.vae_scale_factor * size_multiple(self.unet)
+        factor = self.vae_scale_factor * size_multiple(self.network)
         check_image(image, factor)
         processor = VaeImageProcessor(
             vae_scale_factor=factor,
@@ -261,3 +260,27 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, ImagePipeline):
         if len(pixels) not in (1, batch // copies):
             raise ValueError(f"image: {len(pixels)} given for {batch // copies} prompts; give one, or one per prompt")
         return self.encode(pixels).repeat_interleave(batch // len(pixels), 0)
+
+
+class TextToImagePipeline(StableDiffusionLoraLoaderMixin, TextPipeline):
+    """With a `UNet2DConditionModel`. `load_lora_weights` and its relatives are those of `StableDiffusionPipeline`.
+
+    Args:
+        unet: the network.
+
+    The other arguments are those of `TextPipeline`.
+    """
+
+    COMPONENT = "unet"
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        vae: Any = None,
+        prediction_type: str | None = None,
+    ) -> None:
+        super().__init__(unet, scheduler, text_encoder, tokenizer, vae, prediction_type)

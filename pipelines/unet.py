@@ -1,10 +1,10 @@
-"""Pipelines around a UNet2DModel, unconditional or on class labels: their parts and the call."""
+"""Pipelines of an unconditional network, or one on class labels: their parts and the call."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import Tensor
 
 from pipelines.arguments import (
@@ -18,6 +18,7 @@ from pipelines.arguments import (
     real,
     whole,
 )
+from pipelines.backbones import num_class_embeds
 from pipelines.base import ImagePipeline, SamplingOutput
 from pipelines.denoiser import Denoiser, Predictor, conditioned, guided
 from pipelines.inversion import invert
@@ -27,11 +28,11 @@ from pipelines.sampling import sample
 from pipelines.schedulers import INVERTIBLE, family, make_scheduler
 
 
-class UNetPipeline(ImagePipeline):
+class UnconditionalPipeline(ImagePipeline):
     """Unconditional or class-conditional generation; what the network makes is the images, or stands for them.
 
     Args:
-        unet: the network.
+        network: the network, which is the component `COMPONENT`.
         scheduler: any stock scheduler of the family that the network was trained for; see `make_scheduler`.
         prediction_type: what the network predicts, where the scheduler can't say: "epsilon", "sample" or
             "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
@@ -43,26 +44,26 @@ class UNetPipeline(ImagePipeline):
         ValueError: for an unknown `prediction_type`, or settings that don't fit the network.
     """
 
-    model_cpu_offload_seq = "unet"
+    COMPONENT: ClassVar[str]
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        network: Any,
         scheduler: Any,
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        check_parts(unet, scheduler)
+        check_parts(network, scheduler, self.COMPONENT)
         self._check_prediction_type(prediction_type)
         names = check_id2label(id2label)
-        embeds = unet.config.num_class_embeds
+        embeds = num_class_embeds(network)
         if names and not len(names) <= (embeds or 0) <= len(names) + 1:
             raise ValueError(
                 f"id2label: names {len(names)} classes, and the network has {embeds or 'no'} rows for them"
             )
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(**{self.COMPONENT: network}, scheduler=scheduler)
         optional = {
             "prediction_type": prediction_type,
             "id2label": names,
@@ -74,7 +75,7 @@ class UNetPipeline(ImagePipeline):
     @property
     def num_classes(self) -> int:
         """Classes that can be asked for; 0 for an unconditional model."""
-        return num_classes(self.id2label, self.unet.config.num_class_embeds)
+        return num_classes(self.id2label, num_class_embeds(self.network))
 
     @property
     def id2label(self) -> dict[int, str] | None:
@@ -196,7 +197,7 @@ class UNetPipeline(ImagePipeline):
         interval = check_interval("guidance_interval", guidance_interval)
         conditions, null_conditions = label_conditions(
             class_labels,
-            num_embeds=self.unet.config.num_class_embeds,
+            num_embeds=num_class_embeds(self.network),
             id2label=self.id2label,
             batch_size=batch_size,
             device=self._execution_device,
@@ -206,3 +207,49 @@ class UNetPipeline(ImagePipeline):
         if scale != 1:
             raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
         return conditioned(predict, conditions)
+
+
+class UNetPipeline(UnconditionalPipeline):
+    """With a `UNet2DModel`.
+
+    Args:
+        unet: the network.
+
+    The other arguments are those of `UnconditionalPipeline`.
+    """
+
+    COMPONENT = "unet"
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: Any,
+        prediction_type: str | None = None,
+        id2label: dict | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range)
+
+
+class TransformerPipeline(UnconditionalPipeline):
+    """With a `DiTTransformer2DModel` (Peebles & Xie 2023), which makes square images only.
+
+    Args:
+        transformer: the network.
+
+    The other arguments are those of `UnconditionalPipeline`.
+    """
+
+    COMPONENT = "transformer"
+    model_cpu_offload_seq = "transformer"
+
+    def __init__(
+        self,
+        transformer: DiTTransformer2DModel,
+        scheduler: Any,
+        prediction_type: str | None = None,
+        id2label: dict | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(transformer, scheduler, prediction_type, id2label, value_range)

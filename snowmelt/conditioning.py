@@ -32,6 +32,15 @@ class NoConditioning:
         return {}
 
 
+class NullLabelConditioning(NoConditioning):
+    """An unconditional network of a class that always takes labels, as DiT does."""
+
+    def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """`class_labels`, int64 (B,): the null label of no classes, 0."""
+        images = batch["image"]
+        return {"class_labels": torch.zeros(len(images), dtype=torch.long, device=images.device)}
+
+
 @dataclass(frozen=True)
 class LabelConditioning:
     """Class labels 0 .. K - 1; a dropped one becomes K, the null label (Ho & Salimans 2022, algorithm 1).
@@ -63,7 +72,7 @@ def make_conditioning(options: ModelOptions, data: ImageCache) -> Conditioning:
         UserError: if the data has no labels.
     """
     if not options.class_conditional:
-        return NoConditioning()
+        return NullLabelConditioning() if options.backbone == "dit" else NoConditioning()
     if data.labels is None or data.class_names is None:
         raise UserError("--class_conditional: no column has a class for every row; name one with --label_column")
     return LabelConditioning(len(data.class_names), options.label_dropout)

@@ -87,7 +87,7 @@ def find_source(
     index = read_index(folder)
     # Stock pipelines of a network and a scheduler, as diffusers' DDPMPipeline, are read by the pixel one.
     kind = PIPELINES.get(index.class_name)
-    if kind is None and index.components.keys() != {index.backbone, "scheduler"}:
+    if kind is None and index.components.keys() != {"unet", "scheduler"}:
         parts = ", ".join(sorted(index.components))
         raise UserError(f"--model: {model} is a {index.class_name} of {parts}; load it with diffusers itself")
     kind = kind or PixelDiffusionPipeline

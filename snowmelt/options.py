@@ -60,9 +60,14 @@ class DataOptions(ImageOptions):
 class ModelOptions(Config):
     """Model."""
 
-    model_size: str = option("small", "named size of UNet2DModel", choices=("tiny", "small", "base", "large"))
+    backbone: str = option(
+        "unet",
+        "kind of network: a UNet2DModel or a DiTTransformer2DModel (Peebles & Xie 2023)",
+        choices=("unet", "dit"),
+    )
+    model_size: str = option("small", "named size of the network", choices=("tiny", "small", "base", "large"))
     model_config_name_or_path: str | None = option(
-        None, "a UNet2DModel configuration to use instead of a named size", path=True
+        None, "a configuration of its class to use instead of a named size", path=True
     )
     class_conditional: bool = option(False, "condition on the label column")
     label_dropout: float = option(0.1, "fraction of labels dropped, for classifier-free guidance", minimum=0, below=1)

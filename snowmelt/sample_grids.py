@@ -9,14 +9,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from pipelines import IMAGE_CHANNELS, image_generators, image_grid, make_scheduler
 from pipelines.base import ImagePipeline
-from pipelines.unet import UNetPipeline
+from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.options import DiffusionConfig
 
 P = TypeVar("P", bound=ImagePipeline)
 
 
-def sample_grid(pipeline: UNetPipeline, path: Path | None, config: DiffusionConfig) -> np.ndarray:
+def sample_grid(pipeline: UnconditionalPipeline, path: Path | None, config: DiffusionConfig) -> np.ndarray:
     """Sample the first images of the seed, classes in turn, and save them as one.
 
     Args:

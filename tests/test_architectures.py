@@ -40,15 +40,21 @@ def test_conditions_have_input_channels_of_their_own():
 
 
 def test_pipelines_know_every_architecture():
-    """And that they halve sides as often as their configurations say."""
+    """And that they divide sides as their configurations say."""
+    expected = {
+        "UNet2DModel": ("unet", 8),
+        "UNet2DConditionModel": ("unet", 8),
+        "DiTTransformer2DModel": ("transformer", 4),
+        "PixArtTransformer2DModel": ("transformer", 4),
+    }
     for name, architecture in ARCHITECTURES.items():
         assert architecture.network.__name__ == name
-        assert architecture.backbone.component == "unet"
-        assert architecture.backbone.size_multiple(architecture.named_config("tiny", 64)) == 8
+        multiple = architecture.backbone.size_multiple(architecture.named_config("tiny", 64))
+        assert (architecture.backbone.component, multiple) == expected[name]
 
 
 def test_projections_of_text_begin_at_unit_scale():
-    shape = {"resolution": 16, "channels": 3, "cross_attention_dim": 64}
+    shape = {"resolution": 16, "channels": 3, "text_channels": 64}
     projection = make_network("UNet2DConditionModel", "tiny", None, seed=0, **shape).class_embedding
     for layer in (projection.linear_1, projection.linear_2):
         assert layer.weight.std().item() * layer.in_features**0.5 == pytest.approx(1, abs=0.05)

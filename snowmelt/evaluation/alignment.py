@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import TextToImagePipeline, image_generators
+from pipelines import image_generators
+from pipelines.text2img import TextPipeline
 from snowmelt.data.scenes.checker import ATTRIBUTES, judge, read_scene
 from snowmelt.data.scenes.wording import Prompt, prompts
 
@@ -67,7 +68,7 @@ def alignment(claimed: list[Prompt], images: Iterable[np.ndarray]) -> Alignment:
     return Alignment(len(claimed), *fractions)
 
 
-def pipeline_draw(pipeline: TextToImagePipeline, seed: int, **arguments: Any) -> Draw:
+def pipeline_draw(pipeline: TextPipeline, seed: int, **arguments: Any) -> Draw:
     """What a pipeline draws, image i depending on (seed, i) alone; further arguments are the pipeline's."""
 
     def draw(texts: list[str], indices: range) -> np.ndarray:

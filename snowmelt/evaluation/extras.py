@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipelines import IMAGE_CHANNELS
-from pipelines.unet import UNetPipeline
+from pipelines.unet import UnconditionalPipeline
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.likelihood import bits_per_dim
 from snowmelt.evaluation.memorization import draw_closest, memorization
@@ -24,7 +24,7 @@ from snowmelt.evaluation.variational_bound import variational_bound
 class Case:
     """A model, its samples (N, C, H, W) in [0, 1], and the images that it was trained on and not trained on."""
 
-    pipeline: UNetPipeline
+    pipeline: UnconditionalPipeline
     samples: Tensor
     real: RealImages
     held_out: RealImages | None
@@ -41,7 +41,7 @@ class Extra:
     """A row. `refuse` raises `UserError` where `compute` would, and at once; `keeps` asks for all samples."""
 
     compute: Callable[[Case], list[Result]]
-    refuse: Callable[[UNetPipeline, RealImages | None], object]
+    refuse: Callable[[UnconditionalPipeline, RealImages | None], object]
     keeps: bool = False
 
 
@@ -84,7 +84,7 @@ def _coded(case: Case, metric: str, title: str, measure: Callable[..., Tensor]) 
     return [Result(metric, f"{title} of {len(bits)} images of {case.held_out.split}", bits.mean().item(), error, True)]
 
 
-def _raw(pipeline: UNetPipeline, held_out: RealImages | None, rows: np.ndarray) -> dict:
+def _raw(pipeline: UnconditionalPipeline, held_out: RealImages | None, rows: np.ndarray) -> dict:
     """Arguments for held-out images as the cache holds them, with their labels if the model has classes."""
     assert held_out is not None  # EvaluateConfig refused
     cache = held_out.cache

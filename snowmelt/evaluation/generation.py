@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipelines.unet import UNetPipeline
+from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError, one_line
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.loading import SamplerOptions, sample
@@ -57,7 +57,7 @@ def check_memory(count: int, numbers: int) -> None:
         )
 
 
-def evaluations(pipeline: UNetPipeline, options: SamplerOptions) -> int:
+def evaluations(pipeline: UnconditionalPipeline, options: SamplerOptions) -> int:
     """Evaluations of the network per image, found by beginning to sample one.
 
     Raises:
@@ -88,7 +88,7 @@ def turns(count: int, state: PartialState) -> list[int]:
 
 
 def draw(
-    pipeline: UNetPipeline,
+    pipeline: UnconditionalPipeline,
     options: SamplerOptions,
     count: int,
     extractor: FeatureExtractor,

@@ -13,8 +13,9 @@ import torch
 from scipy.integrate import RK45
 from torch import Tensor
 
-from pipelines import PixelDiffusionPipeline, image_generators
+from pipelines import image_generators
 from pipelines.labels import ClassLabels
+from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.evaluation.process import (
     ForwardProcess,
@@ -32,7 +33,7 @@ MIN_STEP = 1e-6
 
 
 def bits_per_dim(
-    pipeline: PixelDiffusionPipeline,
+    pipeline: UnconditionalPipeline,
     images: Tensor,
     *,
     labels: ClassLabels | None = None,
@@ -99,7 +100,7 @@ def _draw(space: PixelSpace, raw: Tensor, seed: int, indices: list[int]) -> tupl
 
 
 def _flow(
-    pipeline: PixelDiffusionPipeline,
+    pipeline: UnconditionalPipeline,
     process: ForwardProcess,
     condition: dict[str, Tensor],
     images: Tensor,

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import PixelDiffusionPipeline
-from pipelines.backbones import trained_size
+from pipelines.backbones import num_class_embeds, trained_size
 from pipelines.denoiser import Denoiser
 from pipelines.labels import ClassLabels, label_conditions
 from pipelines.prediction import NoiseLevel, Prediction
 from pipelines.samplers import make_sampler
 from pipelines.schedulers import family
+from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.objectives.paths import EdmPath, StraightPath
 from snowmelt.spaces import PixelSpace
@@ -58,7 +58,7 @@ def forward_process(scheduler: Any) -> ForwardProcess:
     return ForwardProcess(chain, (float(finite[0]), float(finite[-1])))
 
 
-def make_denoiser(pipeline: PixelDiffusionPipeline, conditions: dict[str, Tensor], rows: Tensor) -> Denoiser:
+def make_denoiser(pipeline: UnconditionalPipeline, conditions: dict[str, Tensor], rows: Tensor) -> Denoiser:
     """The pipeline's network as a denoiser: float64 on the CPU outside, float32 on its device inside.
 
     Args:
@@ -82,7 +82,7 @@ def make_denoiser(pipeline: PixelDiffusionPipeline, conditions: dict[str, Tensor
     return denoise
 
 
-def make_condition(pipeline: PixelDiffusionPipeline, labels: ClassLabels | None, n: int) -> dict[str, Tensor]:
+def make_condition(pipeline: UnconditionalPipeline, labels: ClassLabels | None, n: int) -> dict[str, Tensor]:
     """Keyword arguments of the network, each with a row per image.
 
     Args:
@@ -93,7 +93,7 @@ def make_condition(pipeline: PixelDiffusionPipeline, labels: ClassLabels | None,
     Raises:
         UserError: for labels that the model doesn't know, or that it needs.
     """
-    embeds = pipeline.network.config.num_class_embeds
+    embeds = num_class_embeds(pipeline.network)
     if n == 0 and labels is not None:  # asked only whether it has a likelihood
         return {}
     try:
@@ -115,7 +115,7 @@ def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -
     Raises:
         UserError: if the pipeline has no likelihood, its network isn't float32, or the images aren't of its kind.
     """
-    if not isinstance(pipeline, PixelDiffusionPipeline):
+    if not isinstance(pipeline, UnconditionalPipeline) or pipeline.vae is not None:
         raise UserError(f"likelihood: {type(pipeline).__name__} makes no pixels by itself; take a pixel-space model")
     network = pipeline.network
     if network.dtype != torch.float32:

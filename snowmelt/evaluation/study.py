@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from pipelines import IMAGE_CHANNELS, image_grid
 from pipelines.backbones import trained_size
-from pipelines.unet import UNetPipeline
+from pipelines.unet import UnconditionalPipeline
 from snowmelt.config import on_hub
 from snowmelt.data.sources import load_images
 from snowmelt.data.splits import Split
@@ -73,17 +73,17 @@ class Study:
         check_memory(config.num_images, kept + self.reference.features.shape[1])
         self.report = self._begin(pipeline)
 
-    def pipeline(self, config: EvaluateConfig) -> UNetPipeline:
+    def pipeline(self, config: EvaluateConfig) -> UnconditionalPipeline:
         """The model as a setting has it, on this process's device.
 
         Raises:
             UserError: for a model of text, or as `choose_pipeline` and `set_scheduler`.
         """
         pipeline = choose_pipeline(config)
-        if not isinstance(pipeline, UNetPipeline):
+        if not isinstance(pipeline, UnconditionalPipeline):
             raise UserError(
                 f"--model: {config.model} is a {type(pipeline).__name__}; evaluated are models without a condition or "
-                "by class: PixelDiffusionPipeline, LatentDiffusionPipeline"
+                "by class"
             )
         set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
         pipeline.set_progress_bar_config(disable=True)
@@ -123,7 +123,7 @@ class Study:
         """Whether a metric needs all samples."""
         return any(EXTRAS[name].keeps for name in self.config.metrics if name in EXTRAS)
 
-    def _shape(self, pipeline: UNetPipeline) -> tuple[int, int, int]:
+    def _shape(self, pipeline: UnconditionalPipeline) -> tuple[int, int, int]:
         """(C, R, R) of the model's images."""
         side, other = trained_size(pipeline.network)
         if side is None or side != other or side < 1:
@@ -131,7 +131,7 @@ class Study:
             raise UserError(f"--model: its network is of sample_size {size}; only square images can be evaluated")
         return pipeline.channels, side * pipeline.vae_scale_factor, side * pipeline.vae_scale_factor
 
-    def _load(self, pipeline: UNetPipeline, split: Split) -> RealImages:
+    def _load(self, pipeline: UnconditionalPipeline, split: Split) -> RealImages:
         """A split in the model's size, channels and units."""
         resolution = self._shape(pipeline)[1]
         given = {name: getattr(self.config, name) for name in ImageOptions.fields()}
@@ -143,7 +143,7 @@ class Study:
             )
         return RealImages(cache, split.spec, pipeline.config.get("value_range") or cache.value_range)
 
-    def _draw(self, pipeline: UNetPipeline, setting: Setting, keep: int) -> Samples:
+    def _draw(self, pipeline: UnconditionalPipeline, setting: Setting, keep: int) -> Samples:
         prepare = rounded if self.real.cache.dtype == "uint8" else torch.clone
         count, options = self.config.num_images, setting.config
         return draw(pipeline, options, count, self.extractor, self.state, prepare=prepare, keep=keep)
@@ -185,7 +185,7 @@ class Study:
                 )
         return found
 
-    def _begin(self, pipeline: UNetPipeline) -> Report:
+    def _begin(self, pipeline: UnconditionalPipeline) -> Report:
         """A report of what is going to be measured."""
         config = self.config
         model = str(config.model) + (f" ({self.source.checkpoint})" if self.source.checkpoint else "")
@@ -217,7 +217,7 @@ class Study:
             warnings=self._warnings(pipeline.num_classes),
         )
 
-    def _case(self, pipeline: UNetPipeline, samples: torch.Tensor) -> Case:
+    def _case(self, pipeline: UnconditionalPipeline, samples: torch.Tensor) -> Case:
         names = ("seed", "batch_size", "likelihood_images", "folder")
         given = {name: getattr(self.config, name) for name in names}
         return Case(pipeline, samples, self.real, self.held_out, self.extractor, self.state, **given)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipelines import PixelDiffusionPipeline, image_generators
+from pipelines import image_generators
 from pipelines.labels import ClassLabels
 from pipelines.prediction import NoiseLevel, expand
 from pipelines.schedulers import family
+from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.evaluation.process import check_images, make_condition, make_denoiser
 from snowmelt.objectives.reverse_steps import ReverseSteps
@@ -19,7 +20,7 @@ VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log",
 
 @torch.no_grad()
 def variational_bound(
-    pipeline: PixelDiffusionPipeline,
+    pipeline: UnconditionalPipeline,
     images: Tensor,
     *,
     labels: ClassLabels | None = None,
@@ -78,7 +79,7 @@ def variational_bound(
     return nats / math.log(2)
 
 
-def _reverse_steps(pipeline: PixelDiffusionPipeline, dtype: torch.dtype) -> ReverseSteps:
+def _reverse_steps(pipeline: UnconditionalPipeline, dtype: torch.dtype) -> ReverseSteps:
     """The steps of the ancestral sampler, in float64.
 
     Raises:

@@ -91,7 +91,7 @@ def _class_of(folder: Path) -> str:
 def _call(facts: Facts, folder: Path) -> str:
     """Arguments of a call that shows something."""
     words = ['"a red circle"'] if facts.by_text else []
-    if facts.network.get("num_class_embeds"):
+    if facts.network.get("num_class_embeds") or facts.index and facts.index.values.get("id2label"):
         words.append("class_labels=0")
     words.append("num_inference_steps=50")
     # Where this clips the predicted x0, it must step with the noise that fits the clipped one; ours does so by itself.

@@ -54,7 +54,7 @@ class DiffusionTask:
     @property
     def component(self) -> str:
         """The name of the network that denoises."""
-        return "unet"
+        raise NotImplementedError
 
     @property
     def fields(self) -> dict[str, Cache]:

@@ -8,8 +8,10 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 from torch import nn
 
-from pipelines import TextToImagePipeline
-from snowmelt.architectures import make_network
+from pipelines import TextToImagePipeline, TextToImageTransformerPipeline
+from pipelines.backbones import COMPONENTS
+from pipelines.text2img import TextPipeline
+from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions, load_captioned
 from snowmelt.objectives import describe, make_objective
@@ -19,7 +21,7 @@ from snowmelt.tasks.diffusion import DiffusionTask, encode_images
 from snowmelt.tasks.task import Networks, Preview
 from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
 from snowmelt.text.embeddings import cache_root, caption_embeddings
-from snowmelt.text.networks import TextConditionedUNet, make_text_encoder
+from snowmelt.text.networks import TextConditionedNetwork, make_text_encoder
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.text.pretrained_encoder import load_text_encoder
 from snowmelt.text.prompt_grids import grid_prompts, prompt_grid
@@ -30,12 +32,19 @@ NEW_TEXT_ENCODER_LR = 0.1
 before the network has use for what they differ in."""
 
 
+BACKBONES: dict[str, tuple[str, Any]] = {
+    # --backbone: (class of the network, its pipeline)
+    "unet": ("UNet2DConditionModel", TextToImagePipeline),
+    "pixart": ("PixArtTransformer2DModel", TextToImageTransformerPipeline),
+}
+
+
 @dataclass(frozen=True)
 class CaptionTask(DiffusionTask):
-    """A UNet2DConditionModel in training, and its text encoder or not: what new and pretrained ones share.
+    """A network in training, and its text encoder or not: what new and pretrained ones share.
 
     Attributes:
-        networks: what is trained: `unet`, and perhaps `text_encoder`.
+        networks: what is trained: the network by its `component`, and perhaps `text_encoder`.
         images: that they are trained on, decoded.
         prompts: of the images of previews.
         config: the options.
@@ -51,22 +60,27 @@ class CaptionTask(DiffusionTask):
         raise NotImplementedError
 
     @property
+    def component(self) -> str:
+        """The name of the network that denoises."""
+        return next(name for name in COMPONENTS if name in self.networks)
+
+    @property
     def with_ema(self) -> tuple[str, ...]:
         """Names of all networks in training."""
         return tuple(self.networks)
 
     def module(self, networks: Networks) -> nn.Module:
-        """The UNet, with the text encoder in front where that is trained too."""
+        """The network, with the text encoder in front where that is trained too."""
         if "text_encoder" not in networks:
             return super().module(networks)
-        return TextConditionedUNet(networks["unet"], networks["text_encoder"])
+        return TextConditionedNetwork(networks[self.component], networks["text_encoder"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A group per network, at its learning rate."""
         fraction = NEW_TEXT_ENCODER_LR if self.config.pretrained_model_name_or_path is None else 1.0
         slower = fraction * self.config.learning_rate
         rates = {
-            "unet": self.config.learning_rate,
+            self.component: self.config.learning_rate,
             "text_encoder": slower if self.config.text_encoder_lr is None else self.config.text_encoder_lr,
         }
         return [
@@ -109,27 +123,28 @@ class TextToImageTask(CaptionTask):
         check_steps(objective.scheduler(), config)
         conditioning = CaptionConditioning(captions, config.caption_dropout)
         tokenizer, text_encoder = _text_parts(config, captions, conditioning.texts)
-        unet = make_network(
-            "UNet2DConditionModel",
+        architecture, _ = BACKBONES[config.backbone]
+        network = make_network(
+            architecture,
             config.model_size,
             config.model_config_name_or_path,
             resolution=config.resolution // space.vae_scale_factor,
             vae_scale_factor=space.vae_scale_factor,
             channels=channels,
             out_channels=2 * channels if objective.learns_variance else channels,
-            cross_attention_dim=text_encoder.config.hidden_size,
+            text_channels=text_encoder.config.hidden_size,
             seed=config.seed,
         )
         if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        networks = {"unet": unet}
+            network.enable_gradient_checkpointing()
+        networks = {ARCHITECTURES[architecture].backbone.component: network}
         tokens = token_tables(tokenizer, conditioning.texts)
         if config.text_encoder is None:
             networks["text_encoder"] = text_encoder
             conditioning.use_tables(**tokens)
         else:
             embeddings = caption_embeddings(tokens, text_encoder.to(accelerator.device), cache_root(config))
-            conditioning.embed_with(unet, tokens, embeddings)
+            conditioning.embed_with(network, tokens, embeddings)
         accelerator.print(describe(config, objective))
         return cls(
             objective=objective,
@@ -144,16 +159,17 @@ class TextToImageTask(CaptionTask):
             tokenizer=tokenizer,
         )
 
-    def pipeline(self, networks: Networks) -> TextToImagePipeline:
+    def pipeline(self, networks: Networks) -> TextPipeline:
         """The pipeline that samples such networks, made anew at each call."""
-        return TextToImagePipeline(
-            networks["unet"],
+        made: TextPipeline = BACKBONES[self.config.backbone][1](
+            networks[self.component],
             self.objective.scheduler(),
             networks.get("text_encoder", self.text_encoder),
             self.tokenizer,
             self.space.vae if isinstance(self.space, LatentSpace) else None,
             self.objective.pipeline_prediction_type,
         )
+        return made
 
     def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
         """Write the pipeline."""

@@ -7,8 +7,13 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline
-from pipelines.unet import UNetPipeline
+from pipelines import (
+    LatentDiffusionPipeline,
+    LatentTransformerPipeline,
+    PixelDiffusionPipeline,
+    PixelTransformerPipeline,
+)
+from pipelines.unet import UnconditionalPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.conditioning import make_conditioning
 from snowmelt.data.cache import ImageCache
@@ -21,7 +26,11 @@ from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, encode_images
 from snowmelt.tasks.task import Networks, Preview
 
-ARCHITECTURE = "UNet2DModel"
+BACKBONES: dict[str, tuple[str, Any, Any]] = {
+    # --backbone: (class of the network, its pipelines in pixels and in latents)
+    "unet": ("UNet2DModel", PixelDiffusionPipeline, LatentDiffusionPipeline),
+    "dit": ("DiTTransformer2DModel", PixelTransformerPipeline, LatentTransformerPipeline),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class UnconditionalTask(DiffusionTask):
         objective = replace(objective, bin_width=space.bin_width(images))
         channels = space.channels(images)
         network = make_network(
-            ARCHITECTURE,
+            BACKBONES[config.backbone][0],
             config.model_size,
             config.model_config_name_or_path,
             resolution=config.resolution // space.vae_scale_factor,
@@ -104,7 +113,7 @@ class UnconditionalTask(DiffusionTask):
         """All parameters in one group."""
         return [{"params": list(self.network.parameters())}]
 
-    def pipeline(self, networks: Networks) -> UNetPipeline:
+    def pipeline(self, networks: Networks) -> UnconditionalPipeline:
         """The pipeline that samples a network as it was trained, with a scheduler of its own."""
         settings: dict[str, Any] = {
             "prediction_type": self.objective.pipeline_prediction_type,
@@ -112,10 +121,14 @@ class UnconditionalTask(DiffusionTask):
             # That of integers is their type's.
             "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
         }
-        scheduler = self.objective.scheduler()
+        parts = networks[self.component], self.objective.scheduler()
+        _, in_pixels, in_latents = BACKBONES[self.config.backbone]
+        made: UnconditionalPipeline
         if isinstance(self.space, LatentSpace):
-            return LatentDiffusionPipeline(self.space.vae, networks[self.component], scheduler, **settings)
-        return PixelDiffusionPipeline(networks[self.component], scheduler, **settings)
+            made = in_latents(self.space.vae, *parts, **settings)
+        else:
+            made = in_pixels(*parts, **settings)
+        return made
 
     def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
         """Write the pipeline."""

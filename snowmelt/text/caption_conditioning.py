@@ -36,22 +36,22 @@ class CaptionConditioning:
         self._rows = np.array([distinct[text] for text in captions.texts], np.int64)
         self._null = distinct[""]
         self._tables: dict[str, np.ndarray] = {}
-        self._unet: Any = None
+        self._network: Any = None
 
     def use_tables(self, **tables: np.ndarray) -> "CaptionConditioning":
         """Set what the network is conditioned on: arrays with a row for each of `texts`, by its arguments' names."""
         self._tables = tables
         return self
 
-    def embed_with(self, unet: Any, tokens: dict[str, np.ndarray], embeddings: np.ndarray) -> None:
+    def embed_with(self, network: Any, tokens: dict[str, np.ndarray], embeddings: np.ndarray) -> None:
         """Condition a network on text embeddings that were computed before.
 
         Args:
-            unet: the network.
+            network: the network.
             tokens: of `token_tables`.
             embeddings: of these tokens, (texts, L, D), by `caption_embeddings`.
         """
-        self._unet = unet
+        self._network = network
         masks = {name: table for name, table in tokens.items() if name == "attention_mask"}
         self.use_tables(encoder_hidden_states=embeddings, **masks)
 
@@ -71,9 +71,9 @@ class CaptionConditioning:
             name: to_device(t.float() if t.is_floating_point() else t, generator.device)
             for name, t in conditions.items()
         }
-        if self._unet is None:
+        if self._network is None:
             return conditions
-        return text_conditions(self._unet, conditions["encoder_hidden_states"], conditions.get("attention_mask"))
+        return text_conditions(self._network, conditions["encoder_hidden_states"], conditions.get("attention_mask"))
 
 
 def token_tables(tokenizer: object, texts: Sequence[str], masked: bool = True) -> dict[str, np.ndarray]:

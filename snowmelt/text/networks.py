@@ -1,9 +1,9 @@
-"""The text encoder of a model that is trained from scratch, and what it makes up with the UNet."""
+"""The text encoder of a model that is trained from scratch, and what it makes up with the network."""
 
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
@@ -14,17 +14,17 @@ HEAD_DIM = 64
 EMBEDDING_STD = {"token_embedding": 1.0, "position_embedding": 0.3}
 
 
-class TextConditionedUNet(nn.Module):
-    """A text encoder and the UNet that attends to its embeddings, trained together.
+class TextConditionedNetwork(nn.Module):
+    """A text encoder and the network that attends to its embeddings, trained together.
 
     Args:
-        unet: the network.
+        network: the network.
         text_encoder: of the captions' tokens.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, network: ModelMixin, text_encoder: CLIPTextModel) -> None:
         super().__init__()
-        self.unet = unet
+        self.network = network
         self.text_encoder = text_encoder
 
     def forward(
@@ -35,7 +35,7 @@ class TextConditionedUNet(nn.Module):
         attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """The UNet's output, (B, C, H, W), as its class returns it.
+        """The network's output, (B, C, H, W), as its class returns it.
 
         Args:
             sample: the network's input, (B, C, H, W).
@@ -45,8 +45,8 @@ class TextConditionedUNet(nn.Module):
             return_dict: False for a tuple.
         """
         embeds = encode_tokens(self.text_encoder, input_ids, attention_mask)
-        conditions = text_conditions(self.unet, embeds, attention_mask)
-        return self.unet(sample, timestep, **conditions, return_dict=return_dict)
+        conditions = text_conditions(self.network, embeds, attention_mask)
+        return self.network(sample, timestep=timestep, **conditions, return_dict=return_dict)
 
 
 def make_text_encoder(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, seed: int) -> CLIPTextModel:

@@ -7,6 +7,7 @@ from snowmelt.errors import UserError
 from snowmelt.options import DiffusionConfig, LatentOptions, ObjectiveOptions
 
 OF_SCRATCH = (
+    "backbone",
     "model_size",
     "model_config_name_or_path",
     "text_encoder",
@@ -44,9 +45,14 @@ class CaptionOptions(Config):
 class TextModelOptions(Config):
     """Model."""
 
-    model_size: str = option("small", "named size of UNet2DConditionModel", choices=("tiny", "small", "base", "large"))
+    backbone: str = option(
+        "unet",
+        "kind of network: a UNet2DConditionModel or a PixArtTransformer2DModel (Chen et al. 2024)",
+        choices=("unet", "pixart"),
+    )
+    model_size: str = option("small", "named size of the network", choices=("tiny", "small", "base", "large"))
     model_config_name_or_path: str | None = option(
-        None, "a UNet2DConditionModel configuration to use instead of a named size", path=True
+        None, "a configuration of its class to use instead of a named size", path=True
     )
     text_encoder: str | None = option(
         None,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines import TextToImagePipeline, image_generators, image_grid
+from pipelines import image_generators, image_grid
+from pipelines.text2img import TextPipeline
 from snowmelt.data.captions import Captions
 from snowmelt.sample_grids import few_steps
 from snowmelt.text.options import TextToImageConfig
@@ -28,9 +29,7 @@ def grid_prompts(config: TextToImageConfig, captions: Captions) -> list[str]:
     return [captions.of(i % len(captions))[0] for i in range(min(config.eval_batch_size, len(captions)))]
 
 
-def prompt_grid(
-    pipeline: TextToImagePipeline, path: Path | None, config: TextToImageConfig, prompts: list[str]
-) -> np.ndarray:
+def prompt_grid(pipeline: TextPipeline, path: Path | None, config: TextToImageConfig, prompts: list[str]) -> np.ndarray:
     """Sample an image of each prompt, the same noise every time, and save them as one.
 
     Args:

@@ -95,8 +95,8 @@ class Zero(torch.nn.Module):
         super().__init__()
         self.seen = []
 
-    def forward(self, x, t, **condition):
-        self.seen.append((x, t, condition))
+    def forward(self, x, timestep, **condition):
+        self.seen.append((x, timestep, condition))
         return (torch.zeros_like(x),)
 
 

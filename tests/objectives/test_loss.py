@@ -28,7 +28,7 @@ def loss_of(objective: Objective, net, x0: torch.Tensor, conditions: dict) -> Lo
     return objective.loss(x0, conditions, StepContext(net, generator(), 0, 1))
 
 
-def zero(x, t, **condition):
+def zero(x, timestep, **condition):
     return (torch.zeros_like(x),)
 
 
@@ -56,7 +56,7 @@ def test_exact_network_has_no_loss(name):
     alpha, sigma, a, b = (expand(c, x0) for c in (*level[:2], *objective.coefficients(level)))
     scale = 1 if level.input_scale is None else expand(level.input_scale, x0)
 
-    def oracle(x, shown, return_dict, **condition):
+    def oracle(x, timestep, return_dict, **condition):
         eps = (x / scale - alpha * x0) / sigma
         return ((a * x0 + b * eps).bfloat16() if condition else a * x0 + b * eps,)
 
@@ -151,7 +151,7 @@ def test_dream_adds_the_networks_own_error_to_the_noise(name):
     x0 = torch.randn(4, 1, 8, 8, generator=generator(3))
     calls = []
 
-    def net(x, t, return_dict):
+    def net(x, timestep, return_dict):
         calls.append(x)
         return (torch.zeros_like(x),)
 

@@ -31,7 +31,7 @@ class Oracle(ModelMixin, ConfigMixin):
 
     def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         assert isinstance(timestep, Tensor)
-        t = float(timestep)
+        t = float(timestep.unique())  # sampled images are all at one
         x = sample.double()
         if self.config.family == "flow":
             alpha, sigma = 1 - t / 1000, t / 1000
