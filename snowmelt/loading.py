@@ -170,7 +170,13 @@ def sample(
 
 
 def labels_of(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:
-    """Labels of the images of these indices, as a pipeline takes them; see `sample`."""
+    """Labels of images, as a pipeline takes them.
+
+    Args:
+        pipeline: the pipeline.
+        indices: numbers of the images.
+        class_label: as in `sample`.
+    """
     if class_label is None:
         return [index % pipeline.num_classes for index in indices] if pipeline.num_classes else None
     by_number = class_label.isdecimal() and class_label not in (pipeline.id2label or {}).values()

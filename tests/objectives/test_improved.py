@@ -92,8 +92,8 @@ def test_hybrid_loss() -> None:
     output = torch.zeros(64, 2, 4, 4, requires_grad=True)
     seen = {}
 
-    def network(x: torch.Tensor, t: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
-        seen.update(x=x, t=t)
+    def network(x: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        seen.update(x=x, t=timestep)
         return (output,)
 
     losses = objective.loss(x0, {}, StepContext(network, torch.Generator().manual_seed(0), 0, 1)).loss
@@ -124,7 +124,7 @@ def test_gradients_are_finite_at_every_timestep(weight: str) -> None:
     objective = replace(RECIPES["improved_ddpm"], weight=weight, bin_width=BIN, low_discrepancy=True)
     x0 = torch.where(data(1000, 1, 2, 2) > 0, 1.0, -1.0)
     output = torch.randn(1000, 2, 2, 2, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    context = StepContext(lambda x, t, return_dict: (3 * output,), torch.Generator().manual_seed(0), 0, 1)
+    context = StepContext(lambda x, timestep, return_dict: (3 * output,), torch.Generator().manual_seed(0), 0, 1)
     losses = objective.loss(x0, {}, context).loss
     (gradient,) = torch.autograd.grad(losses.sum(), output)
     assert losses.isfinite().all()

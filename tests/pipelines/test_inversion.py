@@ -49,7 +49,7 @@ def decode(pipeline: Any, noise: Tensor, steps: int, **options: Any) -> Tensor:
 class Fixed(nn.Module):
     """Says the same wherever it is asked."""
 
-    def forward(self, x: Tensor, t: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> tuple[Tensor]:
+    def forward(self, x: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         return (torch.linspace(-1, 1, x.shape[2]).expand_as(x),)
 
 
@@ -61,8 +61,8 @@ class Normal(nn.Module):
         self.alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
         self.prediction_type = prediction_type
 
-    def forward(self, x: Tensor, t: Tensor, return_dict: bool = True) -> tuple[Tensor]:
-        flow = self.alphas_cumprod is None
+    def forward(self, x: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        flow, t = self.alphas_cumprod is None, timestep.view(-1, 1, 1, 1)
         alpha = 1 - t / 1000 if flow else self.alphas_cumprod[t].sqrt()
         sigma = t / 1000 if flow else (1 - alpha**2).sqrt()
         x0 = alpha * x / (alpha**2 + sigma**2)
