@@ -54,7 +54,7 @@ class DiffusionTask:
     @property
     def component(self) -> str:
         """The name of the network that denoises."""
-        raise NotImplementedError
+        return "unet"
 
     @property
     def fields(self) -> dict[str, Cache]:
