@@ -8,11 +8,15 @@ from pipelines.prediction import NoiseLevel, Prediction, PredictionType
 from pipelines.samplers import make_sampler
 from pipelines.sampling import Trajectory, sample
 from pipelines.schedulers import fitting_schedulers, make_scheduler
+from pipelines.score_sde import ScoreSdePipeline
 from pipelines.seeding import image_generators
 from pipelines.text2img import TextToImagePipeline
 from pipelines.trajectory import image_grid, save_gif, save_strip
 
-PIPELINES = {cls.__name__: cls for cls in (PixelDiffusionPipeline, LatentDiffusionPipeline, TextToImagePipeline)}
+PIPELINES = {
+    cls.__name__: cls
+    for cls in (PixelDiffusionPipeline, LatentDiffusionPipeline, TextToImagePipeline, ScoreSdePipeline)
+}
 """What a model_index.json may name: class names in files mean these, never whatever else bears the name."""
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "PredictionType",
     "Predictor",
     "SamplingOutput",
+    "ScoreSdePipeline",
     "TextToImagePipeline",
     "Trajectory",
     "conditioned",

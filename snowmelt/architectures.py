@@ -141,6 +141,7 @@ def make_network(
     seed: int,
     condition_channels: int = 0,
     vae_scale_factor: int = 1,
+    fourier: bool = False,
     **conditions: Any,
 ) -> Any:
     """A freshly initialized network for data (channels, resolution, resolution), which is images or their latents.
@@ -154,6 +155,7 @@ def make_network(
         seed: of the initial weights.
         condition_channels: of conditions that are concatenated to the data in the network's input.
         vae_scale_factor: side of an image over that of the data.
+        fourier: see the noise level by random Fourier features of its logarithm.
         conditions: what else the network is conditioned on, as its `Architecture` takes it.
 
     Raises:
@@ -163,6 +165,8 @@ def make_network(
     config = _stored_config(architecture.network, config_name_or_path) or architecture.named_config(size, resolution)
     _check_resolution(architecture.backbone.size_multiple(config), resolution, vae_scale_factor)
     config |= architecture.conditions(**conditions)
+    if fourier:
+        config |= {"time_embedding_type": "fourier"}
     config |= {"sample_size": resolution, "in_channels": channels + condition_channels, "out_channels": channels}
     try:
         if config_name_or_path:

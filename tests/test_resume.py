@@ -32,6 +32,7 @@ VARIANTS = {
         "loss_weight": "min_snr",
         "low_discrepancy": True,
     },
+    "a score-based SDE": {"objective": "ve"},
     "no classes": {"class_conditional": False},
 }
 

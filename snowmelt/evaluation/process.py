@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import PixelDiffusionPipeline
+from pipelines import ScoreSdePipeline
 from pipelines.backbones import trained_size
 from pipelines.denoiser import Denoiser
 from pipelines.labels import ClassLabels, label_conditions
 from pipelines.prediction import NoiseLevel, Prediction
 from pipelines.samplers import make_sampler
 from pipelines.schedulers import family
+from pipelines.sde import TRAINED_FROM
+from pipelines.unet import UNetPipeline
 from snowmelt.errors import UserError
 from snowmelt.objectives.paths import EdmPath, StraightPath
 from snowmelt.spaces import PixelSpace
@@ -33,8 +35,13 @@ class ForwardProcess:
     log_ratios: tuple[float, float]
 
 
-def forward_process(scheduler: Any) -> ForwardProcess:
+def forward_process(pipeline: UNetPipeline) -> ForwardProcess:
     """The forward process of a model, by whichever of the schedulers that fit it."""
+    if isinstance(pipeline, ScoreSdePipeline):
+        sde = pipeline.sde
+        limits = sde.log_ratio(TRAINED_FROM), sde.log_ratio(1.0)
+        return ForwardProcess(lambda log_ratio: sde.level(sde.time(log_ratio)), limits)
+    scheduler: Any = pipeline.scheduler
     config, kind = scheduler.config, family(scheduler)
     if kind == "flow":
         straight = StraightPath(num_train_timesteps=config.num_train_timesteps)
@@ -58,7 +65,7 @@ def forward_process(scheduler: Any) -> ForwardProcess:
     return ForwardProcess(chain, (float(finite[0]), float(finite[-1])))
 
 
-def make_denoiser(pipeline: PixelDiffusionPipeline, conditions: dict[str, Tensor], rows: Tensor) -> Denoiser:
+def make_denoiser(pipeline: UNetPipeline, conditions: dict[str, Tensor], rows: Tensor) -> Denoiser:
     """The pipeline's network as a denoiser: float64 on the CPU outside, float32 on its device inside.
 
     Args:
@@ -66,7 +73,8 @@ def make_denoiser(pipeline: PixelDiffusionPipeline, conditions: dict[str, Tensor
         conditions: keyword arguments of the network, each with a row per image, (N, ...).
         rows: the images that it is called for, int64 (B,).
     """
-    predict = pipeline._predictor(make_sampler(pipeline.scheduler))
+    known = isinstance(pipeline, ScoreSdePipeline)
+    predict = pipeline.predictor() if known else pipeline._predictor(make_sampler(pipeline.scheduler))
     own = {name: values[rows.to(values.device)] for name, values in conditions.items()}
     device = pipeline._execution_device
 
@@ -81,7 +89,7 @@ def make_denoiser(pipeline: PixelDiffusionPipeline, conditions: dict[str, Tensor
     return denoise
 
 
-def make_condition(pipeline: PixelDiffusionPipeline, labels: ClassLabels | None, n: int) -> dict[str, Tensor]:
+def make_condition(pipeline: UNetPipeline, labels: ClassLabels | None, n: int) -> dict[str, Tensor]:
     """Keyword arguments of the network, each with a row per image.
 
     Args:
@@ -114,7 +122,7 @@ def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -
     Raises:
         UserError: if the pipeline has no likelihood, its network isn't float32, or the images aren't of its kind.
     """
-    if not isinstance(pipeline, PixelDiffusionPipeline):
+    if not isinstance(pipeline, UNetPipeline) or pipeline.vae is not None:
         raise UserError(f"likelihood: {type(pipeline).__name__} makes no pixels by itself; take a pixel-space model")
     network = pipeline.network
     if network.dtype != torch.float32:

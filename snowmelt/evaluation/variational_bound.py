@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipelines import PixelDiffusionPipeline, image_generators
+from pipelines import ScoreSdePipeline, image_generators
 from pipelines.denoiser import Denoiser
 from pipelines.labels import ClassLabels
 from pipelines.prediction import NoiseLevel
 from pipelines.schedulers import family
+from pipelines.unet import UNetPipeline
 from snowmelt.errors import UserError
 from snowmelt.evaluation.process import check_images, make_condition, make_denoiser
 
@@ -19,7 +20,7 @@ VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 
 @torch.no_grad()
 def variational_bound(
-    pipeline: PixelDiffusionPipeline,
+    pipeline: UNetPipeline,
     images: Tensor,
     *,
     labels: ClassLabels | None = None,
@@ -79,9 +80,10 @@ class _Chain:
         UserError: if the model isn't a discrete-time one whose variance is fixed, or the data aren't whole numbers.
     """
 
-    def __init__(self, pipeline: PixelDiffusionPipeline, dtype: torch.dtype) -> None:
+    def __init__(self, pipeline: UNetPipeline, dtype: torch.dtype) -> None:
         scheduler = pipeline.scheduler
-        kind, variance_type = family(scheduler), scheduler.config.get("variance_type", "fixed_small")
+        kind = "score-based" if isinstance(pipeline, ScoreSdePipeline) else family(scheduler)
+        variance_type = scheduler.config.get("variance_type", "fixed_small")
         if kind != "discrete":
             raise UserError(f"likelihood: a {kind} model has no variational bound of T steps; take bits_per_dim")
         if variance_type not in VARIANCES:

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from pipelines.sde import SubVpSde, VarianceExplodingSde, VariancePreservingSde
 from snowmelt.errors import UserError
 from snowmelt.objectives.objective import Objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
+from snowmelt.objectives.paths import DiscretePath, EdmPath, SdePath, StraightPath
 from snowmelt.objectives.timesteps import DISTRIBUTIONS
 from snowmelt.objectives.weights import WEIGHTS
 from snowmelt.options import ObjectiveOptions
@@ -17,6 +18,10 @@ RECIPES: dict[str, Objective] = {
     "flow": Objective(StraightPath(), "flow_prediction", timestep_sampling="logit_normal"),
     "edm": Objective(EdmPath(), "edm", timestep_sampling="log_normal"),
     "mixture": Objective(StraightPath(), "sample"),
+    # The weight that an error of the score has is sigma^2 (Song et al. 2021, section 3.3), which is 1 on that of eps.
+    "ve": Objective(SdePath(VarianceExplodingSde()), "score", weight="snr"),
+    "vp": Objective(SdePath(VariancePreservingSde()), "epsilon"),
+    "subvp": Objective(SdePath(SubVpSde()), "epsilon"),
 }
 
 DEFAULT = "flow"

@@ -12,7 +12,9 @@ from pipelines import TextToImagePipeline
 from snowmelt.architectures import make_network
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions, load_captioned
+from snowmelt.errors import UserError
 from snowmelt.objectives import describe, make_objective
+from snowmelt.objectives.paths import SdePath
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, encode_images
@@ -106,6 +108,8 @@ class TextToImageTask(CaptionTask):
         space = LatentSpace(vae.to(accelerator.device), pixels) if vae else pixels
         channels = space.channels(images)  # or they don't fit, which is known before anything is made
         objective = make_objective(config, latent=vae is not None)
+        if isinstance(objective.path, SdePath):
+            raise UserError(f"--objective {config.objective}: is for train_unconditional.py; take another")
         check_steps(objective.scheduler(), config)
         conditioning = CaptionConditioning(captions, config.caption_dropout)
         tokenizer, text_encoder = _text_parts(config, captions, conditioning.texts)

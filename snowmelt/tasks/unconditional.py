@@ -7,7 +7,8 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline
+from pipelines import LatentDiffusionPipeline, PixelDiffusionPipeline, ScoreSdePipeline
+from pipelines.sde import SubVpSde
 from pipelines.unet import UNetPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.conditioning import make_conditioning
@@ -15,6 +16,7 @@ from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
 from snowmelt.objectives import describe, make_objective
+from snowmelt.objectives.paths import SdePath
 from snowmelt.options import UnconditionalConfig
 from snowmelt.sample_grids import check_steps, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
@@ -63,6 +65,7 @@ class UnconditionalTask(DiffusionTask):
             vae_scale_factor=space.vae_scale_factor,
             channels=space.channels(images),
             num_class_embeds=conditioning.num_class_embeds,
+            fourier=isinstance(objective.path, SdePath) and objective.path.fourier,
             seed=config.seed,
         )
         if config.gradient_checkpointing:
@@ -110,8 +113,12 @@ class UnconditionalTask(DiffusionTask):
             "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
         }
         scheduler = self.objective.scheduler()
-        if isinstance(self.space, LatentSpace):
-            return LatentDiffusionPipeline(self.space.vae, networks[self.component], scheduler, **settings)
+        vae = self.space.vae if isinstance(self.space, LatentSpace) else None
+        if isinstance(self.objective.path, SdePath):
+            name = "subvp" if isinstance(self.objective.path.sde, SubVpSde) else None
+            return ScoreSdePipeline(networks[self.component], scheduler, **settings, sde=name, vae=vae)
+        if vae is not None:
+            return LatentDiffusionPipeline(vae, networks[self.component], scheduler, **settings)
         return PixelDiffusionPipeline(networks[self.component], scheduler, **settings)
 
     def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:
