@@ -32,8 +32,7 @@ VARIANTS = {
         "loss_weight": "min_snr",
         "low_discrepancy": True,
     },
-    "a score-based SDE": {"objective": "ve"},
-    "no classes": {"class_conditional": False},
+    "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
 }
 
 

@@ -266,14 +266,8 @@ def test_integrate_is_scipys():
         calls.append(rows.tolist())
         return -rates[rows] * y + (rates[rows] * t[:, None]).sin()
 
-    pairs = (
-        (NODES, RK45.C[1:]),
-        (FIFTH_ORDER, RK45.B),
-        (ERROR, RK45.E),
-        (STAGES[4], RK45.A[5]),
-        (STAGES[2], RK45.A[3, :3]),
-    )
-    for ours, scipys in pairs:
+    rows = [(stage, RK45.A[i, :i]) for i, stage in enumerate(STAGES, 1)]
+    for ours, scipys in (*rows, (NODES, RK45.C[1:]), (FIFTH_ORDER, RK45.B), (ERROR, RK45.E)):
         np.testing.assert_allclose(ours, scipys, rtol=1e-15)
     ours = integrate(derivative, start, (-1.0, 2.0), 1e-8, 1e-8)
     for rate, y0, got in zip(rates.numpy(), start.numpy(), ours.numpy(), strict=True):
@@ -433,6 +427,8 @@ def test_bad_input():
         variational_bound(pipeline, images, num_timesteps=51)
     with pytest.raises(UserError, match="take bits_per_dim"):
         variational_bound(Normal.of(RECIPES["flow"], value_range=None), images)
+    with pytest.raises(UserError, match="a score-based model has no variational bound"):
+        variational_bound(mixture_pipeline("subvp"), torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(UserError, match="take bits_per_dim"):
         variational_bound(Normal.of(RECIPES["v"]), normal_images())
     pipeline.scheduler.register_to_config(variance_type="learned")

@@ -48,6 +48,7 @@ CASES = [
     (U + "--seed 0x10", "^error: argument --seed: invalid int value: '0x10'"),
     (U + "--seed", "^error: argument --seed: expected one argument"),
     (U + "--learning_rate 1e999", "^error: --learning_rate: must be at least 0, got inf$"),
+    (T + "--objective ve", "^error: --objective ve: is for train_unconditional.py; take another"),
     (U + "--learning_rate fast", "^error: argument --learning_rate: invalid float value: 'fast'"),
     (U + "--learning_rate 1,5", "^error: argument --learning_rate: invalid float value: '1,5'"),
     (U + "--ddpm_num_steps 1", "^error: --ddpm_num_steps: must be at least 2 and at most 100000, got 1$"),
