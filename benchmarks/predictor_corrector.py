@@ -68,7 +68,7 @@ def main() -> None:
             found = [values(points[value]["results"])["fd"] for value in settings(nfe).values()]
             lines.append(f"| {name} | {nfe} | " + " | ".join(f"{fd:.3f}" for fd in found) + " | |")
         for tolerance in args.tolerances:
-            point = next(p for p in report["sweep"] if p["parameter"] == "tolerance" and p["value"] == tolerance)
+            point = next(p for p in report["sweep"] if p["parameter"] == "tolerance" and float(p["value"]) == tolerance)
             lines.append(f"| {name} | {point['nfe']} | | | | {values(point['results'])['fd']:.3f} |")
     print(f"\n{args.num_images} samples; {args.steps} steps of training each.\n")
     print("| SDE | evaluations | predictor | corrector | both | ODE |")
