@@ -100,6 +100,9 @@ class TextToImageTask(CaptionTask):
         Raises:
             UserError: for options or data that can't be trained on.
         """
+        objective = make_objective(config, latent=config.autoencoder is not None)
+        if isinstance(objective.path, SdePath):
+            raise UserError(f"--objective {config.objective}: is for train_unconditional.py; take another")
         vae = load_autoencoder(config.autoencoder) if config.autoencoder else None
         images, captions = load_captioned(
             config, config.caption_column, skip_empty=config.skip_empty_captions, most=config.max_train_samples
@@ -107,9 +110,6 @@ class TextToImageTask(CaptionTask):
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae.to(accelerator.device), pixels) if vae else pixels
         channels = space.channels(images)  # or they don't fit, which is known before anything is made
-        objective = make_objective(config, latent=vae is not None)
-        if isinstance(objective.path, SdePath):
-            raise UserError(f"--objective {config.objective}: is for train_unconditional.py; take another")
         check_steps(objective.scheduler(), config)
         conditioning = CaptionConditioning(captions, config.caption_dropout)
         tokenizer, text_encoder = _text_parts(config, captions, conditioning.texts)
