@@ -15,6 +15,7 @@ from pathlib import Path
 
 from snowmelt.environment import native_precision
 from snowmelt.objectives import RECIPES
+from snowmelt.objectives.paths import SdePath
 
 ROOT = Path(__file__).resolve().parent.parent
 # Objective to its first-order deterministic sampler and its multistep one; DDIM is the first for all others.
@@ -23,12 +24,29 @@ SAMPLERS = {
     "mixture": ("flow-euler", "dpmsolver++"),
     "edm": ("edm-euler", "edm-dpmsolver++"),
 }
+# The others are in predictor_corrector.py.
+OBJECTIVES = [name for name, objective in RECIPES.items() if not isinstance(objective.path, SdePath)]
 
 
 def run(script: str, **options: object) -> None:
     """Run one of the project's scripts to its end."""
-    words = [str(word) for name, value in options.items() for word in (f"--{name}", value) if word is not True]
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
     subprocess.run([sys.executable, ROOT / script, *words], check=True)
+
+
+def train(name: str, folder: Path, args: argparse.Namespace) -> None:
+    """Train one objective as far as `args` says."""
+    length = {"max_train_steps": args.steps, "max_train_minutes": 10000, "overwrite_output_dir": True}
+    data = {"config": args.config, "dataset_name": args.dataset_name}
+    run("train_unconditional.py", objective=name, output_dir=folder, **data, **length)
+
+
+def evaluate(folder: Path, args: argparse.Namespace, **options: object) -> None:
+    """Compare a model's samples with the images that it was trained on, and held-out ones."""
+    data = {"dataset_name": args.dataset_name, "held_out_split": args.held_out_split}
+    run("evaluate.py", model=folder, **data, num_images=args.num_images, batch_size=250, **options)
 
 
 def measure(name: str, args: argparse.Namespace) -> Path:
@@ -37,17 +55,11 @@ def measure(name: str, args: argparse.Namespace) -> Path:
     report = folder / "report" / "report.json"
     if report.exists():
         return report
-    length = {"max_train_steps": args.steps, "max_train_minutes": 10000, "overwrite_output_dir": True}
-    data = {"dataset_name": args.dataset_name}
-    run("train_unconditional.py", config="mnist", objective=name, output_dir=folder, **data, **length)
+    train(name, folder, args)
     first, multistep = SAMPLERS.get(name, ("ddim", "dpmsolver++"))
-    run(
-        "evaluate.py",
-        model=folder,
-        **data,
-        held_out_split="test",
-        num_images=args.num_images,
-        batch_size=250,
+    evaluate(
+        folder,
+        args,
         torch_dtype="bfloat16" if native_precision() == "bf16" else "float32",
         metrics="fd,accuracy",
         scheduler=first,
@@ -57,17 +69,24 @@ def measure(name: str, args: argparse.Namespace) -> Path:
     return report
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `train` and `evaluate` take of the command line."""
+    parser.add_argument("--dataset_name", default="ylecun/mnist")
+    parser.add_argument("--held_out_split", default="test")
+    parser.add_argument("--config", default="mnist", help="recipe of the training")
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--num_images", type=int, default=1000)
+
+
 def values(results: list[dict]) -> dict[str, float]:
     return {result["metric"]: result["value"] for result in results}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", default="ylecun/mnist")
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--num_images", type=int, default=1000)
-    parser.add_argument("--objectives", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/objectives"))
+    add_arguments(parser)
     args = parser.parse_args()
 
     lines = []

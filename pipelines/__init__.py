@@ -9,6 +9,7 @@ from pipelines.prediction import NoiseLevel, Prediction, PredictionType
 from pipelines.samplers import make_sampler
 from pipelines.sampling import Trajectory, sample
 from pipelines.schedulers import fitting_schedulers, make_scheduler
+from pipelines.score_sde import ScoreSdePipeline
 from pipelines.seeding import image_generators
 from pipelines.text2img import TextToImagePipeline
 from pipelines.text2img_transformer import TextToImageTransformerPipeline
@@ -23,6 +24,7 @@ PIPELINES = {
         PixelTransformerPipeline,
         LatentTransformerPipeline,
         TextToImageTransformerPipeline,
+        ScoreSdePipeline,
     )
 }
 """What a model_index.json may name: class names in files mean these, never whatever else bears the name."""
@@ -39,6 +41,7 @@ __all__ = [
     "PredictionType",
     "Predictor",
     "SamplingOutput",
+    "ScoreSdePipeline",
     "TextToImagePipeline",
     "TextToImageTransformerPipeline",
     "Trajectory",

@@ -85,14 +85,19 @@ def guided(
     both = {name: torch.cat([null_conditions[name], value]) for name, value in conditions.items()}
 
     def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
-        if scale == 1 or not low < level.sigma / level.alpha <= high:
+        ratio = level.sigma / level.alpha
+        inside = (low < ratio) & (ratio <= high)
+        if scale == 1 or not inside.any():
             return predict(x_t, level, conditions)
-        prediction = predict(torch.cat([x_t, x_t]), level, both)
+        twice = NoiseLevel._make(torch.cat([c, c]) if c is not None and c.ndim else c for c in level)
+        prediction = predict(torch.cat([x_t, x_t]), twice, both)
         null, conditional = prediction.output.chunk(2)
         output = null + scale * (conditional - null)
         if rescale:
-            ratio = conditional.std((1, 2, 3), keepdim=True) / output.std((1, 2, 3), keepdim=True)
-            output = output * (rescale * ratio + 1 - rescale)
+            change = conditional.std((1, 2, 3), keepdim=True) / output.std((1, 2, 3), keepdim=True)
+            output = output * (rescale * change + 1 - rescale)
+        if inside.ndim:  # noise levels of their own, some of which may be outside
+            output = torch.where(expand(inside, x_t), output, conditional)
         variance = None if prediction.variance is None else prediction.variance.chunk(2)[1]
         return Prediction(output, predict.prediction_type, x_t, level, variance)
 

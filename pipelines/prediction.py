@@ -67,12 +67,18 @@ def _edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tenso
     return (1 - c_skip * alpha) / c_out, -c_skip * sigma / c_out
 
 
+def _score(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """The score, the gradient of log p(x_t), whose target is -eps / sigma (Song et al. 2021, eq. 7)."""
+    return torch.zeros_like(alpha), -1 / sigma
+
+
 PREDICTION_TYPES: dict[str, Row] = {
     "epsilon": _epsilon,
     "sample": _sample,
     "v_prediction": _v_prediction,
     "flow_prediction": _flow_prediction,
     "edm": _edm,
+    "score": _score,
 }
 
 

@@ -178,6 +178,7 @@ def make_network(
     condition_channels: int = 0,
     out_channels: int | None = None,
     vae_scale_factor: int = 1,
+    fourier: bool = False,
     **conditions: Any,
 ) -> Any:
     """A freshly initialized network for data (channels, resolution, resolution), which is images or their latents.
@@ -192,6 +193,7 @@ def make_network(
         condition_channels: of conditions that are concatenated to the data in the network's input.
         out_channels: of the output; those of the data by default.
         vae_scale_factor: side of an image over that of the data.
+        fourier: see the noise level by random Fourier features of its logarithm.
         conditions: what else the network is conditioned on, as its `Architecture` takes it.
 
     Raises:
@@ -202,6 +204,8 @@ def make_network(
     _check_resolution(architecture.backbone.size_multiple(config), resolution, vae_scale_factor)
     config |= {"sample_size": resolution, "in_channels": channels + condition_channels}
     config |= {"out_channels": channels if out_channels is None else out_channels}
+    if fourier:
+        config |= {"time_embedding_type": "fourier"}
     try:
         config |= architecture.conditions(config, **conditions)
         if config_name_or_path:

@@ -43,6 +43,23 @@ class SamplerOptions(Config):
     num_inference_steps: int = option(50, "steps of the scheduler", minimum=1, maximum=100_000)
     scheduler: str | None = option(None, "sampler, such as ddim, unipc or flow-heun; the model's own by default")
     eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)", minimum=0, maximum=1)
+    predictor: str | None = option(
+        None,
+        "of a score-based SDE, in place of a scheduler: the step from one time to the next",
+        choices=("reverse_diffusion", "euler_maruyama", "ancestral", "none", "probability_flow"),
+    )
+    corrector: str | None = option(
+        None, "of a score-based SDE: the size of Langevin steps", choices=("langevin", "annealed_langevin")
+    )
+    num_corrector_steps: int | None = option(
+        None, "of a score-based SDE: Langevin steps at each time; the model's own by default", minimum=0, maximum=1000
+    )
+    snr: float | None = option(
+        None, "of a score-based SDE: signal-to-noise ratio of the corrector", above=0, maximum=1000
+    )
+    tolerance: float | None = option(
+        None, "of probability_flow: relative and absolute, of its solver (1e-5)", above=0, maximum=1
+    )
     guidance_scale: float | None = option(
         None,
         "weight of the class or the prompt against none; 1 for no guidance; the model's own by default",
@@ -95,6 +112,9 @@ def checkpoints(path: Path) -> list[int]:
     return [int(folder.name.removeprefix("checkpoint-")) for folder in complete(path)]
 
 
+SDE_OPTIONS = ("predictor", "corrector", "num_corrector_steps", "snr", "tolerance")
+
+
 def set_scheduler(pipeline: "PixelDiffusionPipeline", name: str | None, own: Any) -> None:
     """Give the pipeline a sampler.
 
@@ -106,8 +126,10 @@ def set_scheduler(pipeline: "PixelDiffusionPipeline", name: str | None, own: Any
     Raises:
         UserError: if there is no such sampler, or it doesn't fit the model.
     """
-    from pipelines import make_scheduler
+    from pipelines import ScoreSdePipeline, make_scheduler
 
+    if name is not None and isinstance(pipeline, ScoreSdePipeline):
+        raise UserError(f"--scheduler {name}: this model is a score-based SDE; choose its --predictor instead")
     try:
         pipeline.scheduler = own if name is None else make_scheduler(name, own)
     except ValueError as error:
@@ -149,13 +171,13 @@ def sample(
         raise UserError("--class_label: this model has no classes; give --prompt alone")
     if options.guidance_scale is not None:
         given["guidance_scale"] = options.guidance_scale
+    given |= _sampler_arguments(pipeline, options)
     interval = (options.guidance_interval[0], options.guidance_interval[1]) if options.guidance_interval else None
     try:
         return pipeline(
             **given,
             guidance_interval=interval,
             num_inference_steps=options.num_inference_steps,
-            eta=options.eta,
             generator=image_generators(options.seed, indices),
             **arguments,
         )
@@ -167,6 +189,29 @@ def sample(
         raise UserError(
             f"--batch_size: {len(indices)} images at a time take more memory than there is; take fewer"
         ) from error
+
+
+def _sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptions) -> dict[str, Any]:
+    """Arguments that not every pipeline takes.
+
+    Raises:
+        UserError: for options that are another kind of model's.
+    """
+    from pipelines import ScoreSdePipeline
+
+    chosen = {name: value for name in SDE_OPTIONS if (value := getattr(options, name)) is not None}
+    if isinstance(pipeline, ScoreSdePipeline):
+        if options.eta:
+            raise UserError(
+                "--eta: is for --scheduler ddim, and this model is a score-based SDE; choose its --predictor"
+            )
+        return chosen
+    if chosen:
+        raise UserError(
+            f"--{next(iter(chosen))}: is for score-based SDEs (--objective ve, vp or subvp), and this model is none; "
+            "choose its --scheduler instead"
+        )
+    return {"eta": options.eta}
 
 
 def labels_of(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from pipelines import IMAGE_CHANNELS, image_generators, image_grid, make_scheduler
+from pipelines import IMAGE_CHANNELS, ScoreSdePipeline, image_generators, image_grid, make_scheduler
 from pipelines.base import ImagePipeline
 from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError
@@ -68,6 +68,6 @@ def check_steps(scheduler: SchedulerMixin, config: DiffusionConfig) -> None:
 def few_steps(pipeline: P) -> P:
     """The pipeline made to sample without a word, and by DDIM, which needs few steps, where it is of discrete time."""
     pipeline.set_progress_bar_config(disable=True)
-    if isinstance(pipeline.scheduler, DDPMScheduler):
+    if isinstance(pipeline.scheduler, DDPMScheduler) and not isinstance(pipeline, ScoreSdePipeline):
         pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler)
     return pipeline

@@ -11,7 +11,7 @@ import pytest
 from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 import generate
-from pipelines import PixelDiffusionPipeline, image_generators
+from pipelines import PixelDiffusionPipeline, ScoreSdePipeline, image_generators
 from snowmelt.errors import UserError
 from tests.pipelines.models import quiet, tiny_pipeline, tiny_unet
 from tests.pipelines.test_text2img import make
@@ -43,6 +43,18 @@ def run(monkeypatch: pytest.MonkeyPatch, model: Path, output: Path, *flags: str)
 
 def pixels(folder: Path) -> list[np.ndarray]:
     return [np.asarray(PIL.Image.open(path)) for path in sorted(folder.glob("0*.png"))]
+
+
+def test_a_score_based_model(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own options, alike from any batch."""
+    pipeline = quiet(ScoreSdePipeline(tiny_unet(), DDPMScheduler()))
+    pipeline.save_pretrained(tmp_path / "vp")
+    flags = ["--predictor", "ancestral", "--num_corrector_steps", "1", "--snr", "0.1", "--num_images", "3"]
+    folder = run(monkeypatch, tmp_path / "vp", tmp_path / "a", *flags, "--batch_size", "2")
+    options = {"num_inference_steps": 2, "predictor": "ancestral", "num_corrector_steps": 1, "snr": 0.1}
+    expected = pipeline(3, generator=image_generators(0, range(3)), **options).images
+    for ours, theirs in zip(pixels(folder), expected, strict=True):
+        assert abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 
 def test_images_are_those_of_their_indices(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

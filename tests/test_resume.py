@@ -32,7 +32,7 @@ VARIANTS = {
         "loss_weight": "min_snr",
         "low_discrepancy": True,
     },
-    "no classes": {"class_conditional": False},
+    "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
     "importance sampling": {
         "objective": "improved_ddpm",
         "ddpm_num_steps": 10,  # so that each has had its losses before the interruption

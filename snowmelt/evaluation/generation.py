@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from pipelines.score_sde import ODE
 from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError, one_line
 from snowmelt.evaluation.features import FeatureExtractor
@@ -58,7 +59,7 @@ def check_memory(count: int, numbers: int) -> None:
 
 
 def evaluations(pipeline: UnconditionalPipeline, options: SamplerOptions) -> int:
-    """Evaluations of the network per image, found by beginning to sample one.
+    """Evaluations of the network per image, found by beginning to sample one, or by sampling it with an adaptive ODE.
 
     Raises:
         UserError: for whatever the pipeline or its scheduler refuse.
@@ -67,14 +68,19 @@ def evaluations(pipeline: UnconditionalPipeline, options: SamplerOptions) -> int
     def stop(*_: Any) -> NoReturn:
         raise _Begun
 
+    adaptive = options.predictor == ODE
+    calls: list[Any] = []
+    handle = pipeline.network.register_forward_hook(lambda *_: calls.append(None))
     try:
         with contextlib.suppress(_Begun):
-            sample(pipeline, options, [0], callback_on_step_end=stop)
+            sample(pipeline, options, [0], callback_on_step_end=None if adaptive else stop)
     except UserError:
         raise
     except Exception as error:  # of a configuration that anybody may have written, to whom it would be a traceback
         raise UserError(f"--model: it can't be sampled: {type(error).__name__}: {one_line(error)}") from error
-    return len(pipeline.scheduler.timesteps)
+    finally:
+        handle.remove()
+    return len(calls) if adaptive else len(pipeline.scheduler.timesteps)
 
 
 def turns(count: int, state: PartialState) -> list[int]:

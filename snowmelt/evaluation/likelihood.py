@@ -1,20 +1,18 @@
 """Bits per dimension by the probability-flow ODE (Song et al. 2021, score-based SDEs, section 4.3).
 
-All paths become one: u = x_t / sqrt(alpha^2 + sigma^2) = cos(phi) x0 + sin(phi) eps, where tan(phi) = sigma / alpha.
-The ODE is then du / dphi = cos(phi) eps^ - sin(phi) x0^, whatever the network predicts, and from one noise level to
-another log p changes by the integral of its divergence (eq. 39). It is integrated over lambda = log(sigma / alpha).
+All paths become one, u = x_t / sqrt(alpha^2 + sigma^2) over lambda = log(sigma / alpha) (see `flow_derivative`), and
+from one noise level to another log p changes by the integral of the derivative's divergence (eq. 39).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from scipy.integrate import RK45
 from torch import Tensor
 
 from pipelines import image_generators
 from pipelines.labels import ClassLabels
+from pipelines.ode import Derivative, flow_derivative, integrate, rms
 from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.evaluation.process import (
@@ -25,11 +23,6 @@ from snowmelt.evaluation.process import (
     make_denoiser,
 )
 from snowmelt.spaces import PixelSpace
-
-Derivative = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(time (B,), state (B, S), rows (B,): which of the system's rows these are) -> d state / d time (B, S)."""
-
-MIN_STEP = 1e-6
 
 
 def bits_per_dim(
@@ -68,7 +61,7 @@ def bits_per_dim(
     """
     space, indices = check_images(pipeline, images, indices)
     condition = make_condition(pipeline, labels, len(images))
-    process = forward_process(pipeline.scheduler)
+    process = forward_process(pipeline)
     low, high = process.log_ratios
     signal = 1 / math.hypot(1, math.exp(low))  # cos(phi) at the end of data
     bits = [torch.empty(0, dtype=torch.float64)]
@@ -77,7 +70,10 @@ def bits_per_dim(
         x0, probe, width = _draw(space, images[rows], seed, [indices[i] for i in rows.tolist()])
         flow = _flow(pipeline, process, condition, rows, probe)
         state = torch.cat([signal * x0.flatten(1), torch.zeros(len(rows), 1, dtype=torch.float64)], 1)
-        state = integrate(flow, state, (low, high), rtol, atol)
+        try:
+            state = integrate(flow, state, (low, high), rtol, atol, _norm)
+        except ValueError as error:
+            raise UserError(f"likelihood: {error}") from error
         noise, trace = state[:, :-1], state[:, -1]
         prior = -(noise.square().mean(1) + math.log(2 * math.pi)) / 2  # per dimension, as `trace` is
         bits.append(-(prior + trace + math.log(signal)) / math.log(2) - math.log2(width))
@@ -109,13 +105,12 @@ def _flow(
     """d (u, trace / D) / d lambda for the images of these numbers (B,)."""
 
     def flow(log_ratio: Tensor, state: Tensor, rows: Tensor) -> Tensor:
-        phi = log_ratio.exp().atan().view(-1, 1, 1, 1)
         level = process.level(log_ratio)
         denoise = make_denoiser(pipeline, condition, images[rows])
         with torch.enable_grad():
             u = state[:, :-1].view(-1, *probe.shape[1:]).requires_grad_()
             prediction = denoise(torch.hypot(level.alpha, level.sigma).view(-1, 1, 1, 1) * u, level)
-            velocity = phi.cos() * phi.sin() * (phi.cos() * prediction.eps - phi.sin() * prediction.x0)
+            velocity = flow_derivative(prediction, log_ratio)
             (product,) = torch.autograd.grad((velocity * probe[rows]).sum(), u)
         trace = (product * probe[rows]).flatten(1).mean(1, keepdim=True)
         return torch.cat([velocity.detach().flatten(1), trace], 1)
@@ -123,54 +118,6 @@ def _flow(
     return flow
 
 
-@torch.no_grad()
-def integrate(derivative: Derivative, state: Tensor, span: tuple[float, float], rtol: float, atol: float) -> Tensor:
-    """Solve one initial value problem per row, each with steps of its own, so that none depends on its batch.
-
-    It is the Dormand-Prince pair with the coefficients and the step control of `scipy.integrate.RK45`, which would
-    take the same steps for all rows. A row's last entry, the trace, must be as exact as the rest are on average.
-
-    Args:
-        derivative: of the state by time.
-        state: (B, S) float64 at the beginning of the span.
-        span: the times from which and to which, increasing.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-
-    Returns:
-        (B, S) at the end of the span.
-
-    Raises:
-        UserError: where a derivative isn't finite, or the tolerance is finer than what the network resolves.
-    """
-    result = state.clone()
-    rows = torch.arange(len(state))
-    time = torch.full((len(state), 1), span[0], dtype=torch.float64)
-    step = torch.full_like(time, 0.1)
-    first = derivative(time[:, 0], state, rows)
-    while len(rows):
-        step = torch.minimum(step, span[1] - time)
-        slopes = [first]
-        for weights, node in zip(RK45.A[1:], RK45.C[1:], strict=True):
-            slopes.append(derivative((time + node * step)[:, 0], state + step * _sum(weights, slopes), rows))
-        new = state + step * _sum(RK45.B, slopes)
-        slopes.append(derivative((time + step)[:, 0], new, rows))
-        error = (step * _sum(RK45.E, slopes)) / (atol + rtol * torch.maximum(state.abs(), new.abs()))
-        norm = torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs())[:, None]
-        if not norm.isfinite().all():
-            raise UserError("likelihood: the network's output isn't finite; the model is broken, or the images are")
-        accepted = norm < 1
-        time = torch.where(accepted, time + step, time)
-        state = torch.where(accepted, new, state)
-        first = torch.where(accepted, slopes[-1], first)
-        step = step * (0.9 * norm**-0.2).clamp(0.2, 10).clamp(max=torch.where(accepted, 10.0, 1.0))
-        if (~accepted & (step < MIN_STEP)).any():
-            raise UserError(f"likelihood: no step is short enough for rtol={rtol} and atol={atol}; raise them")
-        going = (span[1] - time > MIN_STEP / 1e3)[:, 0]  # the last step may miss the end by a rounding error
-        result[rows[~going]] = state[~going]
-        rows, time, step, state, first = (v[going] for v in (rows, time, step, state, first))
-    return result
-
-
-def _sum(weights: np.ndarray, slopes: list[Tensor]) -> Tensor:
-    return sum((w * k for w, k in zip(weights.tolist(), slopes, strict=False)), torch.zeros(1, dtype=torch.float64))
+def _norm(error: Tensor) -> Tensor:
+    """A row's last entry, the trace, must be as exact as the rest are on average."""
+    return torch.maximum(rms(error[:, :-1]), error[:, -1].abs())

@@ -19,15 +19,23 @@ def _sampler(value: str) -> dict[str, Any]:
     return {"scheduler": name, "num_inference_steps": int(steps)}
 
 
+def _predictor(value: str) -> dict[str, Any]:
+    name, corrections, steps = value.split(":")
+    return {"predictor": name, "num_corrector_steps": int(corrections), "num_inference_steps": int(steps)}
+
+
 SWEEPS: dict[str, Callable[[str], dict[str, Any]]] = {
     "num_inference_steps": lambda value: {"num_inference_steps": int(value)},
     "guidance_scale": lambda value: {"guidance_scale": float(value)},
     "eta": lambda value: {"eta": float(value)},
     "scheduler": lambda value: {"scheduler": value},
     "sampler": _sampler,
+    "predictor": _predictor,
+    "tolerance": lambda value: {"predictor": "probability_flow", "num_corrector_steps": 0, "tolerance": float(value)},
     "checkpoint": lambda value: {"checkpoint": value},
 }
 """What can be swept: a value, as it is written, to the options that it changes."""
+HOW = {"sampler": "NAME:STEPS", "predictor": "NAME:CORRECTOR_STEPS:STEPS"}
 
 
 @dataclass(kw_only=True)
@@ -106,7 +114,7 @@ def settings_of(config: EvaluateConfig) -> list[Setting]:
             except UserError:
                 raise
             except ValueError:
-                how = "NAME:STEPS" if parameter == "sampler" else "a number"
+                how = HOW.get(parameter, "a number")
                 raise UserError(f"--sweep {parameter}: {value!r} is not {how}") from None
             settings.append(Setting(changed, parameter, value))
     return settings

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines import ScoreSdePipeline
 from pipelines.backbones import num_class_embeds, trained_size
 from pipelines.denoiser import Denoiser
 from pipelines.labels import ClassLabels, label_conditions
 from pipelines.prediction import NoiseLevel, Prediction
 from pipelines.samplers import make_sampler
 from pipelines.schedulers import family
+from pipelines.sde import TRAINED_FROM
 from pipelines.unet import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.objectives.paths import EdmPath, StraightPath
@@ -33,8 +35,13 @@ class ForwardProcess:
     log_ratios: tuple[float, float]
 
 
-def forward_process(scheduler: Any) -> ForwardProcess:
+def forward_process(pipeline: UnconditionalPipeline) -> ForwardProcess:
     """The forward process of a model, by whichever of the schedulers that fit it."""
+    if isinstance(pipeline, ScoreSdePipeline):
+        sde = pipeline.sde
+        limits = sde.log_ratio(TRAINED_FROM), sde.log_ratio(1.0)
+        return ForwardProcess(lambda log_ratio: sde.level(sde.time(log_ratio)), limits)
+    scheduler: Any = pipeline.scheduler
     config, kind = scheduler.config, family(scheduler)
     if kind == "flow":
         straight = StraightPath(num_train_timesteps=config.num_train_timesteps)
@@ -66,7 +73,8 @@ def make_denoiser(pipeline: UnconditionalPipeline, conditions: dict[str, Tensor]
         conditions: keyword arguments of the network, each with a row per image, (N, ...).
         rows: the images that it is called for, int64 (B,).
     """
-    predict = pipeline._predictor(make_sampler(pipeline.scheduler))
+    known = isinstance(pipeline, ScoreSdePipeline)
+    predict = pipeline.predictor() if known else pipeline._predictor(make_sampler(pipeline.scheduler))
     own = {name: values[rows.to(values.device)] for name, values in conditions.items()}
     device = pipeline._execution_device
 

@@ -33,7 +33,7 @@ class SweepPoint:
     @property
     def line(self) -> str:
         """Name of the line that it is on: its sampler's, empty in other sweeps."""
-        return str(self.value).rpartition(":")[0] if self.parameter in ("sampler", "scheduler") else ""
+        return str(self.value).rpartition(":")[0] if self.parameter in ("sampler", "scheduler", "predictor") else ""
 
 
 @dataclass

@@ -207,7 +207,7 @@ class Study:
             num_images=config.num_images,
             features=features,
             sampler={
-                "scheduler": config.scheduler or type(pipeline.scheduler).__name__,
+                "scheduler": config.scheduler or config.predictor or type(pipeline.scheduler).__name__,
                 "num_inference_steps": config.num_inference_steps,
                 "nfe": self.nfe[0],
                 "guidance_scale": 1.0 if config.guidance_scale is None else config.guidance_scale,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipelines import image_generators
+from pipelines import ScoreSdePipeline, image_generators
 from pipelines.labels import ClassLabels
 from pipelines.prediction import NoiseLevel, expand
 from pipelines.schedulers import family
@@ -86,7 +86,8 @@ def _reverse_steps(pipeline: UnconditionalPipeline, dtype: torch.dtype) -> Rever
         UserError: if the model isn't a discrete-time one, or the data aren't whole numbers.
     """
     scheduler = pipeline.scheduler
-    kind, variance_type = family(scheduler), scheduler.config.get("variance_type") or "fixed_small"
+    kind = "score-based" if isinstance(pipeline, ScoreSdePipeline) else family(scheduler)
+    variance_type = scheduler.config.get("variance_type") or "fixed_small"
     if kind != "discrete":
         raise UserError(f"likelihood: a {kind} model has no variational bound of T steps; take bits_per_dim")
     if variance_type not in VARIANCES:

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from pipelines.prediction import NoiseLevel, Prediction, PredictionType
+from pipelines.sde import TRAINED_FROM, Sde, VarianceExplodingSde
 from snowmelt.objectives.reverse_steps import ReverseSteps
 
 
@@ -202,3 +203,46 @@ class EdmPath:
     def for_latents(self) -> "EdmPath":
         """The path with sigma_data = 1."""
         return replace(self, sigma_data=1.0)
+
+
+@dataclass(frozen=True)
+class SdePath:
+    """A linear SDE in continuous time, from `TRAINED_FROM` to 1 (Song et al. 2021, section 3).
+
+    Args:
+        sde: the SDE, which pipelines sample by too.
+    """
+
+    sde: Sde
+    domain: str = "unit"
+
+    @property
+    def fourier(self) -> bool:
+        """Whether the network needs `time_embedding_type="fourier"`, by which it predicts the score."""
+        return isinstance(self.sde, VarianceExplodingSde)
+
+    @property
+    def scheduler_prediction_type(self) -> str | None:
+        """The score for the VE SDE; that of the others' chains can be configured."""
+        return "score" if self.fourier else None
+
+    def time(self, s: Tensor) -> Tensor:
+        """The draw, scaled to (TRAINED_FROM, 1)."""
+        return TRAINED_FROM + (1 - TRAINED_FROM) * s
+
+    def level(self, t: Tensor) -> NoiseLevel:
+        """The SDE's."""
+        return self.sde.level(t)
+
+    def prediction_type(self, name: str) -> PredictionType:
+        """The score for the VE SDE, and for the others one of "epsilon", "sample" and "v_prediction"."""
+        known = ("score",) if self.fourier else ("epsilon", "sample", "v_prediction")
+        return PredictionType(_known(name, "SDE", known))
+
+    def scheduler(self, prediction_type: str) -> SchedulerMixin:
+        """What holds the SDE's parameters."""
+        return self.sde.scheduler(prediction_type)
+
+    def for_latents(self) -> "SdePath":
+        """The same path, which neither clips nor scales by the data."""
+        return self

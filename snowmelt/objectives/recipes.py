@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from pipelines.sde import SubVpSde, VarianceExplodingSde, VariancePreservingSde
 from snowmelt.errors import UserError
 from snowmelt.objectives.importance import LossHistory
 from snowmelt.objectives.objective import Objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, StraightPath
+from snowmelt.objectives.paths import DiscretePath, EdmPath, SdePath, StraightPath
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, LOSS_SECOND_MOMENT
 from snowmelt.objectives.weights import VLB, WEIGHTS
 from snowmelt.options import ObjectiveOptions
@@ -19,6 +20,10 @@ RECIPES: dict[str, Objective] = {
     "flow": Objective(StraightPath(), "flow_prediction", timestep_sampling="logit_normal"),
     "edm": Objective(EdmPath(), "edm", timestep_sampling="log_normal"),
     "mixture": Objective(StraightPath(), "sample"),
+    # The weight that an error of the score has is sigma^2 (Song et al. 2021, section 3.3), which is 1 on that of eps.
+    "ve": Objective(SdePath(VarianceExplodingSde()), "score", weight="snr"),
+    "vp": Objective(SdePath(VariancePreservingSde()), "epsilon"),
+    "subvp": Objective(SdePath(SubVpSde()), "epsilon"),
 }
 
 DEFAULT = "flow"

@@ -93,7 +93,8 @@ def _call(facts: Facts, folder: Path) -> str:
     words = ['"a red circle"'] if facts.by_text else []
     if facts.network.get("num_class_embeds") or facts.index and facts.index.values.get("id2label"):
         words.append("class_labels=0")
-    words.append("num_inference_steps=50")
+    # The steps of an SDE must be short beside its noise, which those of other samplers needn't.
+    words.append("num_inference_steps=" + ("500" if _class_of(folder) == "ScoreSdePipeline" else "50"))
     # Where this clips the predicted x0, it must step with the noise that fits the clipped one; ours does so by itself.
     return ", ".join([*words, *(["use_clipped_model_output=True"] if _class_of(folder) == "DDIMPipeline" else [])])
 

@@ -1,6 +1,6 @@
 """Text-to-image models from scratch, with a text encoder that is trained with them or a pretrained one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from pipelines.text2img import TextPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions, load_captioned
+from snowmelt.errors import UserError
 from snowmelt.objectives import describe, make_objective
+from snowmelt.objectives.paths import SdePath
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, encode_images
@@ -112,6 +114,9 @@ class TextToImageTask(CaptionTask):
         Raises:
             UserError: for options or data that can't be trained on.
         """
+        objective = make_objective(config, latent=config.autoencoder is not None)
+        if isinstance(objective.path, SdePath):
+            raise UserError(f"--objective {config.objective}: is for train_unconditional.py; take another")
         vae = load_autoencoder(config.autoencoder) if config.autoencoder else None
         images, captions = load_captioned(
             config, config.caption_column, skip_empty=config.skip_empty_captions, most=config.max_train_samples
@@ -119,7 +124,7 @@ class TextToImageTask(CaptionTask):
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae.to(accelerator.device), pixels) if vae else pixels
         channels = space.channels(images)  # or they don't fit, which is known before anything is made
-        objective = replace(make_objective(config, latent=vae is not None), bin_width=space.bin_width(images))
+        objective = replace(objective, bin_width=space.bin_width(images))
         check_steps(objective.scheduler(), config)
         conditioning = CaptionConditioning(captions, config.caption_dropout)
         tokenizer, text_encoder = _text_parts(config, captions, conditioning.texts)

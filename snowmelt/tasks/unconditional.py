@@ -12,14 +12,18 @@ from pipelines import (
     LatentTransformerPipeline,
     PixelDiffusionPipeline,
     PixelTransformerPipeline,
+    ScoreSdePipeline,
 )
+from pipelines.sde import SubVpSde
 from pipelines.unet import UnconditionalPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.conditioning import make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
+from snowmelt.errors import UserError
 from snowmelt.objectives import describe, make_objective
+from snowmelt.objectives.paths import SdePath
 from snowmelt.options import UnconditionalConfig
 from snowmelt.sample_grids import check_steps, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
@@ -57,6 +61,8 @@ class UnconditionalTask(DiffusionTask):
             UserError: for options or data that can't be trained on.
         """
         objective = make_objective(config, latent=config.autoencoder is not None)
+        if isinstance(objective.path, SdePath) and config.backbone != "unet":
+            raise UserError(f"--backbone {config.backbone}: {config.objective} is for --backbone unet alone; take that")
         check_steps(objective.scheduler(), config)
         accelerator.print(describe(config, objective))
         vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
@@ -75,6 +81,7 @@ class UnconditionalTask(DiffusionTask):
             channels=channels,
             out_channels=2 * channels if objective.learns_variance else channels,
             num_class_embeds=conditioning.num_class_embeds,
+            fourier=isinstance(objective.path, SdePath) and objective.path.fourier,
             seed=config.seed,
         )
         if config.gradient_checkpointing:
@@ -122,12 +129,14 @@ class UnconditionalTask(DiffusionTask):
             "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
         }
         parts = networks[self.component], self.objective.scheduler()
+        vae = self.space.vae if isinstance(self.space, LatentSpace) else None
+        if isinstance(self.objective.path, SdePath):
+            name = "subvp" if isinstance(self.objective.path.sde, SubVpSde) else None
+            return ScoreSdePipeline(*parts, **settings, sde=name, vae=vae)
         _, in_pixels, in_latents = BACKBONES[self.config.backbone]
-        made: UnconditionalPipeline
-        if isinstance(self.space, LatentSpace):
-            made = in_latents(self.space.vae, *parts, **settings)
-        else:
-            made = in_pixels(*parts, **settings)
+        made: UnconditionalPipeline = (
+            in_pixels(*parts, **settings) if vae is None else in_latents(vae, *parts, **settings)
+        )
         return made
 
     def save(self, networks: Networks, folder: Path | None) -> dict[str, float]:

@@ -8,22 +8,25 @@ import pytest
 import torch
 from diffusers import ConfigMixin, DDPMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from scipy.integrate import quad, solve_ivp
+from scipy.integrate import RK45, quad, solve_ivp
 from scipy.stats import norm
 
 from pipelines import PixelDiffusionPipeline, make_scheduler
+from pipelines.ode import ERROR, FIFTH_ORDER, NODES, STAGES, integrate
+from pipelines.sde import SDES
 from snowmelt.errors import UserError
-from snowmelt.evaluation.likelihood import _draw, bits_per_dim, integrate
+from snowmelt.evaluation.likelihood import _draw, bits_per_dim
 from snowmelt.evaluation.variational_bound import variational_bound
 from snowmelt.objectives import RECIPES, Objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath
+from snowmelt.objectives.paths import DiscretePath, EdmPath, SdePath
 from snowmelt.spaces import PixelSpace
+from tests.pipelines.mixture import Pixels, draw, mixture_pipeline
 from tests.pipelines.models import tiny_pipeline
 from tests.pipelines.test_latent import pipeline_of
 
 SIDE, SIGMA_DATA = 4, 0.5
 D = SIDE**2
-OBJECTIVES = RECIPES | {
+OBJECTIVES = {name: o for name, o in RECIPES.items() if not isinstance(o.path, SdePath)} | {
     "zero_snr": Objective(DiscretePath("linear", zero_snr=True), "v_prediction"),
     "few_steps": Objective(DiscretePath("squaredcos_cap_v2", 50), "v_prediction"),
     "edm_epsilon": Objective(EdmPath(), "epsilon"),
@@ -158,6 +161,17 @@ def test_normal_data(name):
     torch.testing.assert_close(bits, closed_form(images, Normal, 0, math.inf), atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("name", SDES)
+def test_mixture_under_sdes(name):
+    """To less than a thousandth of a bit."""
+    pipeline = mixture_pipeline(name, kind=Pixels, value_range=(-1.0, 1.0))
+    images = draw(8)
+    bits = bits_per_dim(pipeline, images, rtol=1e-6, atol=1e-6)
+    exact = Pixels.bits(images, *(math.exp(pipeline.sde.log_ratio(t)) for t in (1e-5, 1.0)))
+    assert exact.std() > 0.1
+    torch.testing.assert_close(bits, exact, atol=1e-4, rtol=0)
+
+
 def test_trace_is_without_bias():
     """One probe of correlated data errs; many seeds err less and less, on either side."""
     images = normal_images(1)
@@ -262,6 +276,9 @@ def test_integrate_is_scipys():
         calls.append(rows.tolist())
         return -rates[rows] * y + (rates[rows] * t[:, None]).sin()
 
+    rows = [(stage, RK45.A[i, :i]) for i, stage in enumerate(STAGES, 1)]
+    for ours, scipys in (*rows, (NODES, RK45.C[1:]), (FIFTH_ORDER, RK45.B), (ERROR, RK45.E)):
+        np.testing.assert_allclose(ours, scipys, rtol=1e-15)
     ours = integrate(derivative, start, (-1.0, 2.0), 1e-8, 1e-8)
     for rate, y0, got in zip(rates.numpy(), start.numpy(), ours.numpy(), strict=True):
         alone = partial(lambda rate, t, y: -rate * y + np.sin(rate * t), rate)
@@ -272,13 +289,17 @@ def test_integrate_is_scipys():
 
 
 def test_integrate_gives_up():
-    with pytest.raises(UserError, match="isn't finite"):
+    with pytest.raises(ValueError, match="isn't finite"):
         integrate(lambda t, y, rows: y / 0, torch.ones(1, 2).double(), (0.0, 1.0), 1e-5, 1e-5)
     noise = torch.Generator().manual_seed(0)
-    with pytest.raises(UserError, match="raise them"):
+    with pytest.raises(ValueError, match="raise them"):
         integrate(
             lambda t, y, rows: torch.randn(y.shape, generator=noise), torch.ones(1, 2).double(), (0, 1), 1e-9, 1e-9
         )
+    broken = Normal.of(RECIPES["v"])
+    broken.unet.forward = lambda sample, *args, **kwargs: (sample / 0,)
+    with pytest.raises(UserError, match="likelihood: the network's output isn't finite"):
+        bits_per_dim(broken, normal_images())
 
 
 def noised(objective: Objective, clip: bool = False, **options) -> PixelDiffusionPipeline:
@@ -416,6 +437,8 @@ def test_bad_input():
         variational_bound(pipeline, images, num_timesteps=51)
     with pytest.raises(UserError, match="take bits_per_dim"):
         variational_bound(Normal.of(RECIPES["flow"], value_range=None), images)
+    with pytest.raises(UserError, match="a score-based model has no variational bound"):
+        variational_bound(mixture_pipeline("subvp"), torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(UserError, match="take bits_per_dim"):
         variational_bound(Normal.of(RECIPES["v"]), normal_images())
     pipeline.scheduler.register_to_config(variance_type="learned")

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from diffusers import DDPMScheduler
 
+from pipelines import ScoreSdePipeline
 from snowmelt.evaluation import classifier
 from tests.hostile.conftest import Refuse
 from tests.hostile.models import (
@@ -24,7 +26,7 @@ from tests.hostile.models import (
     put,
     remove,
 )
-from tests.pipelines.models import seal, tiny_pipeline
+from tests.pipelines.models import seal, tiny_pipeline, tiny_unet
 from tests.pipelines.test_text2img import make as make_text2img
 
 STATE = "checkpoint-5/trainer_state.json"
@@ -38,6 +40,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seal(root / "good/checkpoint-5")
     tiny_pipeline().save_pretrained(root / "plain")
     make_text2img(latent=False).save_pretrained(root / "text")
+    ScoreSdePipeline(tiny_unet(), DDPMScheduler()).save_pretrained(root / "vp")
     put("secret.txt", "secret")(root)
     put("pytorch_lora_weights.safetensors", "x")(root / "lora")
     put("trainer_state.json", "{}")(root / "good/checkpoint-6")
@@ -173,6 +176,24 @@ def test_checkpoints(refuse: Refuse, sandbox: Path, damage: Damage, line: str) -
         ("--model good --eta 2", "--eta"),
         ("--model good --eta 0.5", "eta: DDPMScheduler takes none"),
         ("--model good --scheduler flow-euler", "--scheduler: 'flow-euler' doesn't fit this discrete model"),
+        (
+            "--model good --num_corrector_steps 1",
+            "--num_corrector_steps: is for score-based SDEs",
+        ),
+        (
+            "--model plain --predictor ancestral",
+            "--predictor: is for .*; choose its --scheduler instead",
+        ),
+        ("--model vp --scheduler ddim", "--scheduler ddim: this model is a score-based SDE; choose its --predictor"),
+        ("--model vp --eta 0.5", "--eta: is for --scheduler ddim, and this model is a score-based SDE"),
+        ("--model vp --predictor euler", "argument --predictor: invalid choice: 'euler'"),
+        ("--model vp --snr 0", "--snr: must be more than 0"),
+        ("--model vp --predictor none", "num_corrector_steps: must be at least 1 with predictor='none'"),
+        (
+            "--model vp --sweep predictor=ancestral:2",
+            "--sweep predictor: 'ancestral:2' is not NAME:CORRECTOR",
+        ),
+        ("--model vp --sweep tolerance=x", "--sweep tolerance: 'x' is not a number"),
         ("--model good --sweep steps=2", "--sweep steps=2: must be PARAMETER=VALUE"),
         ("--model good --sweep eta=x", "--sweep eta: 'x' is not a number"),
         ("--model good --sweep checkpoint=9", "--checkpoint 9: good has"),

@@ -48,6 +48,7 @@ CASES = [
     (U + "--seed 0x10", "^error: argument --seed: invalid int value: '0x10'"),
     (U + "--seed", "^error: argument --seed: expected one argument"),
     (U + "--learning_rate 1e999", "^error: --learning_rate: must be at least 0, got inf$"),
+    (T + "--objective ve", "^error: --objective ve: is for train_unconditional.py; take another"),
     (U + "--learning_rate fast", "^error: argument --learning_rate: invalid float value: 'fast'"),
     (U + "--learning_rate 1,5", "^error: argument --learning_rate: invalid float value: '1,5'"),
     (U + "--ddpm_num_steps 1", "^error: --ddpm_num_steps: must be at least 2 and at most 100000, got 1$"),
@@ -65,6 +66,7 @@ CASES = [
         "^error: --ddpm_beta_start 0.03: must be less than --ddpm_beta_end, 0.02$",
     ),
     (U + "--ddpm_beta_end 1", "^error: --ddpm_beta_end: must be more than 0 and less than 1, got 1.0$"),
+    (U + "--objective vp --backbone dit", "^error: --backbone dit: vp is for --backbone unet alone"),
     (U + "--variance_type learned", "^error: argument --variance_type: invalid choice: 'learned'"),
     (
         U + "--logging_dir ../..",

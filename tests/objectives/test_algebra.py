@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler, EDMEulerScheduler
 from pipelines.denoiser import Predictor
 from pipelines.prediction import PredictionType, expand
 from pipelines.samplers import make_sampler
+from pipelines.sde import SDES
 from snowmelt.objectives import RECIPES, Objective, make_objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, Path, StraightPath
+from snowmelt.objectives.paths import DiscretePath, EdmPath, Path, SdePath, StraightPath
 from snowmelt.options import ObjectiveOptions
 
 DISCRETE = [name for name, o in RECIPES.items() if isinstance(o.path, DiscretePath)]
@@ -203,6 +204,32 @@ def test_a_path_knows_what_can_be_predicted_on_it(path: Path, name: str) -> None
 def test_prediction_type_is_given_only_where_the_scheduler_cannot_be():
     given = {name: o.pipeline_prediction_type for name, o in RECIPES.items()}
     assert {name for name, kind in given.items() if kind} == {"mixture"}
+
+
+def test_score_based_objectives_weigh_the_noise_alike() -> None:
+    """An error of the score counts sigma^2 (Song et al. 2021, section 3.3): one of eps counts 1, at any time."""
+    for name in SDES:
+        objective = RECIPES[name]
+        t, _ = objective.draw_times(64, torch.Generator().manual_seed(0))
+        assert 1e-5 < t.min() < t.max() < 1
+        level = objective.path.level(t)
+        _, b = objective.coefficients(level)
+        torch.testing.assert_close(objective.weights(level) * b**2, torch.ones(64))
+    exploding = RECIPES["ve"].path
+    assert isinstance(exploding, SdePath)
+    assert exploding.fourier
+    for t in torch.tensor([[1e-5], [0.5], [1.0]]):
+        x_t = torch.randn(1, 4096) + exploding.level(t).sigma * torch.randn(1, 4096)
+        x, shown = fed(exploding, x_t, t)
+        assert x.std().item() == pytest.approx(1, abs=0.05)  # of unit data; the network sees nothing without bounds
+        torch.testing.assert_close(shown, exploding.level(t).sigma)
+    with pytest.raises(ValueError, match="prediction_type: 'epsilon' is none of the SDE's: score"):
+        Objective(exploding, "epsilon")
+    with pytest.raises(ValueError, match="prediction_type: 'score' is none of the SDE's: epsilon, sample"):
+        Objective(RECIPES["vp"].path, "score")
+
+
+def test_discrete_schedulers_know_the_prediction_type() -> None:
     for name in DISCRETE:
         assert RECIPES[name].scheduler().config.prediction_type == RECIPES[name].prediction_type
 

@@ -39,8 +39,9 @@ def test_loss_of_a_network_that_says_nothing(name):
     x0 = 0.5 * torch.randn(256, 3, 16, 16, generator=generator(1))
     losses = loss_of(objective, zero, x0, {})
     t, u = objective.draw_times(256, generator())
-    a, b = objective.coefficients(objective.path.level(t))
-    expected = a**2 * x0.square().flatten(1).mean(1) + b**2
+    level = objective.path.level(t)
+    a, b = objective.coefficients(level)
+    expected = (a**2 * x0.square().flatten(1).mean(1) + b**2) * objective.weights(level)
     torch.testing.assert_close(losses.loss, expected, atol=0.02, rtol=0.25)
     assert losses.loss.mean().item() == pytest.approx(expected.mean().item(), rel=0.02)
     assert torch.equal(losses.quantile, u)

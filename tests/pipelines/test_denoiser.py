@@ -60,6 +60,22 @@ def test_guidance_is_a_matter_of_the_noise_level(interval: tuple[float, float], 
     assert len(network.sample) == passes
 
 
+def test_guidance_at_noise_levels_of_their_own() -> None:
+    """Each image as by itself: guided, above the interval, and below it."""
+    unet = tiny_unet(1, 4)
+    predict = Predictor(unet, PredictionType("epsilon"))
+    labels, null = {"class_labels": torch.tensor([0, 1, 2])}, {"class_labels": torch.tensor([3, 3, 3])}
+    x_t = torch.randn(3, 1, 16, 16)
+    sigma = torch.tensor([1.0, 30.0, 0.01])
+    level = NoiseLevel(torch.ones(3), sigma, torch.tensor([500, 990, 10]), (1 + sigma**2).rsqrt())
+    together = guided(predict, labels, null, 3.0, (0.1, 10.0))(x_t, level).output
+    for i in range(3):
+        own = NoiseLevel(level.alpha[i], level.sigma[i], level.timestep[i], (1 + sigma[i] ** 2).rsqrt())
+        given = [{"class_labels": c["class_labels"][i : i + 1]} for c in (labels, null)]
+        alone = guided(predict, *given, 3.0, (0.1, 10.0))(x_t[i : i + 1], own).output
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
 def test_no_guidance_costs_nothing() -> None:
     network = Recorder(1)
     predict, labels = Predictor(network, PredictionType("sample")), {"class_labels": torch.arange(2.0)}

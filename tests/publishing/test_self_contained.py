@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from pipelines import PixelDiffusionPipeline
 from pipelines.bundle import TEXTS
+from pipelines.sde import SubVpSde
+from snowmelt.loading import load_pipeline
+from snowmelt.publishing.export import export
 
 STRANGER = """
 import sys
@@ -86,6 +90,29 @@ pipeline.save_pretrained(sys.argv[3])
         assert (again / name).read_text() == (published / name).read_text(), name
         assert str(published.parent) not in (again / name).read_text()
     assert np.array_equal(ours(again), ours(published))
+
+
+def test_a_trained_score_based_model(train, tmp_path):
+    """A run by the sub-VP SDE, exported, and sampled where neither package can be imported."""
+    run = train(tmp_path / "run", objective="subvp")
+    (tmp_path / "published").mkdir()
+    export(run, tmp_path / "published", "ada/digits", strip=False)
+    code = """
+pipeline = load(sys.argv[1], trust_remote_code=True)
+def draw(**options):
+    return pipeline(class_labels=1, output_type="np", generator=torch.Generator().manual_seed(3), **options).images
+images = [draw(num_inference_steps=3, num_corrector_steps=1), draw(predictor="probability_flow", tolerance=0.1)]
+np.save(sys.argv[2], np.concatenate(images))
+"""
+    done = stranger(code, tmp_path / "published", tmp_path / "images.npy")
+    assert done.returncode == 0, done.stderr
+    pipeline = load_pipeline(str(run))
+    assert type(pipeline.sde) is SubVpSde
+    options = {"class_labels": 1, "num_inference_steps": 3, "num_corrector_steps": 1, "output_type": "np"}
+    images = pipeline(generator=torch.Generator().manual_seed(3), **options).images
+    theirs = np.load(tmp_path / "images.npy")
+    assert np.array_equal(theirs[:1], images)
+    assert theirs[1].std() > 0
 
 
 def test_refused_without_trust(published):
