@@ -1,6 +1,6 @@
 """Text-to-image models from scratch, with a text encoder that is trained with them or a pretrained one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
