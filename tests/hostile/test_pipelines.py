@@ -357,7 +357,7 @@ def test_a_samplers_name_is_a_text(targets: dict[str, Any]) -> None:
     for name in (5, None, ["ddim"]):
         with pytest.raises(TypeError, match="^scheduler: must be named by a text"):
             make_scheduler(name, DDPMScheduler())
-    with pytest.raises(ValueError, match="^scheduler: 'dim' doesn't fit this discrete model; these do: ddpm, ddim"):
+    with pytest.raises(ValueError, match="^scheduler: 'dim' doesn't fit this discrete model; these do: ddpm, .*ddim"):
         make_scheduler("dim", DDPMScheduler())
 
 
