@@ -1,5 +1,6 @@
 """Pipelines of an unconditional network, or one on class labels: their parts and the call."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from pipelines.arguments import (
 )
 from pipelines.backbones import num_class_embeds
 from pipelines.base import ImagePipeline, SamplingOutput
+from pipelines.churn import check_churn
 from pipelines.denoiser import Denoiser, Predictor, conditioned, guided
 from pipelines.inversion import invert
 from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
@@ -92,6 +94,10 @@ class UnconditionalPipeline(ImagePipeline):
         num_inference_steps: int = 50,
         timesteps: list[float] | None = None,
         eta: float = 0.0,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         height: int | None = None,
@@ -112,6 +118,9 @@ class UnconditionalPipeline(ImagePipeline):
             num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
             timesteps: a list of times to use instead, where the scheduler takes one.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
+            s_churn: noise before the steps of Euler and Heun, all of them together (Karras et al. 2022, algorithm 2).
+            s_tmin, s_tmax: the least and the largest sigma / alpha at which it is added.
+            s_noise: its standard deviation over what would keep the noise level exact.
             generator: one, or B of them, which makes an image independent of its batch.
             latents: the initial noise, unit normal, (B, c, h, w): the network's channels, and for each side that of the
                 images, divided by an autoencoder's factor where there is one.
@@ -136,7 +145,8 @@ class UnconditionalPipeline(ImagePipeline):
         self._check_output_type(output_type, self.channels)
         shape = (batch_size, self.data_channels, *self._size(height, width))
         generator = check_generators(generator, batch_size)
-        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator)
+        churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
+        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
         denoiser = self._denoiser(self._predictor(sampler), batch_size, class_labels, guidance_scale, guidance_interval)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)

@@ -34,8 +34,11 @@ class Interpolation:
 
     def __init__(self, pipeline: Any, ends: Sequence[str], options: SamplerOptions, class_label: str | None) -> None:
         name = INVERTIBLE[family(pipeline.scheduler)]
-        if options.eta or not isinstance(pipeline.scheduler, SAMPLERS[family(pipeline.scheduler)][name].scheduler):
-            raise UserError(f"--interpolate: needs a deterministic sampler; add --scheduler {name}, without --eta")
+        fits = isinstance(pipeline.scheduler, SAMPLERS[family(pipeline.scheduler)][name].scheduler)
+        if options.eta or options.s_churn or not fits:
+            raise UserError(
+                f"--interpolate: needs a deterministic sampler; add --scheduler {name}, without --eta and --s_churn"
+            )
         if getattr(pipeline, "num_classes", 0) and class_label is None:
             raise UserError("--interpolate: stays in one class; add --class_label")
         self.pipeline = pipeline

@@ -175,6 +175,15 @@ def test_checkpoints(refuse: Refuse, sandbox: Path, damage: Damage, line: str) -
         ("--model plain --guidance_scale 2", "guidance_scale: must be 1, since this model was not trained"),
         ("--model good --eta 2", "--eta"),
         ("--model good --eta 0.5", "eta: DDPMScheduler takes none"),
+        ("--model good --s_churn 1", "s_churn: DDPMScheduler takes none; EDMEuler, EulerDiscrete and HeunDiscrete do"),
+        ("--model good --s_churn -1", "--s_churn: must be at least 0"),
+        ("--model good --s_noise 1.003", "--s_noise: is of the noise that --s_churn adds; give that too"),
+        (
+            "--model good --scheduler heun --s_churn 1 --s_tmin 2 --s_tmax 1",
+            "s_tmin: must be at most s_tmax, got 2 and 1",
+        ),
+        ("--model vp --s_churn 1", "--s_churn: is for --scheduler euler and heun, and this model is a score-based SDE"),
+        ("--model good --sweep s_churn=x", "--sweep s_churn: 'x' is not a number"),
         ("--model good --scheduler flow-euler", "--scheduler: 'flow-euler' doesn't fit this discrete model"),
         (
             "--model good --num_corrector_steps 1",

@@ -19,7 +19,7 @@ from diffusers import (
 )
 
 from pipelines import PixelDiffusionPipeline, SamplingOutput, fitting_schedulers, image_generators, make_scheduler
-from pipelines.samplers import LISTS
+from pipelines.sampler import LISTS
 from pipelines.schedulers import SAMPLERS
 from tests.pipelines.models import quiet, tiny_pipeline, tiny_unet
 
@@ -355,4 +355,8 @@ def test_image_generators() -> None:
 
 
 def test_fitting_schedulers_of_a_pipeline() -> None:
-    assert fitting_schedulers(tiny_pipeline(EDMEulerScheduler()).scheduler) == ["edm-euler", "edm-dpmsolver++"]
+    assert fitting_schedulers(tiny_pipeline(EDMEulerScheduler()).scheduler) == [
+        "edm-euler",
+        "edm-heun",
+        "edm-dpmsolver++",
+    ]
