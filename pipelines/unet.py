@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,8 @@ from pipelines.arguments import (
 from pipelines.backbones import num_class_embeds
 from pipelines.base import ImagePipeline, SamplingOutput
 from pipelines.churn import check_churn
-from pipelines.denoiser import Denoiser, Predictor, conditioned, guided
+from pipelines.denoiser import Denoiser, Predictor, autoguided, conditioned, guided
+from pipelines.guidance_model import check_guidance_model
 from pipelines.inversion import invert
 from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
 from pipelines.samplers import make_sampler
@@ -91,6 +93,7 @@ class UnconditionalPipeline(ImagePipeline):
         class_labels: ClassLabels | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_model: Any = None,
         num_inference_steps: int = 50,
         timesteps: list[float] | None = None,
         eta: float = 0.0,
@@ -115,6 +118,8 @@ class UnconditionalPipeline(ImagePipeline):
             class_labels: one label for all images or B of them, as numbers or names; None: the null class.
             guidance_scale: 1 for none; else null + scale * (conditional - null) (Ho & Salimans 2022, eq. 6).
             guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
+            guidance_model: a network that learned the same less well, to guide by in place of the null class:
+                guide + scale * (network - guide) (Karras et al. 2024, eq. 3).
             num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
             timesteps: a list of times to use instead, where the scheduler takes one.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
@@ -147,7 +152,8 @@ class UnconditionalPipeline(ImagePipeline):
         generator = check_generators(generator, batch_size)
         churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
         sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
-        denoiser = self._denoiser(self._predictor(sampler), batch_size, class_labels, guidance_scale, guidance_interval)
+        guidance = guidance_scale, guidance_interval, guidance_model
+        denoiser = self._denoiser(self._predictor(sampler), batch_size, class_labels, *guidance)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
         x = sampler.start(self._noise(shape, generator, latents))
@@ -161,6 +167,7 @@ class UnconditionalPipeline(ImagePipeline):
         class_labels: ClassLabels | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_model: Any = None,
         num_inference_steps: int = 50,
         num_fixed_point_iterations: int = 0,
     ) -> Tensor:
@@ -174,6 +181,7 @@ class UnconditionalPipeline(ImagePipeline):
             class_labels: as in a call.
             guidance_scale: as in a call.
             guidance_interval: as in a call.
+            guidance_model: as in a call.
             num_inference_steps: steps to undo; the more, the closer the call comes to the images.
             num_fixed_point_iterations: further network evaluations per step, which bring it closer too.
 
@@ -187,7 +195,7 @@ class UnconditionalPipeline(ImagePipeline):
         iterations = whole("num_fixed_point_iterations", num_fixed_point_iterations, 0, MOST_STEPS)
         x0 = self.encode(images).to(self._execution_device, torch.float32)
         predict = self._predictor(make_sampler(self.scheduler))
-        denoiser = self._denoiser(predict, len(x0), class_labels, guidance_scale, guidance_interval)
+        denoiser = self._denoiser(predict, len(x0), class_labels, guidance_scale, guidance_interval, guidance_model)
         sampler = make_sampler(make_scheduler(INVERTIBLE[family(self.scheduler)], self.scheduler))
         sampler.set_timesteps(num_inference_steps, None, self._execution_device)
         noise = invert(denoiser, sampler, x0, num_fixed_point_iterations=iterations, progress=self.progress_bar)
@@ -201,6 +209,7 @@ class UnconditionalPipeline(ImagePipeline):
         class_labels: ClassLabels | None,
         guidance_scale: float,
         guidance_interval: tuple[float, float] | None,
+        guidance_model: Any,
     ) -> Denoiser:
         """The network with labels and guidance as a call takes them."""
         scale = real("guidance_scale", guidance_scale)
@@ -212,10 +221,17 @@ class UnconditionalPipeline(ImagePipeline):
             batch_size=batch_size,
             device=self._execution_device,
         )
+        if guidance_model is not None:
+            check_guidance_model(guidance_model, self.network, self._execution_device)
+            guide = replace(predict, network=guidance_model, dtype=guidance_model.dtype)
+            return autoguided(predict, guide, conditions, scale, interval)
         if null_conditions is not None:
             return guided(predict, conditions, null_conditions, scale, interval)
         if scale != 1:
-            raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
+            raise ValueError(
+                "guidance_scale: must be 1, since this model was not trained with dropped labels, without a "
+                "guidance_model"
+            )
         return conditioned(predict, conditions)
 
 

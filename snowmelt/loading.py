@@ -30,11 +30,23 @@ class PipelineOptions(Config):
     torch_dtype: str = option(
         "float32", "precision of the network's passes", choices=("float32", "bfloat16", "float16")
     )
+    guidance_model: str | None = option(
+        None, "worse model to guide by in place of the null class (Karras et al. 2024), as --model names one"
+    )
+    guidance_checkpoint: str | None = option(
+        None, "checkpoint of it, by name or step; without --guidance_model, an earlier one of the model itself"
+    )
+    guidance_ema: float | None = option(None, "sigma_rel of its EMA, as --ema", above=0, maximum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is None:
             raise UserError("--model: needed; give the folder or the Hub repository of a pipeline")
+
+    @property
+    def is_autoguided(self) -> bool:
+        """Whether another model guides, or another state of the same."""
+        return bool(self.guidance_model or self.guidance_checkpoint or self.guidance_ema)
 
 
 @dataclass(kw_only=True)
@@ -45,8 +57,8 @@ class SamplerOptions(Config):
     num_inference_steps: int = option(50, "steps of the scheduler", minimum=1, maximum=100_000)
     scheduler: str | None = option(None, "sampler, such as ddim, unipc or flow-heun; the model's own by default")
     eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)", minimum=0, maximum=1)
-    s_churn: float = option(
-        0.0, "noise before the steps of euler and heun, all together (Karras et al. 2022)", minimum=0, maximum=100_000
+    s_churn: float | None = option(
+        None, "noise before the steps of euler and heun, all together (Karras et al. 2022)", minimum=0, maximum=100_000
     )
     s_tmin: float | None = option(None, "least sigma / alpha at which --s_churn adds noise (0)", minimum=0)
     s_tmax: float | None = option(None, "largest sigma / alpha at which it does (no limit)", minimum=0)
@@ -226,8 +238,8 @@ def _sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptio
             f"--{next(iter(chosen))}: is for score-based SDEs (--objective ve, vp or subvp), and this model is none; "
             "choose its --scheduler instead"
         )
-    churn = {name: value for name in CHURN_OPTIONS if (value := getattr(options, name)) is not None}
-    return {"eta": options.eta, "s_churn": options.s_churn} | churn
+    churn = {name: value for name in ("s_churn", *CHURN_OPTIONS) if (value := getattr(options, name)) is not None}
+    return {"eta": options.eta} | churn
 
 
 def labels_of(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:
