@@ -193,7 +193,8 @@ def check_folder(folder: Path, wanted: dict[str, Any], expected: set[str], overw
         differing = [name for name in wanted if saved.get(name) != wanted[name]]
         if differing:
             name = differing[0]
-            was = "other weights" if name.endswith("weights") else f"--{name} {saved.get(name)!r} (now {wanted[name]!r})"
+            was = f"--{name} {saved.get(name)!r} (now {wanted[name]!r})"
+            was = "other weights" if name.endswith("weights") else was
             raise UserError(f"{what} made with {was}; {advice}")
         return []
     return [path for path in own if path.name not in expected]

@@ -203,8 +203,9 @@ class Study:
             features["accuracy"] = self.extractor.accuracy
         scheduler = config.scheduler or config.predictor or type(pipeline.scheduler).__name__
         churn = f"s_churn {config.s_churn:g}" if config.s_churn else ""
-        guide = " ".join(filter(None, (config.guidance_model or "itself", config.guidance_checkpoint)))
-        guide = f"guided by {guide}" if config.is_autoguided else ""
+        guide = f"guided by {config.guidance_model or 'its own'}" if config.is_autoguided else ""
+        guide += f" checkpoint {config.guidance_checkpoint}" if config.guidance_checkpoint else ""
+        guide += f" EMA {config.guidance_ema:g}" if config.guidance_ema else ""
         return Report(
             model=model,
             weights=self.source.digest(),
