@@ -30,11 +30,14 @@ class Predictor:
         network: called as `network(sample, timestep=timestep, **conditions, return_dict=False)`, timestep (B,).
         prediction_type: how its output is read.
         dtype: of its input.
+        zero_channels: of its input, after those of x_t, that are 0 unless a concatenated condition is given: what it
+            was told in training of augmentation.
     """
 
     network: Callable[..., Any]
     prediction_type: PredictionType
     dtype: torch.dtype = torch.float32
+    zero_channels: int = 0
 
     def __call__(self, x_t: Tensor, level: NoiseLevel, conditions: Conditions) -> Prediction:
         """The prediction for x_t (B, C, H, W)."""
@@ -42,6 +45,8 @@ class Predictor:
         given = dict(conditions)
         if CONCATENATED in given:
             scaled = torch.cat([scaled, given.pop(CONCATENATED)], 1)
+        elif self.zero_channels:
+            scaled = torch.nn.functional.pad(scaled, (0, 0, 0, 0, 0, self.zero_channels))
         # Classes of diffusers differ in the order of their arguments, and some take no timestep for all images alike.
         timestep = level.timestep.to(x_t.device).expand(len(x_t))
         output = self.network(scaled.to(self.dtype), timestep=timestep, **given, return_dict=False)[0].float()

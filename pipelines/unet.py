@@ -42,6 +42,8 @@ class UnconditionalPipeline(ImagePipeline):
             "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
         value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
         id2label: names of the classes by number. A row of the network's label table beyond them is the null class.
+        augment_channels: of the network's input, the last ones, told it how images were augmented in training (Karras
+            et al. 2022, appendix F.2), and are 0 in sampling.
 
     Raises:
         TypeError: for parts or settings of another type.
@@ -57,6 +59,7 @@ class UnconditionalPipeline(ImagePipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        augment_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_parts(network, scheduler, self.COMPONENT)
@@ -67,11 +70,14 @@ class UnconditionalPipeline(ImagePipeline):
             raise ValueError(
                 f"id2label: names {len(names)} classes, and the network has {embeds or 'no'} rows for them"
             )
+        if augment_channels is not None:
+            whole("augment_channels", augment_channels, 0, network.config.in_channels - 1)
         self.register_modules(**{self.COMPONENT: network}, scheduler=scheduler)
         optional = {
             "prediction_type": prediction_type,
             "id2label": names,
             "value_range": None if value_range is None else check_value_range(value_range),
+            "augment_channels": augment_channels,
         }
         # Only what is set: diffusers' own pipelines then load a plain model without a word.
         self.register_to_config(**{k: v for k, v in optional.items() if v is not None})
@@ -254,8 +260,9 @@ class UNetPipeline(UnconditionalPipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        augment_channels: int | None = None,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range)
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range, augment_channels)
 
 
 class TransformerPipeline(UnconditionalPipeline):
@@ -277,5 +284,6 @@ class TransformerPipeline(UnconditionalPipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        augment_channels: int | None = None,
     ) -> None:
-        super().__init__(transformer, scheduler, prediction_type, id2label, value_range)
+        super().__init__(transformer, scheduler, prediction_type, id2label, value_range, augment_channels)
