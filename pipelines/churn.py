@@ -41,7 +41,7 @@ def check_churn(s_churn: Any, s_tmin: Any, s_tmax: Any, s_noise: Any) -> Churn:
         ValueError: for one out of its range.
     """
     low = real("s_tmin", s_tmin, 0)
-    high = math.inf if s_tmax == math.inf else real("s_tmax", s_tmax, 0)
+    high = math.inf if isinstance(s_tmax, float) and s_tmax == math.inf else real("s_tmax", s_tmax, 0)
     if low > high:
         raise ValueError(f"s_tmin: must be at most s_tmax, got {low:g} and {high:g}")
     return Churn(real("s_churn", s_churn, 0), low, high, real("s_noise", s_noise, 0))
