@@ -66,18 +66,20 @@ def main() -> None:
 
     from pipelines.backbones import trained_size
     from snowmelt.environment import check_fits, find_launch, use_all_cores
+    from snowmelt.guidance_model import guidance_arguments
     from snowmelt.interpolation import Interpolation
 
     use_all_cores(find_launch())
     state = PartialState(cpu=not torch.accelerator.is_available())
     pipeline = load(config).to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)
+    guidance = guidance_arguments(config, pipeline, config.guidance_scale, state.device)
     height, width = trained_size(pipeline.network)
     numbers = pipeline.data_channels * (height or 1) * (width or 1)
     check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
     between = None
     if config.interpolate:
-        between = Interpolation(pipeline, config.interpolate, config, config.class_label)
+        between = Interpolation(pipeline, config.interpolate, config, config.class_label, **guidance)
     folder = Path(config.output_dir)
     kept = settings(config)
     stale = check_folder(folder, kept, expected_files(config, pipeline), config.overwrite_output_dir)
@@ -91,7 +93,7 @@ def main() -> None:
         for start in range(0, len(indices), config.batch_size):
             batch = indices[start : start + config.batch_size]
             given = {} if between is None else {"latents": between.frames(batch, config.num_images)}
-            images = draw(pipeline, config, batch, **given).images
+            images = draw(pipeline, config, batch, **given, **guidance).images
             for index, image in zip(batch, images, strict=True):
                 save_image(image, folder / file_name(pipeline, index), config.bit_depth, value_range)
     state.wait_for_everyone()
@@ -101,7 +103,7 @@ def main() -> None:
         if is_drawable(pipeline):
             save_grid(config, pipeline, folder)
         if config.trajectory:
-            save_trajectory(config, pipeline, folder)
+            save_trajectory(config, pipeline, folder, **guidance)
         print(f"{config.num_images} images in {folder}")
     state.destroy_process_group()
 
@@ -157,11 +159,13 @@ def expected_files(config: GenerateConfig, pipeline: "PixelDiffusionPipeline") -
 
 def settings(config: GenerateConfig) -> dict[str, Any]:
     """All that an image of a given index depends on: the options, and the weights by their digest."""
+    from snowmelt.guidance_model import guidance_source
     from snowmelt.model_source import find_source
 
     source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
+    guide = {"guidance_weights": guidance_source(config).digest()} if config.is_autoguided else {}
     options = {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE}
-    return json.loads(json.dumps({"weights": source.digest(), **options}))
+    return json.loads(json.dumps({"weights": source.digest(), **guide, **options}))
 
 
 def check_folder(folder: Path, wanted: dict[str, Any], expected: set[str], overwrite: bool) -> list[Path]:
@@ -189,7 +193,8 @@ def check_folder(folder: Path, wanted: dict[str, Any], expected: set[str], overw
         differing = [name for name in wanted if saved.get(name) != wanted[name]]
         if differing:
             name = differing[0]
-            was = "other weights" if name == "weights" else f"--{name} {saved.get(name)!r} (now {wanted[name]!r})"
+            was = f"--{name} {saved.get(name)!r} (now {wanted[name]!r})"
+            was = "other weights" if name.endswith("weights") else was
             raise UserError(f"{what} made with {was}; {advice}")
         return []
     return [path for path in own if path.name not in expected]
@@ -222,12 +227,12 @@ def save_grid(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder
     image_grid(pixels.reshape(*pixels.shape[:3], -1), in_a_row).save(folder / "grid.png")
 
 
-def save_trajectory(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder: Path) -> None:
+def save_trajectory(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder: Path, **arguments: Any) -> None:
     """Draw the denoising trajectories of the first images, which are sampled again, alike by their generators."""
     from pipelines import save_gif, save_strip
 
     indices = list(range(min(config.num_images, TRAJECTORY_IMAGES)))
-    trajectory = draw(pipeline, config, indices, return_trajectory=True).trajectory
+    trajectory = draw(pipeline, config, indices, return_trajectory=True, **arguments).trajectory
     save_strip(trajectory, folder / "strip.png")
     save_gif(trajectory, folder / "trajectory.gif")
 

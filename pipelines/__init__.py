@@ -1,7 +1,7 @@
 """Diffusion pipelines: what users import, and what ships with the weights."""
 
 from pipelines.base import IMAGE_CHANNELS, SamplingOutput
-from pipelines.denoiser import Predictor, conditioned, guided
+from pipelines.denoiser import Predictor, autoguided, conditioned, guided
 from pipelines.inversion import slerp
 from pipelines.latent import LatentDiffusionPipeline, LatentTransformerPipeline
 from pipelines.pixel import PixelDiffusionPipeline, PixelTransformerPipeline
@@ -45,6 +45,7 @@ __all__ = [
     "TextToImagePipeline",
     "TextToImageTransformerPipeline",
     "Trajectory",
+    "autoguided",
     "conditioned",
     "fitting_schedulers",
     "guided",

@@ -62,8 +62,8 @@ class ImagePipeline(StoredPipeline):
 
     @property
     def data_channels(self) -> int:
-        """Of what the network denoises: all of its input, where no condition is concatenated to it."""
-        return self.network.config.in_channels
+        """Of what the network denoises: its input, but for what it was told there of augmentation."""
+        return self.network.config.in_channels - (self.config.get("augment_channels") or 0)
 
     @property
     def channels(self) -> int:
@@ -137,7 +137,12 @@ class ImagePipeline(StoredPipeline):
                 f"{2 * self.data_channels} output channels; this one has {self.network.config.out_channels}"
             )
         name = self.config.get("prediction_type")
-        return Predictor(self.network, PredictionType(name) if name else sampler.prediction_type, self.network.dtype)
+        return self._read(PredictionType(name) if name else sampler.prediction_type)
+
+    def _read(self, prediction_type: PredictionType) -> Predictor:
+        """The network, read as what it predicts, of images that aren't augmented."""
+        zeros = self.network.config.in_channels - self.data_channels
+        return Predictor(self.network, prediction_type, self.network.dtype, zeros)
 
     def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
         """Unit normal noise, float32 of that shape, which may have been given."""

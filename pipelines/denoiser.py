@@ -30,11 +30,14 @@ class Predictor:
         network: called as `network(sample, timestep=timestep, **conditions, return_dict=False)`, timestep (B,).
         prediction_type: how its output is read.
         dtype: of its input.
+        zero_channels: of its input, after those of x_t, that are 0 unless a concatenated condition is given: what it
+            was told in training of augmentation.
     """
 
     network: Callable[..., Any]
     prediction_type: PredictionType
     dtype: torch.dtype = torch.float32
+    zero_channels: int = 0
 
     def __call__(self, x_t: Tensor, level: NoiseLevel, conditions: Conditions) -> Prediction:
         """The prediction for x_t (B, C, H, W)."""
@@ -42,6 +45,8 @@ class Predictor:
         given = dict(conditions)
         if CONCATENATED in given:
             scaled = torch.cat([scaled, given.pop(CONCATENATED)], 1)
+        elif self.zero_channels:
+            scaled = torch.nn.functional.pad(scaled, (0, 0, 0, 0, 0, self.zero_channels))
         # Classes of diffusers differ in the order of their arguments, and some take no timestep for all images alike.
         timestep = level.timestep.to(x_t.device).expand(len(x_t))
         output = self.network(scaled.to(self.dtype), timestep=timestep, **given, return_dict=False)[0].float()
@@ -81,12 +86,10 @@ def guided(
         rescale: from 0 to 1, how much of the way to take the standard deviation over each image back to that of the
             output without guidance (Lin et al. 2024, eqs. 15 and 16).
     """
-    low, high = interval
     both = {name: torch.cat([null_conditions[name], value]) for name, value in conditions.items()}
 
     def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
-        ratio = level.sigma / level.alpha
-        inside = (low < ratio) & (ratio <= high)
+        inside = _inside(level, interval)
         if scale == 1 or not inside.any():
             return predict(x_t, level, conditions)
         twice = NoiseLevel._make(torch.cat([c, c]) if c is not None and c.ndim else c for c in level)
@@ -102,3 +105,44 @@ def guided(
         return Prediction(output, predict.prediction_type, x_t, level, variance)
 
     return denoise
+
+
+def autoguided(
+    predict: Predictor,
+    guide: Predictor,
+    conditions: Conditions,
+    scale: float,
+    interval: tuple[float, float] = (0.0, math.inf),
+) -> Denoiser:
+    """The network, guided away from a worse one: guide + scale * (network - guide) (Karras et al. 2024, eq. 3).
+
+    Outputs are combined, of which the expected x0 is a linear function. Each network is evaluated by itself. A learned
+    variance is the network's own.
+
+    Args:
+        predict: the network.
+        guide: one for the same data that learned the same less well, smaller or trained more shortly, read as the same
+            prediction type.
+        conditions: of both.
+        scale: 1 for no guidance.
+        interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
+    """
+
+    def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
+        prediction, inside = predict(x_t, level, conditions), _inside(level, interval)
+        if scale == 1 or not inside.any():
+            return prediction
+        worse = guide(x_t, level, conditions).output
+        output = worse + scale * (prediction.output - worse)
+        if inside.ndim:  # noise levels of their own, some of which may be outside
+            output = torch.where(expand(inside, x_t), output, prediction.output)
+        return prediction.with_output(output)
+
+    return denoise
+
+
+def _inside(level: NoiseLevel, interval: tuple[float, float]) -> Tensor:
+    """Whether sigma / alpha lies in an interval, () or (B,)."""
+    low, high = interval
+    ratio = level.sigma / level.alpha
+    return (low < ratio) & (ratio <= high)

@@ -4,28 +4,41 @@ import inspect
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pipelines.arguments import MOST_STEPS, check_timesteps, whole
+from pipelines.churn import Churn
 from pipelines.prediction import PREDICTION_TYPES, NoiseLevel, Prediction, PredictionType
 
 LISTS = "DDPM, EulerDiscrete, HeunDiscrete, DPMSolverMultistep, DPMSolverSinglestep and FlowMatchEulerDiscrete"
+CHURNING = "EDMEuler, EulerDiscrete and HeunDiscrete"
 
 
 class Sampler:
     """Adapter of a stock scheduler; see `make_sampler`. Evaluations of the network are numbered from 0."""
 
     CONTINUOUS = False  # whether its times are real numbers
+    CHURNS = False  # whether noise may be added before its steps
 
     def __init__(
-        self, scheduler: Any, eta: float = 0.0, generator: torch.Generator | list[torch.Generator] | None = None
+        self,
+        scheduler: Any,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        churn: Churn | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self.order: int = scheduler.order  # evaluations per step
         self.prediction_type = self._prediction_type()  # what `scheduler.step` takes a network's output for
         self.first = 0
+        self.generator = generator
         accepted = inspect.signature(scheduler.step).parameters
         if eta and "eta" not in accepted:
             raise ValueError(f"eta: {type(scheduler).__name__} takes none; DDIMScheduler does")
+        self.churn = churn or Churn()
+        if self.churn.s_churn and not self.CHURNS:
+            raise ValueError(f"s_churn: {type(scheduler).__name__} takes none; {CHURNING} do")
         # Where DDIM clips the predicted x0, it must step with the noise that fits it; diffusers does so only if asked.
         arguments = {"eta": eta, "generator": generator, "use_clipped_model_output": True}
         self._step_arguments = {name: value for name, value in arguments.items() if name in accepted}
@@ -71,14 +84,14 @@ class Sampler:
             ValueError: for a strength that leaves no step.
         """
         if image is None:
-            return noise * self.scheduler.init_noise_sigma
+            return self._churned(noise * self.scheduler.init_noise_sigma, self.first)
         steps = self._steps()
         left = int(steps * strength)
         if not 1 <= left <= steps:
             raise ValueError(f"strength: {strength} of {steps} steps is {left}; it must be from 1 / {steps} to 1")
-        self._skip((steps - left) * self.scheduler.order)
+        self._skip((steps - left) * self.order)
         level = self.level(self.first)
-        return self._from_x_t(level.alpha * image + level.sigma * noise, level)
+        return self._churned(self._from_x_t(level.alpha * image + level.sigma * noise, level), self.first)
 
     def to_noise(self, x: Tensor) -> Tensor:
         """The noise that `start` makes this state x of, (B, C, H, W)."""
@@ -105,14 +118,36 @@ class Sampler:
             x: the state at that evaluation, (B, C, H, W).
         """
         output, t = prediction.convert(self.prediction_type), self.scheduler.timesteps[i]
-        return self.scheduler.step(output, t, x, **self._step_arguments, return_dict=False)[0]
+        x = self.scheduler.step(output, t, x, **self._step_arguments, return_dict=False)[0]
+        return self._churned(x, i + 1)
+
+    def _churned(self, x: Tensor, i: int) -> Tensor:
+        """The state x with the noise that is added before evaluation i, whose level rises by as much.
+
+        The schedulers' own `s_churn` adds it after the evaluation, of which it knows nothing then.
+        """
+        scheduler = self.scheduler
+        if not self.churn.s_churn or i % self.order or i == len(scheduler.timesteps):
+            return x
+        sigma = float(scheduler.sigmas[i])
+        raised = self.churn.raised(sigma, self._steps())
+        if raised == sigma:
+            return x
+        scheduler.sigmas[i] = raised
+        scheduler.timesteps[i] = self._time(scheduler.sigmas[i])
+        noise = randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        return x + noise * (self.churn.s_noise * (raised**2 - sigma**2) ** 0.5)
+
+    def _time(self, sigma: Tensor) -> Any:
+        """What the network is shown of a sigma that isn't among the scheduler's."""
+        raise NotImplementedError
 
     def _from_x_t(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         return x_t  # the inverse of the method of that name
 
     def _steps(self) -> int:
         """Steps laid out; those of second-order schedulers but the last have two evaluations each."""
-        return -(len(self.scheduler.timesteps) // -self.scheduler.order)
+        return -(len(self.scheduler.timesteps) // -self.order)
 
     def _skip(self, evaluations: int) -> None:
         self.first = evaluations

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.churn import Churn
+from pipelines.edm import SOLVER_ORDER, EDMEulerSampler, EDMHeunSampler, EDMSampler
 from pipelines.prediction import NoiseLevel, Prediction, PredictionType
 from pipelines.sampler import Sampler
 
@@ -77,6 +79,16 @@ class SigmaSampler(Sampler):
 
     def _from_x_t(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         return x_t / level.alpha
+
+
+class EulerSampler(SigmaSampler):
+    """Euler and Heun, which may begin their steps with more noise."""
+
+    CHURNS = True
+
+    def _time(self, sigma: Tensor) -> Any:
+        trained = (1 / self.scheduler.alphas_cumprod - 1).log() / 2
+        return float(self.scheduler._sigma_to_t(sigma.numpy(), trained.cpu().numpy()))
 
 
 class KDPM2Sampler(SigmaSampler):
@@ -158,33 +170,13 @@ class FlowSampler(Sampler):
         self.scheduler.set_timesteps(sigmas=[t / trained for t in timesteps], device=device)
 
 
-class EDMSampler(Sampler):
-    """The variance-exploding path x_t = x0 + sigma eps of Karras et al. 2022."""
-
-    CONTINUOUS = True
-
-    def _prediction_type(self) -> PredictionType:
-        return PredictionType("edm", self.scheduler.config.sigma_data)
-
-    def level(self, i: int) -> NoiseLevel:
-        """alpha = 1, and c_in as the input scale (Karras et al. 2022, eq. 7)."""
-        sigma = self.scheduler.sigmas[i]
-        one = torch.ones_like(sigma)
-        return NoiseLevel(one, sigma, self.scheduler.timesteps[i], self.scheduler.precondition_inputs(one, sigma))
-
-    def x_t(self, x: Tensor, i: int) -> Tensor:
-        """The state x itself: the input scale is in the level."""
-        self.scheduler.scale_model_input(x, self.scheduler.timesteps[i])  # which it wants to have been asked
-        return x
-
-
 ADAPTERS: dict[str, type[Sampler]] = {
     "DDPMScheduler": DDPMSampler,
     "DDIMScheduler": ChainSampler,
     "PNDMScheduler": PNDMSampler,
-    "EulerDiscreteScheduler": SigmaSampler,
+    "EulerDiscreteScheduler": EulerSampler,
     "EulerAncestralDiscreteScheduler": SigmaSampler,
-    "HeunDiscreteScheduler": SigmaSampler,
+    "HeunDiscreteScheduler": EulerSampler,
     "KDPM2DiscreteScheduler": KDPM2Sampler,
     "KDPM2AncestralDiscreteScheduler": KDPM2AncestralSampler,
     "LMSDiscreteScheduler": LMSSampler,
@@ -194,13 +186,16 @@ ADAPTERS: dict[str, type[Sampler]] = {
     "DEISMultistepScheduler": MultistepSampler,
     "FlowMatchEulerDiscreteScheduler": FlowSampler,
     "FlowMatchHeunDiscreteScheduler": FlowSampler,
-    "EDMEulerScheduler": EDMSampler,
+    "EDMEulerScheduler": EDMEulerSampler,
     "EDMDPMSolverMultistepScheduler": EDMSampler,
 }
 
 
 def make_sampler(
-    scheduler: Any, eta: float = 0.0, generator: torch.Generator | list[torch.Generator] | None = None
+    scheduler: Any,
+    eta: float = 0.0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    churn: Churn | None = None,
 ) -> Sampler:
     """The adapter of a stock scheduler.
 
@@ -208,9 +203,11 @@ def make_sampler(
         scheduler: the scheduler, whose state changes as it steps.
         eta: noise of DDIM, from 0 to 1 (Song et al. 2021, eq. 16).
         generator: of the steps' noise, if they have any: one, or one per image.
+        churn: noise that is added before the steps of Euler and Heun (Karras et al. 2022); None for none.
 
     Raises:
-        ValueError: for a scheduler of another kind, an `eta` that it doesn't know, or an unknown prediction type.
+        ValueError: for a scheduler of another kind, an `eta` or `churn` that it doesn't know, or an unknown prediction
+            type.
     """
     kinds = (ADAPTERS[c.__name__] for c in type(scheduler).__mro__ if c.__name__ in ADAPTERS)
     adapter = next(kinds, None)
@@ -218,4 +215,6 @@ def make_sampler(
         raise ValueError(f"scheduler: {type(scheduler).__name__} is of no kind that is known here")
     if adapter is MultistepSampler and scheduler.config.get("use_flow_sigmas"):
         adapter = FlowMultistepSampler
-    return adapter(scheduler, eta, generator)
+    if adapter is EDMEulerSampler and scheduler.config.get("solver_order") == SOLVER_ORDER:
+        adapter = EDMHeunSampler
+    return adapter(scheduler, eta, generator, churn)

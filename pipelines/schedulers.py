@@ -26,6 +26,7 @@ from diffusers import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from pipelines.arguments import brief
+from pipelines.edm import SOLVER_ORDER
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class NamedSampler:
 
     Attributes:
         scheduler: its class.
-        settings: arguments that differ from the model's own.
+        settings: arguments that differ from the model's own; those that its class doesn't take are left in its
+            configuration, for our adapter.
         refuses: predictions that it doesn't implement.
         needs_signal: goes astray where an epsilon is predicted from (almost) pure noise, as cosine betas have it.
     """
@@ -91,6 +93,7 @@ SAMPLERS: dict[str, dict[str, NamedSampler]] = {
     },
     "edm": {
         "edm-euler": NamedSampler(EDMEulerScheduler),
+        "edm-heun": NamedSampler(EDMEulerScheduler, {"solver_order": SOLVER_ORDER}),
         "edm-dpmsolver++": NamedSampler(EDMDPMSolverMultistepScheduler),
     },
 }
@@ -156,4 +159,6 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
         if config["clip_sample"] and "clip_sample" not in sampler.accepts and config.get("clip_sample_range", 1) == 1:
             # Dynamic thresholding with these values clips to [-1, 1].
             config |= {"thresholding": True, "dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
-    return sampler.scheduler(**{k: v for k, v in (config | sampler.settings).items() if k in sampler.accepts})
+    made = sampler.scheduler(**{k: v for k, v in (config | sampler.settings).items() if k in sampler.accepts})
+    made.register_to_config(**{k: v for k, v in sampler.settings.items() if k not in sampler.accepts})
+    return made

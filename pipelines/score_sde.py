@@ -39,6 +39,7 @@ class ScoreSdePipeline(UNetPipeline):
         value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
         sde: "ve", "vp" or "subvp"; None: "ve" or "vp", by the scheduler.
         vae: an autoencoder of diffusers, where the network works on its latents.
+        augment_channels: of the network's input, as in `UnconditionalPipeline`.
 
     Raises:
         TypeError: for parts or settings of another type.
@@ -58,8 +59,9 @@ class ScoreSdePipeline(UNetPipeline):
         value_range: tuple[float, float] | None = None,
         sde: str | None = None,
         vae: Any = None,
+        augment_channels: int | None = None,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range)
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range, augment_channels)
         make_sde(scheduler, sde)
         if vae is not None and not isinstance(vae, torch.nn.Module):
             raise TypeError(f"vae: must be an autoencoder of diffusers, got {type(vae).__name__}")
@@ -85,7 +87,7 @@ class ScoreSdePipeline(UNetPipeline):
                 f"unet: its Fourier features of the noise level are rounded to {features.dtype}, which loses it; load "
                 "the model in float32, and run it under torch.autocast for speed"
             )
-        return Predictor(self.network, PredictionType(name), self.network.dtype)
+        return self._read(PredictionType(name))
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]  # what chooses a sampler here is none of a chain's arguments

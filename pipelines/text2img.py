@@ -1,5 +1,6 @@
 """Images from texts, by a network in pixels or in the latent space of an autoencoder."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from pipelines.arguments import (
 )
 from pipelines.backbones import size_multiple
 from pipelines.base import ImagePipeline, SamplingOutput
+from pipelines.churn import check_churn
 from pipelines.denoiser import conditioned, guided
 from pipelines.samplers import make_sampler
 from pipelines.sampling import sample
@@ -116,6 +118,10 @@ class TextPipeline(ImagePipeline):
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
@@ -145,6 +151,9 @@ class TextPipeline(ImagePipeline):
             negative_prompt: what to be guided away from: one for all or one for each prompt; the empty one by default.
             num_images_per_prompt: N; B is the number of prompts times N.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
+            s_churn: noise before the steps of Euler and Heun, all of them together (Karras et al. 2022, algorithm 2).
+            s_tmin, s_tmax: the least and the largest sigma / alpha at which it is added.
+            s_noise: its standard deviation over what would keep the noise level exact.
             generator: one, or B of them, which makes an image independent of its batch.
             latents: the initial noise, unit normal, (B, c, h, w) as the network's data.
             prompt_embeds: text embeddings (prompts, L, D) in place of `prompt`; see `encode_prompt`.
@@ -189,7 +198,8 @@ class TextPipeline(ImagePipeline):
         rescale = real("guidance_rescale", guidance_rescale, 0, 1)
         interval = check_interval("guidance_interval", guidance_interval)
         generator = check_generators(generator, batch_size)
-        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator)
+        churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
+        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
         predict = self._predictor(sampler)
         denoiser = conditioned(predict, conditions)
         if null_conditions is not None:

@@ -1,6 +1,8 @@
 """Pipelines of an unconditional network, or one on class labels: their parts and the call."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +22,9 @@ from pipelines.arguments import (
 )
 from pipelines.backbones import num_class_embeds
 from pipelines.base import ImagePipeline, SamplingOutput
-from pipelines.denoiser import Denoiser, Predictor, conditioned, guided
+from pipelines.churn import check_churn
+from pipelines.denoiser import Denoiser, Predictor, autoguided, conditioned, guided
+from pipelines.guidance_model import check_guidance_model
 from pipelines.inversion import invert
 from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
 from pipelines.samplers import make_sampler
@@ -38,6 +42,8 @@ class UnconditionalPipeline(ImagePipeline):
             "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
         value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
         id2label: names of the classes by number. A row of the network's label table beyond them is the null class.
+        augment_channels: of the network's input, the last ones, told it how images were augmented in training (Karras
+            et al. 2022, appendix F.2), and are 0 in sampling.
 
     Raises:
         TypeError: for parts or settings of another type.
@@ -53,6 +59,7 @@ class UnconditionalPipeline(ImagePipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        augment_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_parts(network, scheduler, self.COMPONENT)
@@ -63,11 +70,14 @@ class UnconditionalPipeline(ImagePipeline):
             raise ValueError(
                 f"id2label: names {len(names)} classes, and the network has {embeds or 'no'} rows for them"
             )
+        if augment_channels is not None:
+            whole("augment_channels", augment_channels, 0, network.config.in_channels - 1)
         self.register_modules(**{self.COMPONENT: network}, scheduler=scheduler)
         optional = {
             "prediction_type": prediction_type,
             "id2label": names,
             "value_range": None if value_range is None else check_value_range(value_range),
+            "augment_channels": augment_channels,
         }
         # Only what is set: diffusers' own pipelines then load a plain model without a word.
         self.register_to_config(**{k: v for k, v in optional.items() if v is not None})
@@ -89,9 +99,14 @@ class UnconditionalPipeline(ImagePipeline):
         class_labels: ClassLabels | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_model: Any = None,
         num_inference_steps: int = 50,
         timesteps: list[float] | None = None,
         eta: float = 0.0,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         height: int | None = None,
@@ -109,9 +124,14 @@ class UnconditionalPipeline(ImagePipeline):
             class_labels: one label for all images or B of them, as numbers or names; None: the null class.
             guidance_scale: 1 for none; else null + scale * (conditional - null) (Ho & Salimans 2022, eq. 6).
             guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
+            guidance_model: a network that learned the same less well, to guide by in place of the null class:
+                guide + scale * (network - guide) (Karras et al. 2024, eq. 3).
             num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
             timesteps: a list of times to use instead, where the scheduler takes one.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
+            s_churn: noise before the steps of Euler and Heun, all of them together (Karras et al. 2022, algorithm 2).
+            s_tmin, s_tmax: the least and the largest sigma / alpha at which it is added.
+            s_noise: its standard deviation over what would keep the noise level exact.
             generator: one, or B of them, which makes an image independent of its batch.
             latents: the initial noise, unit normal, (B, c, h, w): the network's channels, and for each side that of the
                 images, divided by an autoencoder's factor where there is one.
@@ -136,8 +156,10 @@ class UnconditionalPipeline(ImagePipeline):
         self._check_output_type(output_type, self.channels)
         shape = (batch_size, self.data_channels, *self._size(height, width))
         generator = check_generators(generator, batch_size)
-        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator)
-        denoiser = self._denoiser(self._predictor(sampler), batch_size, class_labels, guidance_scale, guidance_interval)
+        churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
+        sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
+        guidance = guidance_scale, guidance_interval, guidance_model
+        denoiser = self._denoiser(self._predictor(sampler), batch_size, class_labels, *guidance)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
         x = sampler.start(self._noise(shape, generator, latents))
@@ -151,6 +173,7 @@ class UnconditionalPipeline(ImagePipeline):
         class_labels: ClassLabels | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_model: Any = None,
         num_inference_steps: int = 50,
         num_fixed_point_iterations: int = 0,
     ) -> Tensor:
@@ -164,6 +187,7 @@ class UnconditionalPipeline(ImagePipeline):
             class_labels: as in a call.
             guidance_scale: as in a call.
             guidance_interval: as in a call.
+            guidance_model: as in a call.
             num_inference_steps: steps to undo; the more, the closer the call comes to the images.
             num_fixed_point_iterations: further network evaluations per step, which bring it closer too.
 
@@ -177,7 +201,7 @@ class UnconditionalPipeline(ImagePipeline):
         iterations = whole("num_fixed_point_iterations", num_fixed_point_iterations, 0, MOST_STEPS)
         x0 = self.encode(images).to(self._execution_device, torch.float32)
         predict = self._predictor(make_sampler(self.scheduler))
-        denoiser = self._denoiser(predict, len(x0), class_labels, guidance_scale, guidance_interval)
+        denoiser = self._denoiser(predict, len(x0), class_labels, guidance_scale, guidance_interval, guidance_model)
         sampler = make_sampler(make_scheduler(INVERTIBLE[family(self.scheduler)], self.scheduler))
         sampler.set_timesteps(num_inference_steps, None, self._execution_device)
         noise = invert(denoiser, sampler, x0, num_fixed_point_iterations=iterations, progress=self.progress_bar)
@@ -191,6 +215,7 @@ class UnconditionalPipeline(ImagePipeline):
         class_labels: ClassLabels | None,
         guidance_scale: float,
         guidance_interval: tuple[float, float] | None,
+        guidance_model: Any,
     ) -> Denoiser:
         """The network with labels and guidance as a call takes them."""
         scale = real("guidance_scale", guidance_scale)
@@ -202,10 +227,17 @@ class UnconditionalPipeline(ImagePipeline):
             batch_size=batch_size,
             device=self._execution_device,
         )
+        if guidance_model is not None:
+            check_guidance_model(guidance_model, self.network, self._execution_device)
+            guide = replace(predict, network=guidance_model, dtype=guidance_model.dtype)
+            return autoguided(predict, guide, conditions, scale, interval)
         if null_conditions is not None:
             return guided(predict, conditions, null_conditions, scale, interval)
         if scale != 1:
-            raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
+            raise ValueError(
+                "guidance_scale: must be 1, since this model was not trained with dropped labels, without a "
+                "guidance_model"
+            )
         return conditioned(predict, conditions)
 
 
@@ -228,8 +260,9 @@ class UNetPipeline(UnconditionalPipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        augment_channels: int | None = None,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range)
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range, augment_channels)
 
 
 class TransformerPipeline(UnconditionalPipeline):
@@ -251,5 +284,6 @@ class TransformerPipeline(UnconditionalPipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        augment_channels: int | None = None,
     ) -> None:
-        super().__init__(transformer, scheduler, prediction_type, id2label, value_range)
+        super().__init__(transformer, scheduler, prediction_type, id2label, value_range, augment_channels)

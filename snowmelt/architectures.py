@@ -179,6 +179,7 @@ def make_network(
     out_channels: int | None = None,
     vae_scale_factor: int = 1,
     fourier: bool = False,
+    dropout: float | None = None,
     **conditions: Any,
 ) -> Any:
     """A freshly initialized network for data (channels, resolution, resolution), which is images or their latents.
@@ -194,6 +195,7 @@ def make_network(
         out_channels: of the output; those of the data by default.
         vae_scale_factor: side of an image over that of the data.
         fourier: see the noise level by random Fourier features of its logarithm.
+        dropout: its probability; None for that of the configuration.
         conditions: what else the network is conditioned on, as its `Architecture` takes it.
 
     Raises:
@@ -206,6 +208,8 @@ def make_network(
     config |= {"out_channels": channels if out_channels is None else out_channels}
     if fourier:
         config |= {"time_embedding_type": "fourier"}
+    if dropout is not None:
+        config |= {"dropout": dropout}
     try:
         config |= architecture.conditions(config, **conditions)
         if config_name_or_path:

@@ -27,20 +27,32 @@ class Interpolation:
         ends: two images: numbers, as generate.py counts them, or files.
         options: of the sampler; files are encoded as they say.
         class_label: of all frames, for a model of classes.
+        guidance_model: as the pipeline takes it.
 
     Raises:
         UserError: if the images can't be had, or the model and its sampler can't go from one to the other.
     """
 
-    def __init__(self, pipeline: Any, ends: Sequence[str], options: SamplerOptions, class_label: str | None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        ends: Sequence[str],
+        options: SamplerOptions,
+        class_label: str | None,
+        guidance_model: Any = None,
+    ) -> None:
         name = INVERTIBLE[family(pipeline.scheduler)]
-        if options.eta or not isinstance(pipeline.scheduler, SAMPLERS[family(pipeline.scheduler)][name].scheduler):
-            raise UserError(f"--interpolate: needs a deterministic sampler; add --scheduler {name}, without --eta")
+        fits = isinstance(pipeline.scheduler, SAMPLERS[family(pipeline.scheduler)][name].scheduler)
+        if options.eta or options.s_churn or not fits:
+            raise UserError(
+                f"--interpolate: needs a deterministic sampler; add --scheduler {name}, without --eta and --s_churn"
+            )
         if getattr(pipeline, "num_classes", 0) and class_label is None:
             raise UserError("--interpolate: stays in one class; add --class_label")
         self.pipeline = pipeline
         self.options = options
         self.class_label = class_label
+        self.guidance_model = guidance_model
         self.first, self.second = (self._noise(end) for end in ends)
 
     def frames(self, indices: Sequence[int], count: int) -> Tensor:
@@ -60,6 +72,7 @@ class Interpolation:
                 read_image(pipeline, end),
                 class_labels=labels_of(pipeline, [0], self.class_label),
                 num_inference_steps=self.options.num_inference_steps,
+                guidance_model=self.guidance_model,
                 **guidance,
             )[0].cpu()
         except ValueError as error:

@@ -14,6 +14,8 @@ from snowmelt.errors import UserError
 if TYPE_CHECKING:
     from pipelines import PixelDiffusionPipeline
 
+CHURN_OPTIONS = ("s_tmin", "s_tmax", "s_noise")
+
 
 @dataclass(kw_only=True)
 class PipelineOptions(Config):
@@ -28,11 +30,23 @@ class PipelineOptions(Config):
     torch_dtype: str = option(
         "float32", "precision of the network's passes", choices=("float32", "bfloat16", "float16")
     )
+    guidance_model: str | None = option(
+        None, "worse model to guide by in place of the null class (Karras et al. 2024), as --model names one"
+    )
+    guidance_checkpoint: str | None = option(
+        None, "checkpoint of it, by name or step; without --guidance_model, an earlier one of the model itself"
+    )
+    guidance_ema: float | None = option(None, "sigma_rel of its EMA, as --ema", above=0, maximum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is None:
             raise UserError("--model: needed; give the folder or the Hub repository of a pipeline")
+
+    @property
+    def is_autoguided(self) -> bool:
+        """Whether another model guides, or another state of the same."""
+        return bool(self.guidance_model or self.guidance_checkpoint or self.guidance_ema)
 
 
 @dataclass(kw_only=True)
@@ -43,6 +57,14 @@ class SamplerOptions(Config):
     num_inference_steps: int = option(50, "steps of the scheduler", minimum=1, maximum=100_000)
     scheduler: str | None = option(None, "sampler, such as ddim, unipc or flow-heun; the model's own by default")
     eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)", minimum=0, maximum=1)
+    s_churn: float | None = option(
+        None, "noise before the steps of euler and heun, all together (Karras et al. 2022)", minimum=0, maximum=100_000
+    )
+    s_tmin: float | None = option(None, "least sigma / alpha at which --s_churn adds noise (0)", minimum=0)
+    s_tmax: float | None = option(None, "largest sigma / alpha at which it does (no limit)", minimum=0)
+    s_noise: float | None = option(
+        None, "standard deviation of that noise, over what keeps the noise level exact (1)", minimum=0, maximum=1000
+    )
     predictor: str | None = option(
         None,
         "of a score-based SDE, in place of a scheduler: the step from one time to the next",
@@ -71,6 +93,9 @@ class SamplerOptions(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in CHURN_OPTIONS:
+            if getattr(self, name) is not None and not self.s_churn:
+                raise UserError(f"--{name}: is of the noise that --s_churn adds; give that too")
         if len(self.guidance_interval) not in (0, 2):
             raise UserError(f"--guidance_interval: takes LO and HI, got {len(self.guidance_interval)} numbers")
         if self.guidance_interval and not self.guidance_interval[0] < self.guidance_interval[1]:
@@ -201,17 +226,20 @@ def _sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptio
 
     chosen = {name: value for name in SDE_OPTIONS if (value := getattr(options, name)) is not None}
     if isinstance(pipeline, ScoreSdePipeline):
-        if options.eta:
-            raise UserError(
-                "--eta: is for --scheduler ddim, and this model is a score-based SDE; choose its --predictor"
-            )
+        for name, fitting in (("eta", "ddim"), ("s_churn", "euler and heun")):
+            if getattr(options, name):
+                raise UserError(
+                    f"--{name}: is for --scheduler {fitting}, and this model is a score-based SDE; choose its "
+                    "--predictor"
+                )
         return chosen
     if chosen:
         raise UserError(
             f"--{next(iter(chosen))}: is for score-based SDEs (--objective ve, vp or subvp), and this model is none; "
             "choose its --scheduler instead"
         )
-    return {"eta": options.eta}
+    churn = {name: value for name in ("s_churn", *CHURN_OPTIONS) if (value := getattr(options, name)) is not None}
+    return {"eta": options.eta} | churn
 
 
 def labels_of(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:

@@ -71,7 +71,22 @@ class ModelOptions(Config):
     )
     class_conditional: bool = option(False, "condition on the label column")
     label_dropout: float = option(0.1, "fraction of labels dropped, for classifier-free guidance", minimum=0, below=1)
+    dropout: float | None = option(
+        None, "probability of dropout in the network's blocks; that of its configuration by default", minimum=0, below=1
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+
+
+@dataclass(kw_only=True)
+class AugmentationOptions(Config):
+    """Augmentation."""
+
+    augment_p: float = option(
+        0.0,
+        "probability of each geometric augmentation, of which the network is told (Karras et al. 2022, appendix F.2)",
+        minimum=0,
+        maximum=1,
+    )
 
 
 @dataclass(kw_only=True)
@@ -261,5 +276,7 @@ class DiffusionConfig(HubOptions, SampleOptions, TrainingConfig):
 
 
 @dataclass(kw_only=True)
-class UnconditionalConfig(ObjectiveOptions, LatentOptions, ModelOptions, ValidationOptions, DiffusionConfig):
+class UnconditionalConfig(
+    ObjectiveOptions, LatentOptions, AugmentationOptions, ModelOptions, ValidationOptions, DiffusionConfig
+):
     """Train an unconditional or class-conditional diffusion model, of pixels or latents."""

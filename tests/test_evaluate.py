@@ -1,5 +1,6 @@
 """evaluate.py on an untrained model of the digits, in this process where possible."""
 
+import copy
 import json
 import os
 import subprocess
@@ -163,20 +164,28 @@ def test_report(
     assert f"| Frechet distance | lower | {ours['fd']:.4g} | {real['fd']:.4g} |" in text
 
 
-def test_samples_are_those_of_the_options(model: Path, words: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Image i from (seed, i), classes in turn, at 8 bits; distances of just those."""
+@pytest.mark.parametrize("by", ["checkpoint", "guidance_checkpoint"])
+def test_samples_are_those_of_the_options(
+    by: str, model: Path, words: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Image i from (seed, i), classes in turn, at 8 bits; distances of just those.
+
+    Of the checkpoint, guided by its null class, or of the model, guided by the checkpoint.
+    """
     from snowmelt.config import parse
 
-    options = {"seed": 3, "guidance_scale": 2.0, "checkpoint": "20", "scheduler": "flow-heun"}
+    options = {"seed": 3, "guidance_scale": 2.0, by: "20", "scheduler": "flow-heun"}
     config = parse(EvaluateConfig, words(tmp_path, **options))
     PartialState._reset_state()
     study = Study(config, PartialState(cpu=True))
     report = study.run()
     pipeline = tiny_pipeline(FlowMatchEulerDiscreteScheduler(), num_class_embeds=11)
     pipeline.scheduler = make_scheduler("flow-heun", pipeline.scheduler)
-    pipeline.unet.conv_out.weight.data.mul_(0.5)
+    guide = None if by == "checkpoint" else copy.deepcopy(pipeline.unet)
+    (guide or pipeline.unet).conv_out.weight.data.mul_(0.5)
     images = pipeline(
         24,
+        guidance_model=guide,
         class_labels=[i % 10 for i in range(24)],
         guidance_scale=2.0,
         num_inference_steps=2,
@@ -187,6 +196,9 @@ def test_samples_are_those_of_the_options(model: Path, words: Callable[..., list
     real = study.extractor(study.real.batch(np.arange(400)))
     assert report.results[0].value == pytest.approx(FrechetDistance(real)(features), rel=1e-3)
     assert report.sampler["nfe"] == 3  # Heun's second evaluation of the last step isn't taken
+    if guide is not None:
+        assert report.sampler["scheduler"] == "flow-heun, guided by its own checkpoint 20"
+        return
     assert report.model == f"{model} (checkpoint-20)"
     assert (report.weights, report.checkpoint) == (find_source(str(model), checkpoint="20").digest(), "checkpoint-20")
 

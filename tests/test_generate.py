@@ -57,6 +57,30 @@ def test_a_score_based_model(models: Path, tmp_path: Path, monkeypatch: pytest.M
         assert abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 
+def test_guidance_by_another_state_of_the_model(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its average here; settings.json knows whose weights guided."""
+    flags = ["--guidance_ema", "0.05", "--guidance_scale", "2", "--guidance_interval", "0.1", "9", "--num_images", "2"]
+    folder = run(monkeypatch, models / "classes", tmp_path / "a", *flags)
+    pipeline, guide = tiny_pipeline(channels=3, num_class_embeds=4), tiny_unet(3, 4)
+    guide.conv_out.weight.data.mul_(0.5)
+    guidance = {"guidance_scale": 2.0, "guidance_interval": (0.1, 9.0)}
+    given = {"class_labels": [0, 1], "num_inference_steps": 2, **guidance}
+    expected = pipeline(2, guidance_model=guide, generator=image_generators(0, range(2)), **given).images
+    others = pipeline(2, generator=image_generators(0, range(2)), **given).images
+    for ours, theirs, other in zip(pixels(folder), expected, others, strict=True):
+        assert abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
+        assert abs(ours.astype(int) - np.asarray(other)).max() > 5
+    (tmp_path / "m").mkdir()
+    small = tiny_pipeline(channels=3, num_class_embeds=4, id2label={0: "ant", 1: "bee", 2: "2"})
+    small.save_pretrained(tmp_path / "m")
+    flags[:2] = ["--guidance_model", str(tmp_path / "m")]
+    again = run(monkeypatch, models / "classes", tmp_path / "b", *flags)
+    small.unet.conv_out.weight.data.mul_(2)
+    small.save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match="made with other weights"):
+        run(monkeypatch, models / "classes", again, *flags)
+
+
 def test_images_are_those_of_their_indices(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes in turn, generators by index: the same from any batch size."""
     folder = run(monkeypatch, models / "classes", tmp_path / "a", "--num_images", "5", "--batch_size", "2")

@@ -33,6 +33,7 @@ VARIANTS = {
         "low_discrepancy": True,
     },
     "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
+    "dropout and augmentation": {"dropout": 0.2, "augment_p": 0.3, "objective": "edm"},
     "importance sampling": {
         "objective": "improved_ddpm",
         "ddpm_num_steps": 10,  # so that each has had its losses before the interruption

@@ -58,8 +58,13 @@ def check_memory(count: int, numbers: int) -> None:
         )
 
 
-def evaluations(pipeline: UnconditionalPipeline, options: SamplerOptions) -> int:
+def evaluations(pipeline: UnconditionalPipeline, options: SamplerOptions, **arguments: Any) -> int:
     """Evaluations of the network per image, found by beginning to sample one, or by sampling it with an adaptive ODE.
+
+    Args:
+        pipeline: the pipeline.
+        options: of sampling.
+        arguments: further ones of the pipeline.
 
     Raises:
         UserError: for whatever the pipeline or its scheduler refuse.
@@ -73,7 +78,7 @@ def evaluations(pipeline: UnconditionalPipeline, options: SamplerOptions) -> int
     handle = pipeline.network.register_forward_hook(lambda *_: calls.append(None))
     try:
         with contextlib.suppress(_Begun):
-            sample(pipeline, options, [0], callback_on_step_end=None if adaptive else stop)
+            sample(pipeline, options, [0], callback_on_step_end=None if adaptive else stop, **arguments)
     except UserError:
         raise
     except Exception as error:  # of a configuration that anybody may have written, to whom it would be a traceback
@@ -102,6 +107,7 @@ def draw(
     *,
     prepare: Callable[[Tensor], Tensor],
     keep: int,
+    **arguments: Any,
 ) -> Samples:
     """Sample images 0 to count - 1, classes in turn.
 
@@ -116,12 +122,13 @@ def draw(
         state: the processes.
         prepare: makes of images (B, C, H, W) in [0, 1] what the extractor sees and what is kept.
         keep: how many images to return.
+        arguments: further ones of the pipeline.
     """
     start = time.monotonic()
     batches = [range(i, min(i + options.batch_size, count)) for i in range(0, count, options.batch_size)]
     own = []
     for batch in (batches[i] for i in turns(len(batches), state)):
-        images = prepare(sample(pipeline, options, batch, output_type="pt").images.float().cpu())
+        images = prepare(sample(pipeline, options, batch, output_type="pt", **arguments).images.float().cpu())
         own.append((batch.start, extractor(images), images[: max(0, keep - batch.start)]))
     parts = sorted({part[0]: part for part in gather_object(own)}.values(), key=lambda part: part[0])
     classes = pipeline.num_classes

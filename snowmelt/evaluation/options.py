@@ -28,6 +28,7 @@ SWEEPS: dict[str, Callable[[str], dict[str, Any]]] = {
     "num_inference_steps": lambda value: {"num_inference_steps": int(value)},
     "guidance_scale": lambda value: {"guidance_scale": float(value)},
     "eta": lambda value: {"eta": float(value)},
+    "s_churn": lambda value: {"s_churn": float(value)},
     "scheduler": lambda value: {"scheduler": value},
     "sampler": _sampler,
     "predictor": _predictor,

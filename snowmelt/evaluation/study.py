@@ -25,6 +25,7 @@ from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.evaluation.report import Report, SweepPoint, check_output
 from snowmelt.evaluation.table import Images
+from snowmelt.guidance_model import guidance_arguments
 from snowmelt.loading import choose_pipeline, set_scheduler
 from snowmelt.model_source import find_source
 from snowmelt.options import DataOptions, ImageOptions
@@ -58,7 +59,7 @@ class Study:
         shape = self._shape(pipeline)
         kept = math.prod(shape) if self._keeps() else 0
         check_memory(config.num_images, kept + FEATURES)
-        self.nfe = [evaluations(self.pipeline(setting.config), setting.config) for setting in self.settings]
+        self.nfe = [self._evaluations(setting.config) for setting in self.settings]
         self.real = self._load(pipeline, Split(config.split))
         held_out = config.held_out_split and Split(config.held_out_split, "held_out_split")
         self.held_out = self._load(pipeline, held_out) if held_out else None
@@ -146,7 +147,15 @@ class Study:
     def _draw(self, pipeline: UnconditionalPipeline, setting: Setting, keep: int) -> Samples:
         prepare = rounded if self.real.cache.dtype == "uint8" else torch.clone
         count, options = self.config.num_images, setting.config
-        return draw(pipeline, options, count, self.extractor, self.state, prepare=prepare, keep=keep)
+        guidance = self._guidance(pipeline, options)
+        return draw(pipeline, options, count, self.extractor, self.state, prepare=prepare, keep=keep, **guidance)
+
+    def _guidance(self, pipeline: UnconditionalPipeline, config: EvaluateConfig) -> dict[str, Any]:
+        return guidance_arguments(config, pipeline, config.guidance_scale, self.state.device)
+
+    def _evaluations(self, config: EvaluateConfig) -> int:
+        pipeline = self.pipeline(config)
+        return evaluations(pipeline, config, **self._guidance(pipeline, config))
 
     def _compare(self, samples: Samples) -> list[table.Result]:
         images = Images(samples.features, samples.labels)
@@ -192,6 +201,11 @@ class Study:
         features: dict[str, Any] = {"name": self.extractor.name}
         if self.extractor.accuracy is not None:
             features["accuracy"] = self.extractor.accuracy
+        scheduler = config.scheduler or config.predictor or type(pipeline.scheduler).__name__
+        churn = f"s_churn {config.s_churn:g}" if config.s_churn else ""
+        guide = f"guided by {config.guidance_model or 'its own'}" if config.is_autoguided else ""
+        guide += f" checkpoint {config.guidance_checkpoint}" if config.guidance_checkpoint else ""
+        guide += f" EMA {config.guidance_ema:g}" if config.guidance_ema else ""
         return Report(
             model=model,
             weights=self.source.digest(),
@@ -207,7 +221,7 @@ class Study:
             num_images=config.num_images,
             features=features,
             sampler={
-                "scheduler": config.scheduler or config.predictor or type(pipeline.scheduler).__name__,
+                "scheduler": ", ".join(filter(None, (scheduler, churn, guide))),
                 "num_inference_steps": config.num_inference_steps,
                 "nfe": self.nfe[0],
                 "guidance_scale": 1.0 if config.guidance_scale is None else config.guidance_scale,

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from snowmelt.augmentation import Augmentation
 from snowmelt.data.loader import VALIDATION, Cache
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
@@ -48,7 +49,9 @@ class ValidationLoss:
     """
 
     def __init__(self, task: DiffusionTask, data: Cache, config: UnconditionalConfig, accelerator: Accelerator) -> None:
-        self.task = replace(task, objective=replace(task.objective, low_discrepancy=True, history=None))
+        objective = replace(task.objective, low_discrepancy=True, history=None)
+        # Images are as they are, and the network is told so.
+        self.task = replace(task, objective=objective, augmentation=task.augmentation and Augmentation(0.0))
         self.data = data
         self.config = config
         self.accelerator = accelerator

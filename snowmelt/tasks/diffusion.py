@@ -1,11 +1,13 @@
 """What trainings of diffusion models share: the loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.denoiser import CONCATENATED
+from snowmelt.augmentation import Augmentation
 from snowmelt.conditioning import Conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import Cache
@@ -44,12 +46,14 @@ class DiffusionTask:
         space: cached values to x0.
         conditioning: batches to the network's conditions.
         data: the decoded images, or their latents.
+        augmentation: of images, of which the network is told in input channels of its own; None without such.
     """
 
     objective: Objective
     space: PixelSpace | LatentSpace
     conditioning: Conditioning
     data: Cache
+    augmentation: Augmentation | None = field(default=None, kw_only=True)
 
     @property
     def component(self) -> str:
@@ -80,4 +84,6 @@ class DiffusionTask:
         """The objective's loss on a batch, with conditions of which some are dropped."""
         x0 = self.space.from_cache(batch["image"], context.generator)
         conditions: dict[str, Any] = self.conditioning.embed(batch, context.generator)
+        if self.augmentation is not None:
+            x0, conditions[CONCATENATED] = self.augmentation(x0, context.generator)
         return self.objective.loss(x0, conditions, context)

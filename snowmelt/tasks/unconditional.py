@@ -17,6 +17,7 @@ from pipelines import (
 from pipelines.sde import SubVpSde
 from pipelines.unet import UnconditionalPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
+from snowmelt.augmentation import AUGMENT_CHANNELS, Augmentation
 from snowmelt.conditioning import make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
@@ -63,6 +64,8 @@ class UnconditionalTask(DiffusionTask):
         objective = make_objective(config, latent=config.autoencoder is not None)
         if isinstance(objective.path, SdePath) and config.backbone != "unet":
             raise UserError(f"--backbone {config.backbone}: {config.objective} is for --backbone unet alone; take that")
+        if config.augment_p and config.autoencoder:
+            raise UserError("--augment_p: moves pixels, which --autoencoder's latents aren't; drop one of the two")
         check_steps(objective.scheduler(), config)
         accelerator.print(describe(config, objective))
         vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
@@ -82,6 +85,8 @@ class UnconditionalTask(DiffusionTask):
             out_channels=2 * channels if objective.learns_variance else channels,
             num_class_embeds=conditioning.num_class_embeds,
             fourier=isinstance(objective.path, SdePath) and objective.path.fourier,
+            dropout=config.dropout,
+            condition_channels=AUGMENT_CHANNELS if config.augment_p else 0,
             seed=config.seed,
         )
         if config.gradient_checkpointing:
@@ -95,6 +100,7 @@ class UnconditionalTask(DiffusionTask):
             space=space,
             conditioning=conditioning,
             data=data,
+            augmentation=Augmentation(config.augment_p) if config.augment_p else None,
             network=network,
             images=images,
             held_out=judged,
@@ -128,6 +134,8 @@ class UnconditionalTask(DiffusionTask):
             # That of integers is their type's.
             "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
         }
+        if self.augmentation is not None:
+            settings["augment_channels"] = AUGMENT_CHANNELS
         parts = networks[self.component], self.objective.scheduler()
         vae = self.space.vae if isinstance(self.space, LatentSpace) else None
         if isinstance(self.objective.path, SdePath):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler
 
 from pipelines import ScoreSdePipeline
 from snowmelt.evaluation import classifier
@@ -29,6 +29,7 @@ from tests.hostile.models import (
 from tests.pipelines.models import seal, tiny_pipeline, tiny_unet
 from tests.pipelines.test_text2img import make as make_text2img
 
+GUIDED = "--guidance_scale 2 --guidance_model"
 STATE = "checkpoint-5/trainer_state.json"
 
 
@@ -41,6 +42,10 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_pipeline().save_pretrained(root / "plain")
     make_text2img(latent=False).save_pretrained(root / "text")
     ScoreSdePipeline(tiny_unet(), DDPMScheduler()).save_pretrained(root / "vp")
+    tiny_pipeline(EDMEulerScheduler()).save_pretrained(root / "edm")
+    tiny_pipeline(DDPMScheduler(prediction_type="v_prediction")).save_pretrained(root / "v")
+    tiny_pipeline(DDPMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(root / "cosine")
+    tiny_pipeline(channels=3).save_pretrained(root / "rgb")
     put("secret.txt", "secret")(root)
     put("pytorch_lora_weights.safetensors", "x")(root / "lora")
     put("trainer_state.json", "{}")(root / "good/checkpoint-6")
@@ -175,6 +180,27 @@ def test_checkpoints(refuse: Refuse, sandbox: Path, damage: Damage, line: str) -
         ("--model plain --guidance_scale 2", "guidance_scale: must be 1, since this model was not trained"),
         ("--model good --eta 2", "--eta"),
         ("--model good --eta 0.5", "eta: DDPMScheduler takes none"),
+        ("--model plain --guidance_model plain", "--guidance_scale: needed by --guidance_model"),
+        (f"--model plain {GUIDED} no/where/at/all", "--guidance_model: can't load no/where/at/all"),
+        (f"--model plain {GUIDED} text", "--guidance_model: is a TextToImagePipeline; take a model without"),
+        (f"--model plain {GUIDED} vp", "--guidance_model: is a ScoreSdePipeline; take a model without"),
+        (f"--model vp {GUIDED} plain", "--guidance_model: a ScoreSdePipeline takes none"),
+        (f"--model plain {GUIDED} edm", "--guidance_model: is trained for edm, and --model discrete"),
+        (f"--model plain {GUIDED} v", "--guidance_model: is one that predicts v_prediction, and --model epsilon"),
+        (f"--model plain {GUIDED} cosine", "--guidance_model: was trained on other betas than --model"),
+        (f"--model plain {GUIDED} good", "--guidance_model: is one of classes .*, and --model None"),
+        (f"--model plain {GUIDED} rgb", "--guidance_model: has 3 input channels, and the model's own network 1"),
+        ("--model good --guidance_scale 2 --guidance_checkpoint 9", "--guidance_checkpoint 9: good has 5, 6, 7"),
+        ("--model good --guidance_scale 2 --guidance_ema 0.1", "--guidance_ema: good has none of sigma_rel 0.100"),
+        ("--model good --s_churn 1", "s_churn: DDPMScheduler takes none; EDMEuler, EulerDiscrete and HeunDiscrete do"),
+        ("--model good --s_churn -1", "--s_churn: must be at least 0"),
+        ("--model good --s_noise 1.003", "--s_noise: is of the noise that --s_churn adds; give that too"),
+        (
+            "--model good --scheduler heun --s_churn 1 --s_tmin 2 --s_tmax 1",
+            "s_tmin: must be at most s_tmax, got 2 and 1",
+        ),
+        ("--model vp --s_churn 1", "--s_churn: is for --scheduler euler and heun, and this model is a score-based SDE"),
+        ("--model good --sweep s_churn=x", "--sweep s_churn: 'x' is not a number"),
         ("--model good --scheduler flow-euler", "--scheduler: 'flow-euler' doesn't fit this discrete model"),
         (
             "--model good --num_corrector_steps 1",

@@ -355,4 +355,8 @@ def test_image_generators() -> None:
 
 
 def test_fitting_schedulers_of_a_pipeline() -> None:
-    assert fitting_schedulers(tiny_pipeline(EDMEulerScheduler()).scheduler) == ["edm-euler", "edm-dpmsolver++"]
+    assert fitting_schedulers(tiny_pipeline(EDMEulerScheduler()).scheduler) == [
+        "edm-euler",
+        "edm-heun",
+        "edm-dpmsolver++",
+    ]

@@ -36,7 +36,7 @@ TRAINED = {
 FAMILY = {"flow": "flow", "shifted flow": "flow", "edm": "edm"}
 EVERY = [(model, name) for model, scheduler in TRAINED.items() for name in fitting_schedulers(scheduler)]
 # The others keep what they make of an output to themselves, or convert it to a noise.
-TELLING = [(m, n) for m, n in EVERY if not n.startswith("flow") and n not in ("pndm", "deis")]
+TELLING = [(m, n) for m, n in EVERY if not n.startswith("flow") and n not in ("pndm", "deis", "edm-heun")]
 
 # Error of the standard deviation with 200 steps, relative. First-order samplers leave out what the last step
 # spans: at t = 4 the noise still has a variance of 1% of the data's, and DDPM lags by a step's worth throughout.
@@ -110,7 +110,7 @@ def test_predicted_x0_is_the_schedulers(model: str, name: str) -> None:
         assert torch.allclose(ours, theirs, rtol=2e-3, atol=2e-4 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize(("model", "name"), EVERY)
+@pytest.mark.parametrize(("model", "name"), [(m, n) for m, n in EVERY if n != "edm-heun"])
 def test_bare_loop(model: str, name: str) -> None:
     """The loop as diffusers' documentation writes it gives the same data to the last bit."""
     scheduler = make_scheduler(name, TRAINED[model])
