@@ -7,6 +7,7 @@ from snowmelt.errors import UserError
 from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+COUPLINGS = ("independent", "ot", "nearest")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
@@ -118,6 +119,11 @@ class ObjectiveOptions(Config):
         choices=("uniform", "logit_normal", "beta", "log_normal", "loss_second_moment"),
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
+    coupling: str = option(
+        "independent",
+        "noise of each image: any, ot by minibatch optimal transport (Tong et al. 2023), or the nearest of four",
+        choices=COUPLINGS,
+    )
     noise_offset: float = option(
         0.0, "std of noise that is the same all over a channel, added to the noise", minimum=0, maximum=10
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.denoiser import Predictor
 from pipelines.prediction import NoiseLevel, Prediction, expand
+from snowmelt.objectives.couplings import COUPLINGS
 from snowmelt.objectives.importance import LossHistory
 from snowmelt.objectives.paths import DiscretePath, Path
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, uniform
@@ -70,6 +71,7 @@ class Objective:
         vlb_weight: lambda of the hybrid loss, for a path whose variance is learned: the variational bound in bits per
             dimension, times lambda, teaches the variance, and nothing else (Nichol & Dhariwal 2021, eq. 16).
         bin_width: distance between two values of the data, for the bound; None for data without such.
+        coupling: a key of `COUPLINGS`: which noise an image is mixed with.
         history: of losses by timestep, for `timestep_sampling` loss_second_moment; None draws uniformly.
     """
 
@@ -85,6 +87,7 @@ class Objective:
     dream_detail_preservation: float | None = None
     vlb_weight: float = 0.001
     bin_width: float | None = None
+    coupling: str = "independent"
     history: LossHistory | None = None
 
     def __post_init__(self) -> None:
@@ -137,7 +140,7 @@ class Objective:
         if self.history is not None:
             self.history.begin(context.step)
         t, u = self.draw_times(len(x0), generator)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        noise = COUPLINGS[self.coupling](x0, generator)
         if self.noise_offset:
             constant = torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=x0.device)
             noise += self.noise_offset * constant

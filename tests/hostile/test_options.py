@@ -66,6 +66,7 @@ CASES = [
         "^error: --ddpm_beta_start 0.03: must be less than --ddpm_beta_end, 0.02$",
     ),
     (U + "--ddpm_beta_end 1", "^error: --ddpm_beta_end: must be more than 0 and less than 1, got 1.0$"),
+    (U + "--objective v --coupling ot", "^error: --coupling ot: makes straight paths, and v has others; take flow"),
     (U + "--objective vp --backbone dit", "^error: --backbone dit: vp is for --backbone unet alone"),
     (U + "--variance_type learned", "^error: argument --variance_type: invalid choice: 'learned'"),
     (
