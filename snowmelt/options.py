@@ -164,10 +164,18 @@ class OptimizationOptions(Config):
         None, "of piecewise_constant, as 1:500,0.1:900,0.01: factors of learning_rate, each up to a step"
     )
     lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up", minimum=0)
-    adam_beta1: float = option(0.95, "beta1 of AdamW", minimum=0, below=1)
-    adam_beta2: float = option(0.999, "beta2 of AdamW", minimum=0, below=1)
-    adam_weight_decay: float = option(1e-6, "weight decay of AdamW", minimum=0, maximum=1)
-    adam_epsilon: float = option(1e-8, "epsilon of AdamW", above=0, maximum=1)
+    optimizer: str = option(
+        "adamw",
+        "muon is for matrices and kernels, with adamw for all else (Jordan et al. 2024)",
+        choices=("adamw", "adam", "sgd", "muon"),
+    )
+    adam_beta1: float = option(0.95, "beta1 of AdamW and Adam", minimum=0, below=1)
+    adam_beta2: float = option(0.999, "beta2 of AdamW and Adam", minimum=0, below=1)
+    adam_weight_decay: float = option(
+        1e-6, "weight decay; with adam and sgd a part of the gradient", minimum=0, maximum=1
+    )
+    adam_epsilon: float = option(1e-8, "epsilon of AdamW and Adam", above=0, maximum=1)
+    sgd_momentum: float = option(0.9, "momentum of sgd", minimum=0, below=1)
     use_8bit_adam: bool = option(False, "AdamW of bitsandbytes, whose moments take a quarter of the memory")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
     mixed_precision: str | None = option(
@@ -178,6 +186,11 @@ class OptimizationOptions(Config):
     allow_tf32: bool = option(True, "matrix products in TF32 on GPUs that have it, where they are in float32")
     compile: bool = option(False, "torch.compile the network: faster steps after a minute or more of compilation")
     seed: int = option(0, "all randomness follows from it", minimum=0, maximum=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_8bit_adam and self.optimizer != "adamw":
+            raise UserError(f"--use_8bit_adam: is AdamW; drop it, or --optimizer {self.optimizer}")
 
 
 @dataclass(kw_only=True)

@@ -32,6 +32,7 @@ VARIANTS = {
         "loss_weight": "min_snr",
         "low_discrepancy": True,
     },
+    "muon, noise by optimal transport": {"optimizer": "muon", "objective": "flow", "coupling": "ot"},
     "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
     "importance sampling": {
         "objective": "improved_ddpm",

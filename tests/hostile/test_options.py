@@ -15,6 +15,7 @@ POSITIVE = "must be more than 0, got"
 NUMBERS = {
     "adam_beta1": PROBABILITY,
     "adam_beta2": PROBABILITY,
+    "sgd_momentum": PROBABILITY,
     "label_dropout": PROBABILITY,
     "validation_share": PROBABILITY,
     "ema_max_decay": PROBABILITY,
@@ -81,6 +82,8 @@ CASES = [
     (U + "--output_dir ''", "^error: --output_dir: is empty; give text, or leave it out$"),
     (U + "--train_data_dir ''", "^error: --train_data_dir: is empty; give text, or leave it out$"),
     (U + "--hub_token ''", "^error: --hub_token: is empty; give text, or leave it out$"),
+    (U + "--use_8bit_adam --optimizer muon", "^error: --use_8bit_adam: is AdamW; drop it, or --optimizer muon$"),
+    (U + "--optimizer lion", "^error: argument --optimizer: invalid choice: 'lion'"),
     (U + "--lr_scheduler cosin", "^error: argument --lr_scheduler: invalid choice: 'cosin'"),
     (U + "--mixed_precision fp8", "^error: argument --mixed_precision: invalid choice: 'fp8'"),
     (U + "--logger file", "^error: argument --logger/--report_to: invalid choice: 'file'"),
