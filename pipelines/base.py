@@ -62,8 +62,9 @@ class ImagePipeline(StoredPipeline):
 
     @property
     def data_channels(self) -> int:
-        """Of what the network denoises: all of its input, where no condition is concatenated to it."""
-        return self.network.config.in_channels
+        """Of what the network denoises: half of its input, where its own last estimate is the other half."""
+        channels = self.network.config.in_channels
+        return channels // 2 if self.config.get("self_condition") else channels
 
     @property
     def channels(self) -> int:

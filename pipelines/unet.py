@@ -20,7 +20,7 @@ from pipelines.arguments import (
 )
 from pipelines.backbones import num_class_embeds
 from pipelines.base import ImagePipeline, SamplingOutput
-from pipelines.denoiser import Denoiser, Predictor, conditioned, guided
+from pipelines.denoiser import Conditions, Denoiser, Predictor, conditioned, guided, self_conditioned
 from pipelines.inversion import invert
 from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
 from pipelines.samplers import make_sampler
@@ -38,6 +38,8 @@ class UnconditionalPipeline(ImagePipeline):
             "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
         value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
         id2label: names of the classes by number. A row of the network's label table beyond them is the null class.
+        self_condition: whether the network's input is joined by its estimate of x0 in the evaluation before (Chen et
+            al. 2023, "Analog bits").
 
     Raises:
         TypeError: for parts or settings of another type.
@@ -53,6 +55,7 @@ class UnconditionalPipeline(ImagePipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        self_condition: bool = False,
     ) -> None:
         super().__init__()
         check_parts(network, scheduler, self.COMPONENT)
@@ -68,6 +71,7 @@ class UnconditionalPipeline(ImagePipeline):
             "prediction_type": prediction_type,
             "id2label": names,
             "value_range": None if value_range is None else check_value_range(value_range),
+            "self_condition": self._checked_self_condition(network, self_condition),
         }
         # Only what is set: diffusers' own pipelines then load a plain model without a word.
         self.register_to_config(**{k: v for k, v in optional.items() if v is not None})
@@ -174,6 +178,8 @@ class UnconditionalPipeline(ImagePipeline):
             TypeError: for an argument of another type.
             ValueError: for arguments that fit neither the model nor the scheduler.
         """
+        if self.config.get("self_condition"):
+            raise ValueError("self_condition: steps that depend on those before can't be undone; take another model")
         iterations = whole("num_fixed_point_iterations", num_fixed_point_iterations, 0, MOST_STEPS)
         x0 = self.encode(images).to(self._execution_device, torch.float32)
         predict = self._predictor(make_sampler(self.scheduler))
@@ -202,11 +208,32 @@ class UnconditionalPipeline(ImagePipeline):
             batch_size=batch_size,
             device=self._execution_device,
         )
-        if null_conditions is not None:
-            return guided(predict, conditions, null_conditions, scale, interval)
-        if scale != 1:
+        if null_conditions is None and scale != 1:
             raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
-        return conditioned(predict, conditions)
+
+        def denoiser_of(more: Conditions) -> Denoiser:
+            if null_conditions is None:
+                return conditioned(predict, conditions | more)
+            return guided(predict, conditions | more, null_conditions | more, scale, interval)
+
+        return self._self_conditioned(denoiser_of)
+
+    def _self_conditioned(self, denoiser_of: Callable[[Conditions], Denoiser]) -> Denoiser:
+        """The denoiser, given its own estimates where the network takes them."""
+        return self_conditioned(denoiser_of) if self.config.get("self_condition") else denoiser_of({})
+
+    @staticmethod
+    def _checked_self_condition(network: Any, self_condition: bool) -> bool | None:
+        """True, or None where it is off."""
+        if not boolean("self_condition", self_condition):
+            return None
+        inputs, outputs = network.config.in_channels, network.config.out_channels
+        if inputs not in (outputs, 2 * outputs) or inputs % 2:  # a learned variance doubles the outputs
+            raise ValueError(
+                f"self_condition: needs a network whose input has twice the data's channels; this one has {inputs} and "
+                f"puts out {outputs}"
+            )
+        return True
 
 
 class UNetPipeline(UnconditionalPipeline):
@@ -228,8 +255,9 @@ class UNetPipeline(UnconditionalPipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        self_condition: bool = False,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range)
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range, self_condition)
 
 
 class TransformerPipeline(UnconditionalPipeline):
@@ -251,5 +279,6 @@ class TransformerPipeline(UnconditionalPipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        self_condition: bool = False,
     ) -> None:
-        super().__init__(transformer, scheduler, prediction_type, id2label, value_range)
+        super().__init__(transformer, scheduler, prediction_type, id2label, value_range, self_condition)

@@ -72,6 +72,9 @@ class ModelOptions(Config):
     )
     class_conditional: bool = option(False, "condition on the label column")
     label_dropout: float = option(0.1, "fraction of labels dropped, for classifier-free guidance", minimum=0, below=1)
+    self_condition: bool = option(
+        False, "give the network its own last estimate of the image: a third slower (Chen et al. 2023)"
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
 

@@ -33,6 +33,7 @@ VARIANTS = {
         "low_discrepancy": True,
     },
     "muon, noise by optimal transport": {"optimizer": "muon", "objective": "flow", "coupling": "ot"},
+    "self-conditioned, the nearest noise": {"self_condition": True, "objective": "epsilon", "coupling": "nearest"},
     "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
     "importance sampling": {
         "objective": "improved_ddpm",

@@ -125,6 +125,8 @@ def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -
     """
     if not isinstance(pipeline, UnconditionalPipeline) or pipeline.vae is not None:
         raise UserError(f"likelihood: {type(pipeline).__name__} makes no pixels by itself; take a pixel-space model")
+    if pipeline.config.get("self_condition"):
+        raise UserError("likelihood: a self-conditioned model has none, as its steps depend on those before")
     network = pipeline.network
     if network.dtype != torch.float32:
         raise UserError(

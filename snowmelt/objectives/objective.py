@@ -9,7 +9,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from pipelines.denoiser import Predictor
+from pipelines.denoiser import CONCATENATED, Predictor, own_estimate
 from pipelines.prediction import NoiseLevel, Prediction, expand
 from snowmelt.objectives.couplings import COUPLINGS
 from snowmelt.objectives.importance import LossHistory
@@ -72,6 +72,8 @@ class Objective:
             dimension, times lambda, teaches the variance, and nothing else (Nichol & Dhariwal 2021, eq. 16).
         bin_width: distance between two values of the data, for the bound; None for data without such.
         coupling: a key of `COUPLINGS`: which noise an image is mixed with.
+        self_condition: give the network its own estimate of x0 for half of the images, at the cost of a second forward
+            pass, and zeros for the others (Chen et al. 2023, algorithm 1).
         history: of losses by timestep, for `timestep_sampling` loss_second_moment; None draws uniformly.
     """
 
@@ -88,6 +90,7 @@ class Objective:
     vlb_weight: float = 0.001
     bin_width: float | None = None
     coupling: str = "independent"
+    self_condition: bool = False
     history: LossHistory | None = None
 
     def __post_init__(self) -> None:
@@ -150,6 +153,8 @@ class Objective:
             seen = noise + self.input_perturbation * extra
         level = self.path.level(t)
         alpha, sigma, a, b = (expand(c, x0) for c in (*level[:2], *self.coefficients(level)))
+        if self.self_condition:
+            conditions = self._self_conditioned(predict, alpha * x0 + sigma * seen, level, conditions, generator)
         if self.dream_detail_preservation is not None:
             with torch.no_grad():
                 own = predict(alpha * x0 + sigma * seen, level, conditions)
@@ -170,6 +175,22 @@ class Objective:
             self.history.update(context.gather(t), context.gather(loss.detach()))
             loss = loss * factor
         return Losses(loss, u)
+
+    def _self_conditioned(
+        self,
+        predict: Predictor,
+        x_t: Tensor,
+        level: NoiseLevel,
+        conditions: dict[str, Any],
+        generator: torch.Generator,
+    ) -> dict[str, Any]:
+        """The conditions and, for half of the images, what the network itself expects of them."""
+        nothing = torch.zeros_like(x_t)
+        with torch.no_grad():
+            estimate = own_estimate(predict(x_t, level, conditions | {CONCATENATED: nothing}))
+        # For each image by itself, so that all processes make as many passes and none waits for the draw.
+        chosen = torch.rand(len(x_t), generator=generator, device=x_t.device) < 0.5
+        return conditions | {CONCATENATED: torch.where(expand(chosen, x_t), estimate, nothing)}
 
     def _bound(self, prediction: Prediction, x0: Tensor, t: Tensor) -> Tensor:
         assert isinstance(self.path, DiscretePath)  # recipes.py refuses others

@@ -70,7 +70,7 @@ class UnconditionalTask(DiffusionTask):
         conditioning = make_conditioning(config, images)
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae, pixels) if vae else pixels
-        objective = replace(objective, bin_width=space.bin_width(images))
+        objective = replace(objective, bin_width=space.bin_width(images), self_condition=config.self_condition)
         channels = space.channels(images)
         network = make_network(
             BACKBONES[config.backbone][0],
@@ -79,6 +79,7 @@ class UnconditionalTask(DiffusionTask):
             resolution=config.resolution // space.vae_scale_factor,
             vae_scale_factor=space.vae_scale_factor,
             channels=channels,
+            condition_channels=channels if config.self_condition else 0,
             out_channels=2 * channels if objective.learns_variance else channels,
             num_class_embeds=conditioning.num_class_embeds,
             fourier=isinstance(objective.path, SdePath) and objective.path.fourier,
@@ -127,6 +128,7 @@ class UnconditionalTask(DiffusionTask):
             "id2label": dict(enumerate(self.images.class_names or [])) if self.config.class_conditional else None,
             # That of integers is their type's.
             "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
+            "self_condition": self.objective.self_condition,
         }
         parts = networks[self.component], self.objective.scheduler()
         vae = self.space.vae if isinstance(self.space, LatentSpace) else None

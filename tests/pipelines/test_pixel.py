@@ -19,7 +19,7 @@ from diffusers import (
 )
 
 from pipelines import PixelDiffusionPipeline, SamplingOutput, fitting_schedulers, image_generators, make_scheduler
-from pipelines.samplers import LISTS
+from pipelines.sampler import LISTS
 from pipelines.schedulers import SAMPLERS
 from tests.pipelines.models import quiet, tiny_pipeline, tiny_unet
 
