@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from snowmelt.errors import UserError, one_line
 from snowmelt.muon import Groups, MuonWithAdamW, embedding_tables
-from snowmelt.options import OptimizationOptions
+from snowmelt.optimization_options import OptimizationOptions
 
 
 def make_optimizer(

@@ -8,7 +8,7 @@ from torch import nn
 
 from snowmelt.errors import UserError
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
-from snowmelt.options import OptimizationOptions
+from snowmelt.optimization_options import OptimizationOptions
 from snowmelt.stateful import OptimizerState
 
 

@@ -32,7 +32,12 @@ VARIANTS = {
         "loss_weight": "min_snr",
         "low_discrepancy": True,
     },
-    "muon, noise by optimal transport": {"optimizer": "muon", "objective": "flow", "coupling": "ot"},
+    "muon, noise by optimal transport": {
+        "optimizer": "muon",
+        "objective": "flow",
+        "coupling": "ot",
+        "contrastive_weight": 0.05,
+    },
     "self-conditioned, the nearest noise": {"self_condition": True, "objective": "epsilon", "coupling": "nearest"},
     "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
     "importance sampling": {

@@ -72,6 +72,8 @@ class Objective:
             dimension, times lambda, teaches the variance, and nothing else (Nichol & Dhariwal 2021, eq. 16).
         bin_width: distance between two values of the data, for the bound; None for data without such.
         coupling: a key of `COUPLINGS`: which noise an image is mixed with.
+        contrastive_weight: lambda of contrastive flow matching, of a velocity: the squared distance of the output from
+            the target of another sample of the batch is subtracted, times lambda (Stoica et al. 2025).
         self_condition: give the network its own estimate of x0 for half of the images, at the cost of a second forward
             pass, and zeros for the others (Chen et al. 2023, algorithm 1).
         history: of losses by timestep, for `timestep_sampling` loss_second_moment; None draws uniformly.
@@ -90,6 +92,7 @@ class Objective:
     vlb_weight: float = 0.001
     bin_width: float | None = None
     coupling: str = "independent"
+    contrastive_weight: float = 0.0
     self_condition: bool = False
     history: LossHistory | None = None
 
@@ -124,7 +127,7 @@ class Objective:
             return self.history.quantile(u), u
         return self.path.time(DISTRIBUTIONS[self.timestep_sampling].quantile(u)), u
 
-    def loss(self, x0: Tensor, conditions: dict[str, Any], context: StepContext) -> Losses:
+    def loss(self, x0: Tensor, conditions: dict[str, Any], context: StepContext, noise: Tensor | None = None) -> Losses:
         """The training loss (Ho et al. 2020, eq. 14, for any path, prediction type and weight).
 
         Only the network runs in reduced precision, where it autocasts: noising in bf16 gives the first timesteps no
@@ -135,6 +138,7 @@ class Objective:
             conditions: keyword arguments of the network.
             context: the network, called as `forward(x, timestep, **conditions, return_dict=False)`, and the source of
                 timesteps and noise, on x0's device.
+            noise: that belongs to x0, unit normal, float32 (B, C, H, W); None: it is drawn by the `coupling`.
 
         Returns:
             Of each sample its weighted loss and the quantile of its noise level.
@@ -143,7 +147,8 @@ class Objective:
         if self.history is not None:
             self.history.begin(context.step)
         t, u = self.draw_times(len(x0), generator)
-        noise = COUPLINGS[self.coupling](x0, generator)
+        if noise is None:
+            noise = COUPLINGS[self.coupling](x0, generator)
         if self.noise_offset:
             constant = torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=x0.device)
             noise += self.noise_offset * constant
@@ -165,7 +170,11 @@ class Objective:
         if self.weight == VLB:
             loss = self._bound(prediction, x0, t)
         else:
-            error = (prediction.output - (a * x0 + b * noise)).square().flatten(1).mean(1)
+            target = a * x0 + b * noise
+            error = (prediction.output - target).square().flatten(1).mean(1)
+            if self.contrastive_weight:
+                other = (prediction.output - target.roll(1, 0)).square().flatten(1).mean(1)
+                error = error - self.contrastive_weight * other
             loss = error * self.weights(level)
             if self.learns_variance:
                 frozen = prediction.with_output(prediction.output.detach())
