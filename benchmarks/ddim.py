@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipelines import image_generators, image_grid, make_scheduler, slerp
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.data.sources import load_images
 from snowmelt.loading import load_pipeline
 from snowmelt.options import DataOptions

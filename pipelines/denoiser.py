@@ -20,6 +20,10 @@ CONCATENATED = "concatenated"
 """The condition that joins x_t in the network's input channels instead of being an argument, (B, c, H, W)."""
 
 
+X0_LIMIT = 3.0
+"""Of estimates that a network is given back: an epsilon at high noise says an x0 that is many times too large."""
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A network, read as what it predicts: the same in training and in sampling.
@@ -146,3 +150,29 @@ def _inside(level: NoiseLevel, interval: tuple[float, float]) -> Tensor:
     low, high = interval
     ratio = level.sigma / level.alpha
     return (low < ratio) & (ratio <= high)
+
+
+def own_estimate(prediction: Prediction) -> Tensor:
+    """The expected x0, clipped to [-3, 3], (B, C, H, W): what a self-conditioned network is given back."""
+    return prediction.x0.clamp(-X0_LIMIT, X0_LIMIT)
+
+
+def self_conditioned(denoiser_of: Callable[[Conditions], Denoiser]) -> Denoiser:
+    """The denoiser of a network whose input is joined by its estimate of x0 (Chen et al. 2023, algorithm 2).
+
+    That is the one that it made in the evaluation before, after guidance, and zeros in the first; so the denoiser is
+    for the evaluations of one call of a pipeline, in their order.
+
+    Args:
+        denoiser_of: of a network with such a condition too, with which an unconditional one is also evaluated.
+    """
+    estimate: Tensor | None = None
+
+    def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
+        nonlocal estimate
+        given = torch.zeros_like(x_t) if estimate is None else estimate
+        prediction = denoiser_of({CONCATENATED: given})(x_t, level)
+        estimate = own_estimate(prediction)
+        return prediction
+
+    return denoise

@@ -32,8 +32,9 @@ class LatentDiffusionPipeline(UNetPipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        self_condition: bool = False,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range)
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range, self_condition)
         self.register_modules(vae=_checked_vae(vae))
 
 
@@ -58,8 +59,9 @@ class LatentTransformerPipeline(TransformerPipeline):
         prediction_type: str | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
+        self_condition: bool = False,
     ) -> None:
-        super().__init__(transformer, scheduler, prediction_type, id2label, value_range)
+        super().__init__(transformer, scheduler, prediction_type, id2label, value_range, self_condition)
         self.register_modules(vae=_checked_vae(vae))
 
 

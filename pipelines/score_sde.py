@@ -1,6 +1,7 @@
 """Images from score-based models in continuous time (Song & Ermon 2019; Song et al. 2021)."""
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pipelines.arguments import MOST, MOST_STEPS, boolean, brief, check_generators, check_interval, real, string, whole
 from pipelines.base import SamplingOutput
-from pipelines.denoiser import Denoiser, Predictor, conditioned, guided
+from pipelines.denoiser import Conditions, Denoiser, Predictor, conditioned, guided
 from pipelines.labels import ClassLabels, label_conditions
 from pipelines.prediction import PredictionType
 from pipelines.predictor_corrector import (
@@ -39,7 +40,8 @@ class ScoreSdePipeline(UNetPipeline):
         value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
         sde: "ve", "vp" or "subvp"; None: "ve" or "vp", by the scheduler.
         vae: an autoencoder of diffusers, where the network works on its latents.
-        augment_channels: of the network's input, as in `UnconditionalPipeline`.
+        augment_channels: as in `UnconditionalPipeline`.
+        self_condition: as in `UnconditionalPipeline`.
 
     Raises:
         TypeError: for parts or settings of another type.
@@ -60,8 +62,9 @@ class ScoreSdePipeline(UNetPipeline):
         sde: str | None = None,
         vae: Any = None,
         augment_channels: int | None = None,
+        self_condition: bool = False,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range, augment_channels)
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range, augment_channels, self_condition)
         make_sde(scheduler, sde)
         if vae is not None and not isinstance(vae, torch.nn.Module):
             raise TypeError(f"vae: must be an autoencoder of diffusers, got {type(vae).__name__}")
@@ -171,6 +174,8 @@ class ScoreSdePipeline(UNetPipeline):
         if predictor == ODE and (callback_on_step_end is not None or return_trajectory):
             name = "return_trajectory" if return_trajectory else "callback_on_step_end"
             raise ValueError(f"{name}: not with predictor={ODE!r}, in which each image has times of its own")
+        if predictor == ODE and self.config.get("self_condition"):
+            raise ValueError(f"predictor: not {ODE!r}, whose solver goes back and forth, with a self-conditioned model")
         shape = (batch_size, self.data_channels, *self._size(height, width))
         generator = check_generators(generator, batch_size)
         conditions, null_conditions = label_conditions(
@@ -184,22 +189,24 @@ class ScoreSdePipeline(UNetPipeline):
             raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
         sde, predict = self.sde, self.predictor()
 
-        def denoiser_of(rows: Any) -> Denoiser:
-            own = {name: value[rows] for name, value in conditions.items()}
+        def denoiser_of(more: Conditions, rows: Any = slice(None)) -> Denoiser:
+            own = {name: value[rows] for name, value in conditions.items()} | more
             if null_conditions is None:
                 return conditioned(predict, own)
-            return guided(predict, own, {n: v[rows] for n, v in null_conditions.items()}, scale, interval)
+            return guided(predict, own, {n: v[rows] for n, v in null_conditions.items()} | more, scale, interval)
 
         noise = self._noise(shape, generator, latents)
         if predictor == ODE:
             self.scheduler.timesteps = torch.tensor([1, sde.sampling_eps])
-            return self._finish(probability_flow(denoiser_of, sde, noise, tolerance), None, output_type, return_dict)
+            return self._finish(
+                probability_flow(partial(denoiser_of, {}), sde, noise, tolerance), None, output_type, return_dict
+            )
         step = PREDICTORS[predictor]
         times, self.scheduler.timesteps = evaluation_times(sde, steps, step, corrections)
         # The times are the scheduler's, and no other part of a sampler is there.
         own: Any = SimpleNamespace(scheduler=self.scheduler, first=0)
         x0 = predictor_corrector(
-            denoiser_of(slice(None)),
+            self._self_conditioned(denoiser_of),
             sde,
             noise * sde.level(times[0]).sigma,
             times,

@@ -8,7 +8,7 @@ import torch
 from pipelines import ScoreSdePipeline, make_sampler
 from pipelines.guidance_model import check_guidance_model
 from pipelines.schedulers import family
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.loading import PipelineOptions
 from snowmelt.model_source import Source, find_source

@@ -1,23 +1,24 @@
 """The optimizer: what it holds, how fast it goes, how its gradients are kept small."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from snowmelt.errors import UserError, one_line
-from snowmelt.options import OptimizationOptions
-
-Groups = Iterable[Tensor] | list[dict[str, Any]]
-"""Parameters, or groups of them with settings that win over the options', as PyTorch's optimizers take them."""
+from snowmelt.muon import Groups, MuonWithAdamW, embedding_tables
+from snowmelt.optimization_options import OptimizationOptions
 
 
 def make_optimizer(
-    groups: Groups, options: OptimizationOptions, total_steps: int, images_per_step: int = 1
+    groups: Groups,
+    options: OptimizationOptions,
+    total_steps: int,
+    images_per_step: int = 1,
+    module: nn.Module | None = None,
 ) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """The optimizer, and its learning rate's factor as a function of the optimizer steps taken.
 
@@ -26,18 +27,12 @@ def make_optimizer(
         options: its settings.
         total_steps: optimizer steps of the whole training.
         images_per_step: what `scale_lr` multiplies learning rates by.
+        module: that the parameters are of, where muon must tell embeddings from other matrices.
 
     Raises:
         UserError: for an 8-bit optimizer that isn't installed, or step rules that don't fit the schedule.
     """
-    make = _adam_8bit() if options.use_8bit_adam else partial(torch.optim.AdamW, fused=True)
-    optimizer: torch.optim.Optimizer = make(
-        groups,
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-        weight_decay=options.adam_weight_decay,
-        eps=options.adam_epsilon,
-    )
+    optimizer = _make(groups, options, module)
     if options.scale_lr:
         for group in optimizer.param_groups:
             group["lr"] *= images_per_step
@@ -57,6 +52,18 @@ def make_optimizer(
             f"the last factor ({one_line(error)})"
         ) from error
     return optimizer, schedule.lr_lambdas[0]
+
+
+def _make(groups: Groups, options: OptimizationOptions, module: nn.Module | None) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.adam_weight_decay}
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, **common, momentum=options.sgd_momentum, fused=True)
+    common |= {"betas": (options.adam_beta1, options.adam_beta2), "eps": options.adam_epsilon}
+    if options.optimizer == "muon":
+        return MuonWithAdamW(groups, set() if module is None else embedding_tables(module), **common)
+    if options.use_8bit_adam:
+        return _adam_8bit()(groups, **common)
+    return (torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW)(groups, **common, fused=True)
 
 
 def _adam_8bit() -> Callable[..., torch.optim.Optimizer]:

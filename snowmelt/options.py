@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
+from snowmelt.optimization_options import OptimizationOptions
+from snowmelt.reflow_options import ReflowOptions
 from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+COUPLINGS = ("independent", "ot", "nearest")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
@@ -74,6 +77,9 @@ class ModelOptions(Config):
     dropout: float | None = option(
         None, "probability of dropout in the network's blocks; that of its configuration by default", minimum=0, below=1
     )
+    self_condition: bool = option(
+        False, "give the network its own last estimate of the image: a third slower (Chen et al. 2023)"
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
 
@@ -133,6 +139,17 @@ class ObjectiveOptions(Config):
         choices=("uniform", "logit_normal", "beta", "log_normal", "loss_second_moment"),
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
+    coupling: str = option(
+        "independent",
+        "noise of each image: any, ot by minibatch optimal transport (Tong et al. 2023), or the nearest of four",
+        choices=COUPLINGS,
+    )
+    contrastive_weight: float = option(
+        0.0,
+        "of the distance from another image's target, in conditional flow matching (Stoica et al. 2025); 0.05, say",
+        minimum=0,
+        below=1,
+    )
     noise_offset: float = option(
         0.0, "std of noise that is the same all over a channel, added to the noise", minimum=0, maximum=10
     )
@@ -143,50 +160,6 @@ class ObjectiveOptions(Config):
     dream_detail_preservation: float = option(
         1.0, "power of the noise level in --dream_training: larger ones keep more detail", minimum=0, maximum=100
     )
-
-
-@dataclass(kw_only=True)
-class OptimizationOptions(Config):
-    """Optimization."""
-
-    train_batch_size: int = option(16, "images per process and forward pass", minimum=1)
-    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step", minimum=1)
-    num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True, aliases=("num_train_epochs",))
-    max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", minimum=1, resumable=True)
-    max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", above=0, resumable=True)
-    learning_rate: float = option(1e-4, "peak learning rate", minimum=0)
-    scale_lr: bool = option(False, "multiply it by the images of an optimizer step, over all processes")
-    lr_scheduler: str = option(
-        "cosine",
-        "shape of the learning rate over optimizer steps",
-        choices=(
-            "linear",
-            "cosine",
-            "cosine_with_restarts",
-            "polynomial",
-            "constant",
-            "constant_with_warmup",
-            "piecewise_constant",
-        ),
-    )
-    lr_step_rules: str | None = option(
-        None, "of piecewise_constant, as 1:500,0.1:900,0.01: factors of learning_rate, each up to a step"
-    )
-    lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up", minimum=0)
-    adam_beta1: float = option(0.95, "beta1 of AdamW", minimum=0, below=1)
-    adam_beta2: float = option(0.999, "beta2 of AdamW", minimum=0, below=1)
-    adam_weight_decay: float = option(1e-6, "weight decay of AdamW", minimum=0, maximum=1)
-    adam_epsilon: float = option(1e-8, "epsilon of AdamW", above=0, maximum=1)
-    use_8bit_adam: bool = option(False, "AdamW of bitsandbytes, whose moments take a quarter of the memory")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
-    mixed_precision: str | None = option(
-        None,
-        "precision of the network's passes; bf16 where the hardware has it",
-        choices=("no", "fp16", "bf16"),
-    )
-    allow_tf32: bool = option(True, "matrix products in TF32 on GPUs that have it, where they are in float32")
-    compile: bool = option(False, "torch.compile the network: faster steps after a minute or more of compilation")
-    seed: int = option(0, "all randomness follows from it", minimum=0, maximum=2**63 - 1)
 
 
 @dataclass(kw_only=True)
@@ -277,6 +250,19 @@ class DiffusionConfig(HubOptions, SampleOptions, TrainingConfig):
 
 @dataclass(kw_only=True)
 class UnconditionalConfig(
-    ObjectiveOptions, LatentOptions, AugmentationOptions, ModelOptions, ValidationOptions, DiffusionConfig
+    ReflowOptions,
+    ObjectiveOptions,
+    LatentOptions,
+    AugmentationOptions,
+    ModelOptions,
+    ValidationOptions,
+    DiffusionConfig,
 ):
     """Train an unconditional or class-conditional diffusion model, of pixels or latents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.contrastive_weight and not self.class_conditional:
+            raise UserError("--contrastive_weight: tells conditions apart; add --class_conditional, or leave it out")
+        if self.contrastive_weight and self.train_batch_size == 1:
+            raise UserError("--contrastive_weight: needs a --train_batch_size of 2 or more, another image in the batch")

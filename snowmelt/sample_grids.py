@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from pipelines import IMAGE_CHANNELS, ScoreSdePipeline, image_generators, image_grid, make_scheduler
 from pipelines.base import ImagePipeline
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.options import DiffusionConfig
 

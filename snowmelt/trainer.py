@@ -78,7 +78,7 @@ class Trainer:
         for ema in (ema for emas in self.emas.values() for ema in emas.values()):
             accelerator.prepare_model(ema.network, device_placement=False, evaluation_mode=True)  # in its precision
         groups = task.parameter_groups()
-        optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step)
+        optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step, module)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         forward, emas = torch.compile(self.module) if config.compile else self.module, self._ema_networks()
         self.context = StepContext(forward, self.generator, 0, self.total_steps, emas, accelerator.gather)

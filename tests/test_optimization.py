@@ -1,11 +1,15 @@
 """Groups of parameters whose settings differ."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from snowmelt.errors import UserError
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
-from snowmelt.options import OptimizationOptions
+from snowmelt.optimization_options import OptimizationOptions
+from snowmelt.stateful import OptimizerState
 
 
 @pytest.fixture
@@ -47,3 +51,100 @@ def test_piecewise_constant(parameters):
     options = OptimizationOptions(lr_scheduler="piecewise_constant", lr_step_rules="1:3,0.1:5,0.01")
     _, factor = make_optimizer(parameters, options, total_steps=8)
     assert [factor(step) for step in range(7)] == [1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+
+
+class Net(nn.Module):
+    """A parameter of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.kernel, self.matrix = nn.Embedding(5, 8), nn.Conv2d(3, 16, 3), nn.Linear(8, 4)
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[torch.Tensor]:
+    """Steps of gradients that follow from the step; the parameters after them."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for p in net.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+COMMON = {"learning_rate": 0.01, "adam_weight_decay": 0.1, "lr_scheduler": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("options", "theirs"),
+    [
+        ({}, lambda p: torch.optim.AdamW(p, 0.01, (0.95, 0.999), weight_decay=0.1)),
+        ({"optimizer": "adam"}, lambda p: torch.optim.Adam(p, 0.01, (0.95, 0.999), weight_decay=0.1)),
+        ({"optimizer": "sgd"}, lambda p: torch.optim.SGD(p, 0.01, 0.9, weight_decay=0.1)),
+        ({"optimizer": "sgd", "sgd_momentum": 0.0}, lambda p: torch.optim.SGD(p, 0.01, weight_decay=0.1)),
+    ],
+)
+def test_optimizers_are_those_of_torch(options, theirs):
+    ours, other = Net(), Net()
+    optimizer, _ = make_optimizer(ours.parameters(), OptimizationOptions(**COMMON | options), 4)
+    expected = train(other, theirs(other.parameters()), range(3))
+    for a, b in zip(train(ours, optimizer, range(3)), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_muon_takes_matrices_and_kernels_and_adamw_the_rest():
+    """Each as torch's own does by itself, a kernel as a matrix."""
+    net, other = Net(), Net()
+    optimizer, _ = make_optimizer(net.parameters(), OptimizationOptions(**COMMON, optimizer="muon"), 4, module=net)
+    kernel, matrix = nn.Parameter(other.kernel.weight.detach().flatten(1).clone()), other.matrix.weight
+    muon = torch.optim.Muon([kernel, matrix], 0.01, 0.1, adjust_lr_fn="match_rms_adamw")
+    rest = [other.table.weight, other.kernel.bias, other.matrix.bias]
+    adamw = torch.optim.AdamW(rest, 0.01, (0.95, 0.999), weight_decay=0.1)
+    for step in range(3):
+        train(net, optimizer, range(step, step + 1))
+        for theirs, ours in zip([kernel, matrix, *rest], _order(net), strict=True):
+            theirs.grad = ours.grad.view(theirs.shape)
+        muon.step()
+        adamw.step()
+    for theirs, ours in zip([kernel, matrix, *rest], _order(net), strict=True):
+        torch.testing.assert_close(ours.view(theirs.shape), theirs)
+
+
+def _order(net: Net) -> list[nn.Parameter]:
+    return [net.kernel.weight, net.matrix.weight, net.table.weight, net.kernel.bias, net.matrix.bias]
+
+
+def test_muon_heeds_learning_rates_of_groups():
+    net = Net()
+    groups = [{"params": net.kernel.parameters()}, {"params": net.matrix.parameters(), "lr": 0.0}]
+    optimizer, factor = make_optimizer(groups, OptimizationOptions(**COMMON, optimizer="muon"), 4, module=net)
+    set_learning_rate(optimizer, factor(0))
+    before = [p.detach().clone() for p in _order(net)]
+    train(net, optimizer, range(1))
+    moved = [not torch.equal(p, q) for p, q in zip(before, _order(net), strict=True)]
+    assert moved == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"optimizer": name} for name in ("adamw", "adam", "sgd", "muon")] + [{"optimizer": "sgd", "sgd_momentum": 0.0}],
+)
+def test_every_optimizer_resumes_exactly(options, tmp_path: Path):
+    def start() -> tuple[Net, torch.optim.Optimizer]:
+        net = Net()
+        return net, make_optimizer(net.parameters(), OptimizationOptions(**COMMON | options), 9, module=net)[0]
+
+    net, optimizer = start()
+    train(net, optimizer, range(3))
+    OptimizerState(optimizer).collect()(tmp_path / "optimizer")
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    whole = train(net, optimizer, range(3, 6))
+    resumed, optimizer = start()
+    resumed.load_state_dict(weights)
+    OptimizerState(optimizer).load(tmp_path / "optimizer")
+    assert all(map(torch.equal, train(resumed, optimizer, range(3, 6)), whole))
+
+
+def test_8bit_adam_is_adamw():
+    with pytest.raises(UserError, match="^--use_8bit_adam: is AdamW; drop it, or --optimizer sgd$"):
+        OptimizationOptions(use_8bit_adam=True, optimizer="sgd")

@@ -32,6 +32,13 @@ VARIANTS = {
         "loss_weight": "min_snr",
         "low_discrepancy": True,
     },
+    "muon, noise by optimal transport": {
+        "optimizer": "muon",
+        "objective": "flow",
+        "coupling": "ot",
+        "contrastive_weight": 0.05,
+    },
+    "self-conditioned, the nearest noise": {"self_condition": True, "objective": "epsilon", "coupling": "nearest"},
     "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
     "dropout and augmentation": {"dropout": 0.2, "augment_p": 0.3, "objective": "edm"},
     "importance sampling": {

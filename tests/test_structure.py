@@ -48,7 +48,7 @@ def test_pipelines_ship_alone(name):
 @pytest.mark.parametrize("name", names(below("snowmelt/objectives")))
 def test_objectives_are_mathematics(name):
     ours = {n for n in imported(ROOT / name) if n.startswith("snowmelt.")}
-    assert tops(ROOT / name) - set(sys.stdlib_module_names) <= {"torch", "diffusers", "pipelines", "snowmelt"}
+    assert tops(ROOT / name) - set(sys.stdlib_module_names) <= {"torch", "scipy", "diffusers", "pipelines", "snowmelt"}
     allowed = ("snowmelt.objectives", "snowmelt.errors", "snowmelt.options")
     assert all(n.startswith(allowed) for n in ours), ours
 

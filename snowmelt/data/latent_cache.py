@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,16 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from snowmelt.data.cache import ImageCache
-from snowmelt.data.store import check_space, open_store
+from snowmelt.data.passes import write_passes
+from snowmelt.data.store import open_store
 from snowmelt.errors import UserError
 
 VERSION = 1  # of what is kept of an image: raised when that changes
 VALUES = "latents.bin"
-PASSES = "passes.crc"  # checksums of the passes that a builder, which may be killed, has written
-CRC_BYTES = 4
 PIXELS_PER_PASS = 2**20  # of the images that are encoded together
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -134,57 +130,27 @@ def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]
         if key["random_flip"]:
             every = torch.ones(len(batch), dtype=torch.bool)
             values = torch.stack([values, encode(images.mirrored(batch, every))], 1)
-        with np.errstate(over="ignore"):  # checked by _write
+        with np.errstate(over="ignore"):  # checked below
             return np.ascontiguousarray(values.numpy(), dtype)
 
+    def values_of(start: int, stop: int) -> np.ndarray:
+        values = latents(pixels[start:stop])
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+        if len(bad):
+            raise UserError(
+                f"latents of row {images.rows[start + bad[0]]} aren't finite in {values.dtype}; "
+                "check its weights, or take --mixed_precision no, which keeps latents in float32"
+            )
+        return values
+
     shape = latents(pixels[:1]).shape[1:]
-    _write(folder, images, latents, math.prod(shape) * dtype.itemsize)
+    write_passes(
+        folder / VALUES,
+        values_of,
+        count=len(images),
+        batch=max(1, min(256, PIXELS_PER_PASS // images.resolution**2)),
+        size=math.prod(shape) * dtype.itemsize,
+        what="the latents",
+        doing="encoding images",
+    )
     return {"shape": shape}
-
-
-def _write(folder: Path, images: ImageCache, latents: Callable[[torch.Tensor], np.ndarray], size: int) -> None:
-    """Append what is missing of the latents, of `size` bytes for an image.
-
-    Passes are those of an uninterrupted writer, and so are the bits, which may depend on what is encoded together.
-    """
-    pixels = images.as_tensor()
-    assert pixels is not None  # build_latents refused
-    batch = max(1, min(256, PIXELS_PER_PASS // images.resolution**2))
-    done = batch * _intact(folder, size * batch)
-    check_space(folder.parent, (len(images) - done) * size, "the latents")
-    with (
-        (folder / VALUES).open("ab") as file,
-        (folder / PASSES).open("ab") as passes,
-        tqdm(total=len(images), initial=done, desc="encoding images", unit="img") as bar,
-    ):
-        file.truncate(done * size)
-        passes.truncate(done // batch * CRC_BYTES)
-        for start in range(done, len(images), batch):
-            values = latents(pixels[start : start + batch])
-            bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
-            if len(bad):
-                raise UserError(
-                    f"latents of row {images.rows[start + bad[0]]} aren't finite in {values.dtype}; "
-                    "check its weights, or take --mixed_precision no, which keeps latents in float32"
-                )
-            file.write(values.data)
-            file.flush()  # a kill then loses no more than a pass
-            passes.write(zlib.crc32(values.data).to_bytes(CRC_BYTES, "little"))
-            passes.flush()
-            bar.update(len(values))
-        os.fsync(file.fileno())
-    (folder / PASSES).unlink()
-
-
-def _intact(folder: Path, size: int) -> int:
-    """How many passes, of `size` bytes each, a killed writer has left as it wrote them."""
-    if not ((folder / VALUES).is_file() and (folder / PASSES).is_file()):
-        return 0
-    written, done = (folder / PASSES).read_bytes(), 0
-    with (folder / VALUES).open("rb") as file:
-        for start in range(0, len(written) - CRC_BYTES + 1, CRC_BYTES):
-            values = file.read(size)
-            if len(values) < size or zlib.crc32(values).to_bytes(CRC_BYTES, "little") != written[start:][:CRC_BYTES]:
-                break
-            done += 1
-    return done

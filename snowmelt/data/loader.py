@@ -17,7 +17,7 @@ import torch
 from snowmelt.errors import UserError
 
 # Purposes of random numbers, so that no two draw the same.
-ORDER, CROP, FLIP, NOISE, HELD_OUT, VALIDATION = range(6)
+ORDER, CROP, FLIP, NOISE, HELD_OUT, VALIDATION, PAIRS = range(7)
 
 
 class Cache(Protocol):

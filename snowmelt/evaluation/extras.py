@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipelines import IMAGE_CHANNELS
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.likelihood import bits_per_dim
 from snowmelt.evaluation.memorization import draw_closest, memorization

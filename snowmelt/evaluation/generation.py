@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipelines.score_sde import ODE
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError, one_line
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.loading import SamplerOptions, sample

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines import image_generators
 from pipelines.labels import ClassLabels
 from pipelines.ode import Derivative, flow_derivative, integrate, rms
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.evaluation.process import (
     ForwardProcess,

@@ -16,7 +16,7 @@ from pipelines.prediction import NoiseLevel, Prediction
 from pipelines.samplers import make_sampler
 from pipelines.schedulers import family
 from pipelines.sde import TRAINED_FROM
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.objectives.paths import EdmPath, StraightPath
 from snowmelt.spaces import PixelSpace
@@ -125,6 +125,8 @@ def check_images(pipeline: Any, images: Tensor, indices: Sequence[int] | None) -
     """
     if not isinstance(pipeline, UnconditionalPipeline) or pipeline.vae is not None:
         raise UserError(f"likelihood: {type(pipeline).__name__} makes no pixels by itself; take a pixel-space model")
+    if pipeline.config.get("self_condition"):
+        raise UserError("likelihood: a self-conditioned model has none, as its steps depend on those before")
     network = pipeline.network
     if network.dtype != torch.float32:
         raise UserError(

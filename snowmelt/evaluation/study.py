@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from pipelines import IMAGE_CHANNELS, image_grid
 from pipelines.backbones import trained_size
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.config import on_hub
 from snowmelt.data.sources import load_images
 from snowmelt.data.splits import Split

@@ -10,7 +10,7 @@ from pipelines import ScoreSdePipeline, image_generators
 from pipelines.labels import ClassLabels
 from pipelines.prediction import NoiseLevel, expand
 from pipelines.schedulers import family
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.evaluation.process import check_images, make_condition, make_denoiser
 from snowmelt.objectives.reverse_steps import ReverseSteps

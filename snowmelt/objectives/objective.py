@@ -9,8 +9,9 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from pipelines.denoiser import Predictor
+from pipelines.denoiser import CONCATENATED, Predictor, own_estimate
 from pipelines.prediction import NoiseLevel, Prediction, expand
+from snowmelt.objectives.couplings import COUPLINGS
 from snowmelt.objectives.importance import LossHistory
 from snowmelt.objectives.paths import DiscretePath, Path
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, uniform
@@ -70,6 +71,11 @@ class Objective:
         vlb_weight: lambda of the hybrid loss, for a path whose variance is learned: the variational bound in bits per
             dimension, times lambda, teaches the variance, and nothing else (Nichol & Dhariwal 2021, eq. 16).
         bin_width: distance between two values of the data, for the bound; None for data without such.
+        coupling: a key of `COUPLINGS`: which noise an image is mixed with.
+        contrastive_weight: lambda of contrastive flow matching, of a velocity: the squared distance of the output from
+            the target of another sample of the batch is subtracted, times lambda (Stoica et al. 2025).
+        self_condition: give the network its own estimate of x0 for half of the images, at the cost of a second forward
+            pass, and zeros for the others (Chen et al. 2023, algorithm 1).
         history: of losses by timestep, for `timestep_sampling` loss_second_moment; None draws uniformly.
     """
 
@@ -85,6 +91,9 @@ class Objective:
     dream_detail_preservation: float | None = None
     vlb_weight: float = 0.001
     bin_width: float | None = None
+    coupling: str = "independent"
+    contrastive_weight: float = 0.0
+    self_condition: bool = False
     history: LossHistory | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +127,7 @@ class Objective:
             return self.history.quantile(u), u
         return self.path.time(DISTRIBUTIONS[self.timestep_sampling].quantile(u)), u
 
-    def loss(self, x0: Tensor, conditions: dict[str, Any], context: StepContext) -> Losses:
+    def loss(self, x0: Tensor, conditions: dict[str, Any], context: StepContext, noise: Tensor | None = None) -> Losses:
         """The training loss (Ho et al. 2020, eq. 14, for any path, prediction type and weight).
 
         Only the network runs in reduced precision, where it autocasts: noising in bf16 gives the first timesteps no
@@ -129,6 +138,7 @@ class Objective:
             conditions: keyword arguments of the network.
             context: the network, called as `forward(x, timestep, **conditions, return_dict=False)`, and the source of
                 timesteps and noise, on x0's device.
+            noise: that belongs to x0, unit normal, float32 (B, C, H, W); None: it is drawn by the `coupling`.
 
         Returns:
             Of each sample its weighted loss and the quantile of its noise level.
@@ -137,7 +147,8 @@ class Objective:
         if self.history is not None:
             self.history.begin(context.step)
         t, u = self.draw_times(len(x0), generator)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        if noise is None:
+            noise = COUPLINGS[self.coupling](x0, generator)
         if self.noise_offset:
             constant = torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=x0.device)
             noise += self.noise_offset * constant
@@ -147,6 +158,8 @@ class Objective:
             seen = noise + self.input_perturbation * extra
         level = self.path.level(t)
         alpha, sigma, a, b = (expand(c, x0) for c in (*level[:2], *self.coefficients(level)))
+        if self.self_condition:
+            conditions = self._self_conditioned(predict, alpha * x0 + sigma * seen, level, conditions, generator)
         if self.dream_detail_preservation is not None:
             with torch.no_grad():
                 own = predict(alpha * x0 + sigma * seen, level, conditions)
@@ -157,7 +170,11 @@ class Objective:
         if self.weight == VLB:
             loss = self._bound(prediction, x0, t)
         else:
-            error = (prediction.output - (a * x0 + b * noise)).square().flatten(1).mean(1)
+            target = a * x0 + b * noise
+            error = (prediction.output - target).square().flatten(1).mean(1)
+            if self.contrastive_weight:
+                other = (prediction.output - target.roll(1, 0)).square().flatten(1).mean(1)
+                error = error - self.contrastive_weight * other
             loss = error * self.weights(level)
             if self.learns_variance:
                 frozen = prediction.with_output(prediction.output.detach())
@@ -167,6 +184,22 @@ class Objective:
             self.history.update(context.gather(t), context.gather(loss.detach()))
             loss = loss * factor
         return Losses(loss, u)
+
+    def _self_conditioned(
+        self,
+        predict: Predictor,
+        x_t: Tensor,
+        level: NoiseLevel,
+        conditions: dict[str, Any],
+        generator: torch.Generator,
+    ) -> dict[str, Any]:
+        """The conditions and, for half of the images, what the network itself expects of them."""
+        nothing = torch.zeros_like(x_t)
+        with torch.no_grad():
+            estimate = own_estimate(predict(x_t, level, conditions | {CONCATENATED: nothing}))
+        # For each image by itself, so that all processes make as many passes and none waits for the draw.
+        chosen = torch.rand(len(x_t), generator=generator, device=x_t.device) < 0.5
+        return conditions | {CONCATENATED: torch.where(expand(chosen, x_t), estimate, nothing)}
 
     def _bound(self, prediction: Prediction, x0: Tensor, t: Tensor) -> Tensor:
         assert isinstance(self.path, DiscretePath)  # recipes.py refuses others

@@ -113,6 +113,8 @@ def adjusted(objective: Objective, name: str, options: ObjectiveOptions, *, late
         noise_offset=options.noise_offset,
         input_perturbation=options.input_perturbation,
         dream_detail_preservation=options.dream_detail_preservation if options.dream_training else None,
+        coupling=options.coupling,
+        contrastive_weight=options.contrastive_weight,
         vlb_weight=objective.vlb_weight if options.vlb_weight is None else options.vlb_weight,
     )
     _check(name, objective)
@@ -145,6 +147,10 @@ def _check(name: str, objective: Objective) -> None:
             raise UserError(f"--loss_weight vlb: {name} has no variational bound of T steps; take {_discrete()}")
         if objective.timestep_sampling == LOSS_SECOND_MOMENT:
             raise UserError(f"--timestep_sampling loss_second_moment: is for T timesteps; take {_discrete()}")
+    if objective.coupling == "ot" and not isinstance(objective.path, StraightPath):
+        raise UserError(f"--coupling ot: makes straight paths, and {name} has others; take flow or mixture, or nearest")
+    if objective.contrastive_weight and objective.prediction_type != "flow_prediction":
+        raise UserError(f"--contrastive_weight: is for a velocity, and {name} predicts another thing; take flow")
     if DISTRIBUTIONS[objective.timestep_sampling].domain != objective.path.domain:
         fitting = ", ".join(n for n, d in DISTRIBUTIONS.items() if d.domain == objective.path.domain)
         raise UserError(f"--timestep_sampling {objective.timestep_sampling} doesn't fit {name}, which takes {fitting}")

@@ -81,9 +81,13 @@ class DiffusionTask:
         return network
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> Losses:
-        """The objective's loss on a batch, with conditions of which some are dropped."""
-        x0 = self.space.from_cache(batch["image"], context.generator)
+        """The objective's loss on a batch, with conditions of which some are dropped.
+
+        A batch that has `noise` is one of pairs, whose samples are x0 as they are.
+        """
+        noise = batch.get("noise")
+        x0 = batch["image"] if noise is not None else self.space.from_cache(batch["image"], context.generator)
         conditions: dict[str, Any] = self.conditioning.embed(batch, context.generator)
         if self.augmentation is not None:
             x0, conditions[CONCATENATED] = self.augmentation(x0, context.generator)
-        return self.objective.loss(x0, conditions, context)
+        return self.objective.loss(x0, conditions, context, noise)

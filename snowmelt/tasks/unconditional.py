@@ -15,17 +15,18 @@ from pipelines import (
     ScoreSdePipeline,
 )
 from pipelines.sde import SubVpSde
-from pipelines.unet import UnconditionalPipeline
+from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.augmentation import AUGMENT_CHANNELS, Augmentation
-from snowmelt.conditioning import make_conditioning
+from snowmelt.conditioning import LabelConditioning, make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
 from snowmelt.objectives import describe, make_objective
-from snowmelt.objectives.paths import SdePath
+from snowmelt.objectives.paths import SdePath, StraightPath
 from snowmelt.options import UnconditionalConfig
+from snowmelt.reflow import find_teacher, make_pairs
 from snowmelt.sample_grids import check_steps, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, encode_images
@@ -47,12 +48,14 @@ class UnconditionalTask(DiffusionTask):
         images: that it is trained on, decoded.
         held_out: others, decoded and as the network sees them, where there are any.
         config: the options.
+        noise: where `data` are samples of a flow model, the noise of each.
     """
 
     network: Any
     images: ImageCache
     held_out: tuple[ImageCache, Cache] | None
     config: UnconditionalConfig
+    noise: Cache | None = None
 
     @classmethod
     def make(cls, config: UnconditionalConfig, accelerator: Accelerator) -> "UnconditionalTask":
@@ -66,6 +69,12 @@ class UnconditionalTask(DiffusionTask):
             raise UserError(f"--backbone {config.backbone}: {config.objective} is for --backbone unet alone; take that")
         if config.augment_p and config.autoencoder:
             raise UserError("--augment_p: moves pixels, which --autoencoder's latents aren't; drop one of the two")
+        if config.augment_p and (config.self_condition or config.reflow_from):
+            other = "self_condition" if config.self_condition else "reflow_from"
+            raise UserError(f"--augment_p: isn't for --{other}; drop one of the two")
+        if config.reflow_from and not isinstance(objective.path, StraightPath):
+            raise UserError(f"--objective {config.objective}: --reflow_from straightens flows; take flow or mixture")
+        teacher = find_teacher(config.reflow_from) if config.reflow_from else None
         check_steps(objective.scheduler(), config)
         accelerator.print(describe(config, objective))
         vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
@@ -73,7 +82,7 @@ class UnconditionalTask(DiffusionTask):
         conditioning = make_conditioning(config, images)
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae, pixels) if vae else pixels
-        objective = replace(objective, bin_width=space.bin_width(images))
+        objective = replace(objective, bin_width=space.bin_width(images), self_condition=config.self_condition)
         channels = space.channels(images)
         network = make_network(
             BACKBONES[config.backbone][0],
@@ -86,16 +95,17 @@ class UnconditionalTask(DiffusionTask):
             num_class_embeds=conditioning.num_class_embeds,
             fourier=isinstance(objective.path, SdePath) and objective.path.fourier,
             dropout=config.dropout,
-            condition_channels=AUGMENT_CHANNELS if config.augment_p else 0,
+            condition_channels=channels if config.self_condition else AUGMENT_CHANNELS if config.augment_p else 0,
             seed=config.seed,
         )
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        data, judged = encode_images(space, images, config, accelerator), None
+        # Those of reflow are made by a model, below.
+        data, judged = images if teacher else encode_images(space, images, config, accelerator), None
         if held_out:
             flip, precision = config.random_flip, config.mixed_precision
             judged = held_out, space.encode(held_out, random_flip=flip, mixed_precision=precision)
-        return cls(
+        task = cls(
             objective=objective,
             space=space,
             conditioning=conditioning,
@@ -106,11 +116,22 @@ class UnconditionalTask(DiffusionTask):
             held_out=judged,
             config=config,
         )
+        if teacher is None:
+            return task
+        noise, samples = make_pairs(teacher, task.pipeline(task.networks), images, config, accelerator)
+        if isinstance(conditioning, LabelConditioning):
+            conditioning = replace(conditioning, dropout=0.0)  # some pairs are of the null class
+        return replace(task, data=samples, noise=noise, conditioning=conditioning)
 
     @property
     def component(self) -> str:
         """The name of the network, by its class."""
         return ARCHITECTURES[type(self.network).__name__].backbone.component
+
+    @property
+    def fields(self) -> dict[str, Cache]:
+        """`image`, and `noise` where that belongs to it."""
+        return super().fields | ({} if self.noise is None else {"noise": self.noise})
 
     @property
     def networks(self) -> dict[str, ModelMixin]:
@@ -133,6 +154,7 @@ class UnconditionalTask(DiffusionTask):
             "id2label": dict(enumerate(self.images.class_names or [])) if self.config.class_conditional else None,
             # That of integers is their type's.
             "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
+            "self_condition": self.objective.self_condition,
         }
         if self.augmentation is not None:
             settings["augment_channels"] = AUGMENT_CHANNELS

@@ -120,6 +120,8 @@ class TextToImageConfig(
             raise UserError(
                 "--num_validation_images: needs --validation_prompts, of which it draws so many images each"
             )
+        if self.contrastive_weight and self.train_batch_size == 1:
+            raise UserError("--contrastive_weight: needs a --train_batch_size of 2 or more, another image in the batch")
         source = self.pretrained_model_name_or_path
         for name in OF_SCRATCH if source else OF_PRETRAINED:
             if getattr(self, name) != self.fields()[name].default:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from pipelines import LatentDiffusionPipeline
 from snowmelt.data import latent_cache as latents_module
-from snowmelt.data import loader, store
+from snowmelt.data import loader, passes, store
 from snowmelt.data.latent_cache import LatentCache, build_latents
 from snowmelt.data.loader import batches
 from snowmelt.errors import UserError
@@ -211,9 +211,9 @@ def test_what_a_killed_encoder_left_is_verified(images, few, damage):
         content[5000] ^= 1
         (partial / latents_module.VALUES).write_bytes(content)
     elif damage == "checksums":
-        (partial / latents_module.PASSES).write_bytes(b"1234567")
+        (partial / passes.PASSES).write_bytes(b"1234567")
     elif damage == "no checksums":
-        (partial / latents_module.PASSES).unlink()
+        (partial / passes.PASSES).unlink()
     else:
         shutil.move(partial, partial.parent / "elsewhere")
         partial.write_text("") if damage == "a file" else partial.symlink_to(partial.parent / "elsewhere")
@@ -250,7 +250,7 @@ def test_a_disk_without_room_and_one_that_fills_up(images, few, monkeypatch):
         with pytest.raises(UserError, match=r"the latents need 61.4 kB and 61.4 kB are free"):
             build(images)
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(latents_module.os, "fsync", lambda _: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(passes.os, "fsync", lambda _: (_ for _ in ()).throw(full))
     with pytest.raises(UserError, match="disk full; free some space or give another --cache_dir"):
         build(images)
 

@@ -15,6 +15,8 @@ POSITIVE = "must be more than 0, got"
 NUMBERS = {
     "adam_beta1": PROBABILITY,
     "adam_beta2": PROBABILITY,
+    "sgd_momentum": PROBABILITY,
+    "contrastive_weight": PROBABILITY,
     "label_dropout": PROBABILITY,
     "validation_share": PROBABILITY,
     "ema_max_decay": PROBABILITY,
@@ -66,6 +68,7 @@ CASES = [
         "^error: --ddpm_beta_start 0.03: must be less than --ddpm_beta_end, 0.02$",
     ),
     (U + "--ddpm_beta_end 1", "^error: --ddpm_beta_end: must be more than 0 and less than 1, got 1.0$"),
+    (U + "--objective v --coupling ot", "^error: --coupling ot: makes straight paths, and v has others; take flow"),
     (U + "--objective vp --backbone dit", "^error: --backbone dit: vp is for --backbone unet alone"),
     (U + "--variance_type learned", "^error: argument --variance_type: invalid choice: 'learned'"),
     (
@@ -80,6 +83,25 @@ CASES = [
     (U + "--output_dir ''", "^error: --output_dir: is empty; give text, or leave it out$"),
     (U + "--train_data_dir ''", "^error: --train_data_dir: is empty; give text, or leave it out$"),
     (U + "--hub_token ''", "^error: --hub_token: is empty; give text, or leave it out$"),
+    (U + "--reflow_steps 5", "^error: --reflow_steps: needs --reflow_from$"),
+    (
+        U + "--reflow_from m --random_flip",
+        "^error: --random_flip: is not for the pairs of --reflow_from; leave it out$",
+    ),
+    (U + "--reflow_from m --objective v", "^error: --objective v: --reflow_from straightens flows; take flow or mix"),
+    (U + "--reflow_from m --reflow_guidance_scale nan", "^error: --reflow_guidance_scale: must be at least 0 and"),
+    (
+        U + "--no-class_conditional --contrastive_weight 0.05",
+        "^error: --contrastive_weight: tells conditions apart; add",
+    ),
+    (U + "--class_conditional --contrastive_weight 0.05 --train_batch_size 1", "^error: --contrastive_weight: needs a"),
+    (T + "--contrastive_weight 0.05 --train_batch_size 1", "^error: --contrastive_weight: needs a --train_batch_size"),
+    (
+        U + "--class_conditional --contrastive_weight 0.05 --objective mixture",
+        "^error: --contrastive_weight: is for a velocity, and mixture predicts another thing; take flow$",
+    ),
+    (U + "--use_8bit_adam --optimizer muon", "^error: --use_8bit_adam: is AdamW; drop it, or --optimizer muon$"),
+    (U + "--optimizer lion", "^error: argument --optimizer: invalid choice: 'lion'"),
     (U + "--lr_scheduler cosin", "^error: argument --lr_scheduler: invalid choice: 'cosin'"),
     (U + "--mixed_precision fp8", "^error: argument --mixed_precision: invalid choice: 'fp8'"),
     (U + "--logger file", "^error: argument --logger/--report_to: invalid choice: 'file'"),

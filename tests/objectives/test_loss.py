@@ -274,3 +274,16 @@ def test_offset_noise_is_asked_for_and_perturbation_is_not():
         assert net.seen.var((2, 3)).mean().item() == pytest.approx(within, rel=0.02)
         assert net.seen.mean((2, 3)).var().item() == pytest.approx(between + within / 256, rel=0.2)
         assert losses.loss.mean().item() == pytest.approx(error, rel=0.02)
+
+
+def test_contrastive_flow_matching():
+    """The squared error, less a fraction of the squared distance from the target of the row before."""
+    x0 = torch.randn(5, 1, 2, 2, generator=generator(1))
+    objective = replace(RECIPES["flow"], contrastive_weight=0.25)
+    objective.draw_times(5, same := generator())
+    target = torch.randn(x0.shape, generator=same) - x0
+    output = torch.randn(x0.shape, generator=generator(2))
+    losses = loss_of(objective, lambda x, timestep, return_dict: (output,), x0, {}).loss
+    others = target[[4, 0, 1, 2, 3]]
+    expected = (output - target).square().mean((1, 2, 3)) - 0.25 * (output - others).square().mean((1, 2, 3))
+    torch.testing.assert_close(losses, expected)
