@@ -34,7 +34,7 @@ class LatentDiffusionPipeline(UNetPipeline):
         value_range: tuple[float, float] | None = None,
         self_condition: bool = False,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range, self_condition)
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range, self_condition=self_condition)
         self.register_modules(vae=_checked_vae(vae))
 
 
@@ -61,7 +61,7 @@ class LatentTransformerPipeline(TransformerPipeline):
         value_range: tuple[float, float] | None = None,
         self_condition: bool = False,
     ) -> None:
-        super().__init__(transformer, scheduler, prediction_type, id2label, value_range, self_condition)
+        super().__init__(transformer, scheduler, prediction_type, id2label, value_range, self_condition=self_condition)
         self.register_modules(vae=_checked_vae(vae))
 
 

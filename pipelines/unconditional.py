@@ -220,7 +220,7 @@ class UnconditionalPipeline(ImagePipeline):
         class_labels: ClassLabels | None,
         guidance_scale: float,
         guidance_interval: tuple[float, float] | None,
-        guidance_model: Any,
+        guidance_model: Any = None,
     ) -> Denoiser:
         """The network with labels and guidance as a call takes them."""
         scale = real("guidance_scale", guidance_scale)
