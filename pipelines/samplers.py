@@ -36,15 +36,17 @@ class DDPMSampler(ChainSampler):
     def step(self, prediction: Prediction, i: int, x: Tensor) -> Tensor:
         """As `Sampler.step`, with what the network says of the variance, and no noise after the last evaluation.
 
-        diffusers adds noise there unless the timestep is 0, which trailing timesteps end before.
+        diffusers adds that of a large or learned variance there unless the timestep is 0, before which trailing
+        timesteps end.
 
         Args:
             prediction: of the network at x_t.
             i: number of the evaluation.
             x: the state at that evaluation, (B, C, H, W).
         """
-        scheduler = self.scheduler
-        if i == len(scheduler.timesteps) - 1:
+        scheduler, t = self.scheduler, self.scheduler.timesteps[i]
+        noisy = t > 0 and not scheduler.config.variance_type.startswith("fixed_small")
+        if noisy and i == len(scheduler.timesteps) - 1:
             x0, limit = prediction.x0, scheduler.config.clip_sample_range
             if scheduler.config.thresholding:
                 return scheduler._threshold_sample(x0)
@@ -52,7 +54,7 @@ class DDPMSampler(ChainSampler):
         output = prediction.convert(self.prediction_type)
         if prediction.variance is not None and scheduler.config.variance_type in LEARNED:
             output = torch.cat([output, prediction.variance], 1)
-        return scheduler.step(output, scheduler.timesteps[i], x, **self._step_arguments, return_dict=False)[0]
+        return scheduler.step(output, t, x, **self._step_arguments, return_dict=False)[0]
 
 
 class PNDMSampler(ChainSampler):  # PNDM counts the steps that it has taken, and repeats the second one

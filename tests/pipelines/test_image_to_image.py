@@ -13,7 +13,7 @@ from tests.pipelines.test_reverse_process import EVERY, FAMILY, TOLERANCE, TRAIN
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, to the schedulers
 
-RANDOM = ("ddpm", "euler-a", "kdpm2-a", "sde-dpmsolver++")
+RANDOM = ("ddpm", "ddpm-fixed-small", "ddpm-fixed-large", "euler-a", "kdpm2-a", "sde-dpmsolver++")
 SHAPE = (4, 1, 64, 64)
 
 

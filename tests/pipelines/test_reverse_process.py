@@ -40,7 +40,18 @@ TELLING = [(m, n) for m, n in EVERY if not n.startswith("flow") and n not in ("p
 
 # Error of the standard deviation with 200 steps, relative. First-order samplers leave out what the last step
 # spans: at t = 4 the noise still has a variance of 1% of the data's, and DDPM lags by a step's worth throughout.
-TOLERANCE = {"ddpm": 0.07, "euler-a": 0.07, "ddim": 0.03, "euler": 0.03, "edm-euler": 0.02, "flow-euler": 0.02}
+NOISY_AT_THE_END = ("ddpm-fixed-large",)
+"""Samplers whose last step has noise in diffusers, where it begins after timestep 0; here it has none."""
+TOLERANCE = {
+    "ddpm": 0.07,
+    "ddpm-fixed-small": 0.07,
+    "ddpm-fixed-large": 0.03,
+    "euler-a": 0.07,
+    "ddim": 0.03,
+    "euler": 0.03,
+    "edm-euler": 0.02,
+    "flow-euler": 0.02,
+}
 
 
 def oracle_samples(model: str, scheduler: Any, prediction_type: str | None = None) -> torch.Tensor:
@@ -105,12 +116,12 @@ def test_predicted_x0_is_the_schedulers(model: str, name: str) -> None:
     pipeline = tiny_pipeline(scheduler)
     trajectory = pipeline(num_inference_steps=8, generator=image_generators(0, [0]), return_trajectory=True).trajectory
     # UniPC converts each output once for its predictor, and its corrector works on the same.
-    assert len(seen) == len(trajectory.denoised)
-    for ours, theirs in zip(trajectory.denoised, seen, strict=True):
+    assert len(seen) == len(trajectory.denoised) - (name in NOISY_AT_THE_END)
+    for ours, theirs in zip(trajectory.denoised, seen, strict=False):
         assert torch.allclose(ours, theirs, rtol=2e-3, atol=2e-4 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize(("model", "name"), [(m, n) for m, n in EVERY if n != "edm-heun"])
+@pytest.mark.parametrize(("model", "name"), [(m, n) for m, n in EVERY if n not in ("edm-heun", *NOISY_AT_THE_END)])
 def test_bare_loop(model: str, name: str) -> None:
     """The loop as diffusers' documentation writes it gives the same data to the last bit."""
     scheduler = make_scheduler(name, TRAINED[model])
