@@ -15,12 +15,15 @@ from pipelines.prediction import Prediction
 from pipelines.samplers import make_sampler
 from pipelines.sampling import sample
 from snowmelt import reflow
+from snowmelt.conditioning import NoConditioning
 from snowmelt.data import pair_cache
 from snowmelt.data.pair_cache import build_pairs
 from snowmelt.errors import UserError
 from snowmelt.loading import load_pipeline
-from snowmelt.objectives import Objective, StepContext
+from snowmelt.objectives import Losses, Objective, StepContext
 from snowmelt.objectives.paths import StraightPath
+from snowmelt.spaces import PixelSpace
+from snowmelt.tasks.diffusion import DiffusionTask
 from snowmelt.tracking import read_metrics
 from tests.autoencoders import tiny_vae
 from tests.conftest import trained
@@ -128,6 +131,21 @@ def test_pairs_are_what_the_model_makes(teacher, train, tmp_path) -> None:
     assert rest.std() > 0
 
 
+def test_no_label_of_a_pair_is_dropped(teacher, train, tmp_path, monkeypatch) -> None:
+    """A quarter of the pairs has none from the beginning."""
+    batches: list[tuple[Tensor, Tensor]] = []
+    loss = DiffusionTask.loss
+
+    def recorded(task: DiffusionTask, batch: dict[str, Tensor], context: StepContext) -> Losses:
+        batches.append((batch["label"], task.conditioning.embed(batch, torch.Generator())["class_labels"]))
+        return loss(task, batch, context)
+
+    monkeypatch.setattr(DiffusionTask, "loss", recorded)
+    train(tmp_path / "run", **REFLOW, reflow_from=teacher, max_train_steps=5)  # of 8 pairs each: all of them
+    assert all(torch.equal(label, given) for label, given in batches)
+    assert sum((label == 10).sum().item() for label, _ in batches) == 10
+
+
 def test_resume_is_exact(teacher, train, tmp_path, monkeypatch) -> None:
     """And the pairs are made once."""
     options = REFLOW | {"reflow_from": teacher, "max_train_steps": 6, "checkpointing_steps": 1, "learning_rate": 1e-3}
@@ -185,6 +203,22 @@ def test_models_that_are_no_flows(train, tmp_path) -> None:
         model = train(tmp_path / objective, objective=objective, max_train_steps=1)
         with pytest.raises(UserError, match="is no flow model of train_unconditional.py"):
             train(tmp_path / "run", reflow_from=model)
+
+
+def test_a_pairs_noise_is_mixed_with_its_sample() -> None:
+    """And its sample is x0 as it is, where cached images are integers."""
+    x0, noise = torch.randn(2, 16, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    seen: list[Tensor] = []
+
+    def net(x: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
+        seen.extend([x, timestep.view(-1, 1, 1, 1) / 1000])
+        return (noise - x0,)
+
+    task = DiffusionTask(FLOW, PixelSpace(), NoConditioning(), data=None)  # type: ignore[arg-type]
+    context = StepContext(net, torch.Generator().manual_seed(0), 0, 1)
+    losses = task.loss({"image": x0, "noise": noise}, context)
+    torch.testing.assert_close(seen[0], (1 - seen[1]) * x0 + seen[1] * noise)
+    assert losses.loss.max() < 1e-12
 
 
 class Killed(BaseException):
