@@ -48,6 +48,7 @@ def test_rows_are_the_definitions() -> None:
         "v_prediction": alpha * eps - sigma * x0,
         "flow_prediction": eps - x0,
         "edm": (x0 - c_skip * x_t) / c_out,
+        "score": -(x_t - alpha * x0) / sigma**2,
     }
     assert written_out.keys() == PREDICTION_TYPES.keys()
     for name, expected in written_out.items():
