@@ -149,7 +149,9 @@ def test_whole_network_memorises(memorised: Path, sd: Path) -> None:
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-@pytest.mark.parametrize("text", [False, True], ids=["unet", "unet and text encoder"])
+@pytest.mark.parametrize(
+    "text", [pytest.param(False, marks=pytest.mark.slow), True], ids=["unet", "unet and text encoder"]
+)
 def test_lora_memorises(tune: Callable[..., Path], memorised: Path, tmp_path: Path, text: bool) -> None:
     """Other captions of the same images, which the frozen weights get wrong."""
     turned = PROMPTS[1:] + PROMPTS[:1]

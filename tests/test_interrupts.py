@@ -38,7 +38,7 @@ def logged(folder: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signal(number, start, train, whole, tmp_path):
     process = start(tmp_path / "run", **OPTIONS)
     assert wait_for(lambda: logged(tmp_path / "run") >= 3, process)

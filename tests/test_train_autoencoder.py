@@ -172,6 +172,7 @@ def test_nothing_left_to_do(run, fit, tmp_path):
     assert read_metrics(copy) == read_metrics(run)
 
 
+@pytest.mark.slow
 def test_two_processes(fit, launch, tiny, tmp_path):
     """They take the steps that one process takes with twice the accumulation, the adversarial ones too."""
     start = {"regularization": "kl", "pretrained_model_name_or_path": tiny / "kl"}

@@ -38,6 +38,7 @@ def test_nearest_is_the_nearest_of_the_candidates() -> None:
     assert torch.equal(nearest(x0, generator()), drawn[chosen, torch.arange(64)])
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_batch_stays_normal_under_optimal_transport() -> None:
     """Of data away from 0, towards which the nearest of several leans."""
     x0 = torch.full((2000, 1, 1, 1), 0.5) + torch.rand(2000, 1, 1, 1, generator=generator(1))

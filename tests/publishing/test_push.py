@@ -85,6 +85,7 @@ def test_trained_pushed_and_loaded_by_a_stranger(hub, arguments, tmp_path):
     assert np.array_equal(np.load(tmp_path / "images.npy"), ours(folder, eta=0))
 
 
+@pytest.mark.slow
 def test_revisions_private_repositories_and_a_warm_cache(connected, train, tmp_path, monkeypatch):
     pipeline = PixelDiffusionPipeline.from_pretrained(train(tmp_path / "run"))
     pipeline.save_pretrained(tmp_path / "first")
