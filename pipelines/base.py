@@ -64,7 +64,7 @@ class ImagePipeline(StoredPipeline):
     def data_channels(self) -> int:
         """Of what the network denoises: its input, without what is concatenated to it there.
 
-        That is its own last estimate, as large as the data, or what it was told of augmentation.
+        That is its own last estimate, as large as the data, or its condition on augmentation.
         """
         channels = self.network.config.in_channels - (self.config.get("augment_channels") or 0)
         return channels // 2 if self.config.get("self_condition") else channels

@@ -34,8 +34,8 @@ class Predictor:
         network: called as `network(sample, timestep=timestep, **conditions, return_dict=False)`, timestep (B,).
         prediction_type: how its output is read.
         dtype: of its input.
-        zero_channels: of its input, after those of x_t, that are 0 unless a concatenated condition is given: what it
-            was told in training of augmentation.
+        zero_channels: of its input, after those of x_t, that are 0 unless a concatenated condition is given: its
+            condition on augmentation in training.
     """
 
     network: Callable[..., Any]

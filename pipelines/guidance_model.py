@@ -20,7 +20,7 @@ def check_guidance_model(guide: Any, network: Any, device: torch.device) -> None
         ValueError: for one of other data or labels, or on another device.
     """
     config: Any = getattr(guide, "config", {}) if isinstance(guide, torch.nn.Module) else {}
-    if "in_channels" not in config:
+    if not {"in_channels", "out_channels"} <= set(config):
         raise TypeError(
             f"guidance_model: must be a network, as another pipeline's `network` is, got {type(guide).__name__}"
         )

@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from pipelines.arguments import MOST, MOST_STEPS, boolean, brief, check_generators, check_interval, real, string, whole
+from pipelines.arguments import MOST, MOST_STEPS, boolean, brief, check_generators, real, string, whole
 from pipelines.base import SamplingOutput
-from pipelines.denoiser import Conditions, Denoiser, Predictor, conditioned, guided
-from pipelines.labels import ClassLabels, label_conditions
+from pipelines.denoiser import Predictor
+from pipelines.labels import ClassLabels
 from pipelines.prediction import PredictionType
 from pipelines.predictor_corrector import (
     CORRECTORS,
@@ -99,6 +99,7 @@ class ScoreSdePipeline(UNetPipeline):
         class_labels: ClassLabels | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_model: Any = None,
         num_inference_steps: int = 1000,
         predictor: str = "reverse_diffusion",
         corrector: str = "langevin",
@@ -126,6 +127,7 @@ class ScoreSdePipeline(UNetPipeline):
             class_labels: one label for all images or B of them, as numbers or names; None: the null class.
             guidance_scale: 1 for none; else null + scale * (conditional - null) (Ho & Salimans 2022, eq. 6).
             guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
+            guidance_model: as `UnconditionalPipeline` takes it.
             num_inference_steps: times from 1 to the SDE's end; the ODE has its own.
             predictor: "reverse_diffusion", "euler_maruyama" or "ancestral", the step from a time to the next; "none"
                 for Langevin dynamics alone; "probability_flow" for the ODE.
@@ -152,8 +154,6 @@ class ScoreSdePipeline(UNetPipeline):
             ValueError: for arguments that don't fit the model or each other.
         """
         whole("batch_size", batch_size, 1, MOST)
-        scale = real("guidance_scale", guidance_scale)
-        interval = check_interval("guidance_interval", guidance_interval)
         boolean("return_dict", return_dict)
         seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
@@ -178,23 +178,9 @@ class ScoreSdePipeline(UNetPipeline):
             raise ValueError(f"predictor: not {ODE!r}, whose solver goes back and forth, with a self-conditioned model")
         shape = (batch_size, self.data_channels, *self._size(height, width))
         generator = check_generators(generator, batch_size)
-        conditions, null_conditions = label_conditions(
-            class_labels,
-            num_embeds=self.unet.config.num_class_embeds,
-            id2label=self.id2label,
-            batch_size=batch_size,
-            device=self._execution_device,
-        )
-        if scale != 1 and null_conditions is None:
-            raise ValueError("guidance_scale: must be 1, since this model was not trained with dropped labels")
-        sde, predict = self.sde, self.predictor()
-
-        def denoiser_of(more: Conditions, rows: Any = slice(None)) -> Denoiser:
-            own = {name: value[rows] for name, value in conditions.items()} | more
-            if null_conditions is None:
-                return conditioned(predict, own)
-            return guided(predict, own, {n: v[rows] for n, v in null_conditions.items()} | more, scale, interval)
-
+        sde = self.sde
+        guidance = guidance_scale, guidance_interval, guidance_model
+        denoiser_of = self._conditional(self.predictor(), batch_size, class_labels, *guidance)
         noise = self._noise(shape, generator, latents)
         if predictor == ODE:
             self.scheduler.timesteps = torch.tensor([1, sde.sampling_eps])
@@ -219,6 +205,14 @@ class ScoreSdePipeline(UNetPipeline):
             progress=self.progress_bar,
         )
         return self._finish(x0, seen, output_type, return_dict)
+
+    def invert(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """Not for SDEs.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("invert: for deterministic samplers of a scheduler, which this pipeline doesn't have")
 
 
 def _positive(name: str, value: Any) -> float:

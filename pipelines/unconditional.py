@@ -41,7 +41,7 @@ class UnconditionalPipeline(ImagePipeline):
             "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
         value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
         id2label: names of the classes by number. A row of the network's label table beyond them is the null class.
-        augment_channels: of the network's input, the last ones, told it how images were augmented in training (Karras
+        augment_channels: of the network's input, the last ones, which say how images were augmented in training (Karras
             et al. 2022, appendix F.2), and are 0 in sampling.
         self_condition: whether the network's input is joined by its estimate of x0 in the evaluation before (Chen et
             al. 2023, "Analog bits").
@@ -162,11 +162,11 @@ class UnconditionalPipeline(ImagePipeline):
         churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
         sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
         guidance = guidance_scale, guidance_interval, guidance_model
-        denoiser = self._denoiser(self._predictor(sampler), batch_size, class_labels, *guidance)
+        denoiser_of = self._conditional(self._predictor(sampler), batch_size, class_labels, *guidance)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
         x = sampler.start(self._noise(shape, generator, latents))
-        x0 = sample(denoiser, sampler, x, on_step=on_step, progress=self.progress_bar)
+        x0 = sample(self._self_conditioned(denoiser_of), sampler, x, on_step=on_step, progress=self.progress_bar)
         return self._finish(x0, seen, output_type, return_dict)
 
     @torch.no_grad()
@@ -191,7 +191,8 @@ class UnconditionalPipeline(ImagePipeline):
             guidance_scale: as in a call.
             guidance_interval: as in a call.
             guidance_model: as in a call.
-            num_inference_steps: steps to undo; the more, the closer the call comes to the images.
+            num_inference_steps: steps to undo; the more, the closer the call comes to the images. For `DDIMScheduler`,
+                which rounds its steps to whole timesteps, a divisor of `num_train_timesteps`.
             num_fixed_point_iterations: further network evaluations per step, which bring it closer too.
 
         Returns:
@@ -206,14 +207,15 @@ class UnconditionalPipeline(ImagePipeline):
         iterations = whole("num_fixed_point_iterations", num_fixed_point_iterations, 0, MOST_STEPS)
         x0 = self.encode(images).to(self._execution_device, torch.float32)
         predict = self._predictor(make_sampler(self.scheduler))
-        denoiser = self._denoiser(predict, len(x0), class_labels, guidance_scale, guidance_interval, guidance_model)
+        guidance = guidance_scale, guidance_interval, guidance_model
+        denoiser = self._conditional(predict, len(x0), class_labels, *guidance)({})
         sampler = make_sampler(make_scheduler(INVERTIBLE[family(self.scheduler)], self.scheduler))
         sampler.set_timesteps(num_inference_steps, None, self._execution_device)
         noise = invert(denoiser, sampler, x0, num_fixed_point_iterations=iterations, progress=self.progress_bar)
         self.maybe_free_model_hooks()
         return noise
 
-    def _denoiser(
+    def _conditional(
         self,
         predict: Predictor,
         batch_size: int,
@@ -221,8 +223,12 @@ class UnconditionalPipeline(ImagePipeline):
         guidance_scale: float,
         guidance_interval: tuple[float, float] | None,
         guidance_model: Any = None,
-    ) -> Denoiser:
-        """The network with labels and guidance as a call takes them."""
+    ) -> Callable[..., Denoiser]:
+        """The network with labels and guidance as a call takes them.
+
+        Returns:
+            A function of further conditions, and of which rows of the batch are denoised; all by default.
+        """
         scale = real("guidance_scale", guidance_scale)
         interval = check_interval("guidance_interval", guidance_interval)
         conditions, null_conditions = label_conditions(
@@ -242,14 +248,16 @@ class UnconditionalPipeline(ImagePipeline):
                 "guidance_model"
             )
 
-        def denoiser_of(more: Conditions) -> Denoiser:
+        def denoiser_of(more: Conditions, rows: Any = slice(None)) -> Denoiser:
+            given = {name: value[rows] for name, value in conditions.items()} | more
             if guide is not None:
-                return autoguided(predict, guide, conditions | more, scale, interval)
+                return autoguided(predict, guide, given, scale, interval)
             if null_conditions is None:
-                return conditioned(predict, conditions | more)
-            return guided(predict, conditions | more, null_conditions | more, scale, interval)
+                return conditioned(predict, given)
+            null = {name: value[rows] for name, value in null_conditions.items()} | more
+            return guided(predict, given, null, scale, interval)
 
-        return self._self_conditioned(denoiser_of)
+        return denoiser_of
 
     def _self_conditioned(self, denoiser_of: Callable[[Conditions], Denoiser]) -> Denoiser:
         """The denoiser, given its own estimates where the network takes them."""

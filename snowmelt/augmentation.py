@@ -1,4 +1,4 @@
-"""Augmentation that doesn't leak into samples, as the network is told of it (Karras et al. 2022, appendix F.2).
+"""Augmentation that doesn't leak into samples, as the network is conditioned on it (Karras et al. 2022, appendix F.2).
 
 Eight parameters a move an image (their table 6); nine numbers made of them are conditions of the network, all 0 for an
 image that is as it was, which is what is sampled. Networks of diffusers have no argument for such: they enter as planes
@@ -29,7 +29,7 @@ class Augmentation:
     p: float
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augmented images and what the network is told of them, as constant planes.
+        """Augmented images, and the network's condition on what was done, as constant planes.
 
         Args:
             images: float32 (B, C, H, H).
@@ -65,7 +65,7 @@ def draw(n: int, p: float, generator: torch.Generator) -> Tensor:
 
 
 def conditions(a: Tensor) -> Tensor:
-    """What the network is told of parameters (B, 8): (B, 9), without the jump that an angle makes."""
+    """The network's condition on parameters (B, 8): (B, 9), without the jump that an angle makes."""
     flips, scale, rotation, angle, stretch, shifts = a.split([2, 1, 1, 1, 1, 2], 1)
     turned = torch.cat([rotation.cos() - 1, rotation.sin()], 1)
     stretched = torch.cat([stretch * angle.cos(), stretch * angle.sin()], 1)

@@ -49,22 +49,22 @@ def guidance_arguments(
             "--guidance_scale: needed by --guidance_model; with 1, the model's own weight, it has no effect"
         )
     flag = "--guidance_model" if options.guidance_model else "--guidance_checkpoint"
-    if not isinstance(pipeline, UnconditionalPipeline) or isinstance(pipeline, ScoreSdePipeline):
+    if not isinstance(pipeline, UnconditionalPipeline):
         raise UserError(
             f"{flag}: a {type(pipeline).__name__} takes none, but models without a condition or by class do"
         )
     guide = guidance_source(options).load()
-    if not isinstance(guide, UnconditionalPipeline) or isinstance(guide, ScoreSdePipeline):
+    if not isinstance(guide, UnconditionalPipeline):
         raise UserError(f"{flag}: is a {type(guide).__name__}; take a model without a condition or by class")
     for what, own, other in (
-        ("trained for", family(guide.scheduler), family(pipeline.scheduler)),
+        ("trained for", _process(guide), _process(pipeline)),
         ("one that predicts", _prediction_type(guide), _prediction_type(pipeline)),
         ("one of autoencoder", type(guide.vae).__name__, type(pipeline.vae).__name__),
         ("one of classes", guide.id2label, pipeline.id2label),
     ):
         if own != other:
             raise UserError(f"{flag}: is {what} {own}, and --model {other}; take one trained alike")
-    if family(guide.scheduler) == "discrete" and not _same_betas(guide.scheduler, pipeline.scheduler):
+    if _process(guide) == "discrete" and not _same_betas(guide.scheduler, pipeline.scheduler):
         raise UserError(f"{flag}: was trained on other betas than --model; take one trained alike")
     network = guide.network.type(getattr(torch, options.torch_dtype)).to(device)
     try:
@@ -74,8 +74,13 @@ def guidance_arguments(
     return {"guidance_model": network}
 
 
-def _prediction_type(pipeline: Any) -> str:
-    kind = pipeline._predictor(make_sampler(pipeline.scheduler)).prediction_type
+def _process(pipeline: UnconditionalPipeline) -> str:
+    return str(pipeline.sde) if isinstance(pipeline, ScoreSdePipeline) else family(pipeline.scheduler)
+
+
+def _prediction_type(pipeline: UnconditionalPipeline) -> str:
+    sde = isinstance(pipeline, ScoreSdePipeline)
+    kind = (pipeline.predictor() if sde else pipeline._predictor(make_sampler(pipeline.scheduler))).prediction_type
     return f"{kind.name} (sigma_data {kind.sigma_data})" if kind.name == "edm" else str(kind.name)
 
 

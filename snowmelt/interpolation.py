@@ -10,7 +10,7 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from pipelines import image_generators, slerp
+from pipelines import ScoreSdePipeline, image_generators, slerp
 from pipelines.backbones import trained_size
 from pipelines.schedulers import INVERTIBLE, SAMPLERS, family
 from snowmelt.errors import UserError, one_line
@@ -41,6 +41,8 @@ class Interpolation:
         class_label: str | None,
         guidance_model: Any = None,
     ) -> None:
+        if isinstance(pipeline, ScoreSdePipeline):
+            raise UserError("--interpolate: needs a deterministic sampler of a scheduler, and this model is of an SDE")
         name = INVERTIBLE[family(pipeline.scheduler)]
         fits = isinstance(pipeline.scheduler, SAMPLERS[family(pipeline.scheduler)][name].scheduler)
         if options.eta or options.s_churn or not fits:

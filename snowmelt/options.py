@@ -78,7 +78,7 @@ class ModelOptions(Config):
         None, "probability of dropout in the network's blocks; that of its configuration by default", minimum=0, below=1
     )
     self_condition: bool = option(
-        False, "give the network its own last estimate of the image: a third slower (Chen et al. 2023)"
+        False, "give the network its own last estimate of the image: one more forward pass a step (Chen et al. 2023)"
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
@@ -89,7 +89,7 @@ class AugmentationOptions(Config):
 
     augment_p: float = option(
         0.0,
-        "probability of each geometric augmentation, of which the network is told (Karras et al. 2022, appendix F.2)",
+        "probability of each geometric augmentation, a condition of the network (Karras et al. 2022, appendix F.2)",
         minimum=0,
         maximum=1,
     )
@@ -156,7 +156,9 @@ class ObjectiveOptions(Config):
     input_perturbation: float = option(
         0.0, "std of noise that the network sees but isn't asked for (Ning et al. 2023)", minimum=0, maximum=10
     )
-    dream_training: bool = option(False, "add the network's own error to the noise: a third slower (Zhou et al. 2024)")
+    dream_training: bool = option(
+        False, "add the network's error to the noise: one more forward pass a step (Zhou et al. 2024)"
+    )
     dream_detail_preservation: float = option(
         1.0, "power of the noise level in --dream_training: larger ones keep more detail", minimum=0, maximum=100
     )

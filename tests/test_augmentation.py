@@ -1,4 +1,4 @@
-"""Augmentation of which the network is told (Karras et al. 2022, appendix F.2), and dropout."""
+"""Augmentation on which the network is conditioned (Karras et al. 2022, appendix F.2), and dropout."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def test_an_image_that_is_spared_stays_as_it_is() -> None:
     assert not conditions(a)[[0, 2, 3]].any()
 
 
-def test_what_the_network_is_told() -> None:
+def test_the_networks_condition() -> None:
     """Nine numbers, and the same for angles that are the same (table 6)."""
     a = torch.tensor([[1.0, 0.0, 0.7, 2.0, 0.5, -1.1, 0.3, -0.4]])
     cos, sin = math.cos, math.sin
@@ -116,8 +116,8 @@ def test_planes_are_zero_unless_given() -> None:
         expected = unet(torch.cat([x_t / 2, zeros[CONCATENATED]], 1), torch.tensor([3.0, 3.0])).sample[:, :1]
         assert torch.equal(predict(x_t, level, {}).output, expected)
         assert torch.equal(predict(x_t, level, zeros).output, expected)
-        told = predict(x_t, level, {CONCATENATED: torch.ones(2, 9, 16, 16)}).output
-    assert not torch.allclose(told, expected, atol=1e-2)
+        given = predict(x_t, level, {CONCATENATED: torch.ones(2, 9, 16, 16)}).output
+    assert not torch.allclose(given, expected, atol=1e-2)
 
 
 DIT = {"backbone": "dit", "model_size": "tiny", "model_config_name_or_path": None, "dropout": 0.1}

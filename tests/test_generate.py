@@ -30,6 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     average.conv_out.weight.data.mul_(0.5)
     average.save_pretrained(folder / "classes/unet_ema_0.050")
     tiny_pipeline(EDMEulerScheduler()).save_pretrained(folder / "gray")
+    ScoreSdePipeline(tiny_unet(), DDPMScheduler()).save_pretrained(folder / "sde")
     tiny_pipeline(FlowMatchEulerDiscreteScheduler(), channels=2).save_pretrained(folder / "two")
     return folder
 
@@ -322,6 +323,7 @@ def test_interpolation_between_files(models: Path, tmp_path: Path, monkeypatch: 
         ("two", ["--interpolate", "1", "a.png"], "--interpolate a.png: .* 2 channels; give two numbers"),
         ("classes", ["--interpolate", "1", "2", "--class_label", "0"], "deterministic sampler; add --scheduler ddim"),
         ("classes", ["--interpolate", "1", "2", "--scheduler", "ddim"], "stays in one class; add --class_label"),
+        ("sde", ["--interpolate", "1", "2"], "deterministic sampler of a scheduler, and this model is of an SDE"),
     ],
 )
 def test_interpolations_that_cannot_be(

@@ -115,8 +115,8 @@ def build_pairs(
     Raises:
         UserError: if the disk is full; and what `generate` raises.
     """
-    told = None if labels is None else hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
-    key = depends_on | {"count": count, "shape": list(shape), "labels": told, "batch": batch}
+    digest = None if labels is None else hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+    key = depends_on | {"count": count, "shape": list(shape), "labels": digest, "batch": batch}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
     def build(partial: Path) -> dict[str, Any]:

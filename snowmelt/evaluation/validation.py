@@ -50,7 +50,7 @@ class ValidationLoss:
 
     def __init__(self, task: DiffusionTask, data: Cache, config: UnconditionalConfig, accelerator: Accelerator) -> None:
         objective = replace(task.objective, low_discrepancy=True, history=None)
-        # Images are as they are, and the network is told so.
+        # Held-out images are not augmented, and the network's condition says so.
         self.task = replace(task, objective=objective, augmentation=task.augmentation and Augmentation(0.0))
         self.data = data
         self.config = config

@@ -4,8 +4,8 @@ Paths of images that start from distant noise cross, and where they cross a netw
 that is near its image crosses less, so that the flow is straighter and its loss smaller.
 
 With a coupling, eps depends on x0. The flow that transports noise to data is learned all the same, as its velocity is
-the mean of the paths' velocities whatever the coupling (Tong et al. 2023), and deterministic samplers
-follow it. But the expected eps is no longer -sigma times the score, which samplers that add noise take it for.
+the mean of the paths' velocities whatever the coupling (Tong et al. 2023), and deterministic samplers follow it. But
+the expected eps is no longer -sigma times the score, which samplers that add noise take it for.
 """
 
 from collections.abc import Callable

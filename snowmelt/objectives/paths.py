@@ -82,12 +82,9 @@ class DiscretePath:
     domain: str = "unit"
     scheduler_prediction_type: str | None = None
     _alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
-    _reverse_steps: ReverseSteps = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        alphas_cumprod = self.scheduler("epsilon").alphas_cumprod
-        object.__setattr__(self, "_alphas_cumprod", alphas_cumprod)
-        object.__setattr__(self, "_reverse_steps", ReverseSteps(alphas_cumprod, self.variance_type))
+        object.__setattr__(self, "_alphas_cumprod", self.scheduler("epsilon").alphas_cumprod)
 
     def time(self, s: Tensor) -> Tensor:
         """The timestep floor(s T), int64 in [0, T - 1]."""
@@ -95,9 +92,7 @@ class DiscretePath:
 
     def level(self, t: Tensor) -> NoiseLevel:
         """alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2 (Ho et al. 2020, eq. 4); the network is shown t."""
-        if self._alphas_cumprod.device != t.device:
-            object.__setattr__(self, "_alphas_cumprod", self._alphas_cumprod.to(t.device))
-        alpha2 = self._alphas_cumprod[t]
+        alpha2 = self._alphas_cumprod_on(t.device)[t]
         return NoiseLevel(alpha2.sqrt(), (1 - alpha2).sqrt(), t)
 
     def prediction_type(self, name: str) -> PredictionType:
@@ -128,12 +123,18 @@ class DiscretePath:
             t: timesteps, int64 (B,).
             bin_width: of x0's values, as in `ReverseSteps.terms`.
         """
-        terms = self._reverse_steps.to(x0.device).terms(prediction, x0, t, bin_width)
-        return self.num_train_timesteps * terms / math.log(2)
+        reverse_steps = ReverseSteps(self._alphas_cumprod_on(x0.device), self.variance_type)
+        return self.num_train_timesteps * reverse_steps.terms(prediction, x0, t, bin_width) / math.log(2)
 
     def for_latents(self) -> "DiscretePath":
         """The same betas without clipping."""
         return replace(self, clip_sample=False)
+
+    def _alphas_cumprod_on(self, device: torch.device) -> Tensor:
+        """The table on a device, where it stays: a copy at each step would make a GPU wait."""
+        if self._alphas_cumprod.device != device:
+            object.__setattr__(self, "_alphas_cumprod", self._alphas_cumprod.to(device))
+        return self._alphas_cumprod
 
 
 @dataclass(frozen=True)

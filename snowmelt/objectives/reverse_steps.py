@@ -6,7 +6,7 @@ length of x0 at the last step. Training descends them, evaluation sums them.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,10 +25,6 @@ class ReverseSteps:
 
     alphas_cumprod: Tensor
     variance_type: str
-
-    def to(self, device: torch.device) -> "ReverseSteps":
-        """The same steps on another device."""
-        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
     def prior(self, x0: Tensor) -> Tensor:
         """L_T in nats per dimension, (B,): what is still known of x0 (B, C, H, W) after T steps."""

@@ -52,7 +52,7 @@ def check_rights(name: str, token: str | None) -> None:
     Raises:
         UserError: saying in a line what is wrong: name, token, whose repository it is, or the network.
     """
-    with _told(name):
+    with _one_line_errors(name):
         validate_repo_id(name)
         person = persistently(HfApi(token=token).whoami, "asking whose token it is", unreachable_too=False)
         _check_person(person, name)
@@ -82,12 +82,12 @@ def open_repository(name: str, *, private: bool, token: str | None, space_sdk: s
                 raise
             return Repository(make(exist_ok=True).repo_id, token, kind)  # it is there, or this raises again
 
-    with _told(name):
+    with _one_line_errors(name):
         return persistently(create, f"creating {name}")
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _one_line_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.HTTPError, OSError, ValueError) as error:

@@ -46,7 +46,7 @@ class DiffusionTask:
         space: cached values to x0.
         conditioning: batches to the network's conditions.
         data: the decoded images, or their latents.
-        augmentation: of images, of which the network is told in input channels of its own; None without such.
+        augmentation: of images, on which the network is conditioned by input channels of its own; None without such.
     """
 
     objective: Objective

@@ -183,8 +183,11 @@ def test_checkpoints(refuse: Refuse, sandbox: Path, damage: Damage, line: str) -
         ("--model plain --guidance_model plain", "--guidance_scale: needed by --guidance_model"),
         (f"--model plain {GUIDED} no/where/at/all", "--guidance_model: can't load no/where/at/all"),
         (f"--model plain {GUIDED} text", "--guidance_model: is a TextToImagePipeline; take a model without"),
-        (f"--model plain {GUIDED} vp", "--guidance_model: is a ScoreSdePipeline; take a model without"),
-        (f"--model vp {GUIDED} plain", "--guidance_model: a ScoreSdePipeline takes none"),
+        (
+            f"--model plain {GUIDED} vp",
+            "--guidance_model: is trained for VariancePreservingSde.*, and --model discrete",
+        ),
+        (f"--model vp {GUIDED} plain", "--guidance_model: is trained for discrete, and --model VariancePreservingSde"),
         (f"--model plain {GUIDED} edm", "--guidance_model: is trained for edm, and --model discrete"),
         (f"--model plain {GUIDED} v", "--guidance_model: is one that predicts v_prediction, and --model epsilon"),
         (f"--model plain {GUIDED} cosine", "--guidance_model: was trained on other betas than --model"),

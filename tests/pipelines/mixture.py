@@ -38,7 +38,9 @@ class Mixture(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, sde: str, classes: bool = False) -> None:
         super().__init__()
-        self.register_to_config(in_channels=1, num_class_embeds=4 if classes else None, sample_size=SIDE)
+        self.register_to_config(
+            in_channels=1, out_channels=1, num_class_embeds=4 if classes else None, sample_size=SIDE
+        )
         self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.sde = SDES[sde]()  # type: ignore[call-arg]
         self.calls = 0
