@@ -1,12 +1,14 @@
 """A latent model beside a pixel model of the same network width, trained for the same time on the same images.
 
     python benchmarks/latent_against_pixels.py --autoencoder runs/autoencoder --dataset_name uoft-cs/cifar10 \\
-        --resolution 32 [--minutes 10 | --max_train_steps 1000] [--num_images 2000] [flags of train_unconditional.py]
+        --resolution 32 [--minutes 10 | --max_train_steps 1000] [--curve 3] [--num_images 2000]
+        [flags of train_unconditional.py]
 
 Prints one table: speed and memory of training, speed of sampling, and Frechet distance of samples to the training
 images, by evaluate.py, beside that of as many held-out images and that of as many reconstructions of training images,
 which a latent model can hardly beat; PSNR and SSIM on held-out images, and the statistics of the latents. The time in
-which the images are encoded doesn't count as training; it is listed apart.
+which the images are encoded doesn't count as training; it is listed apart. With --curve N, training is in N parts of
+equal time, and the distance is that after each of them.
 Runs gather in --output_dir: a second call with the same arguments goes on with what isn't there yet.
 """
 
@@ -30,7 +32,7 @@ from snowmelt.evaluation.features import make_features
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import features_of
-from snowmelt.loading import load_pipeline
+from snowmelt.loading import checkpoints, load_pipeline
 from snowmelt.options import DataOptions
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 
@@ -48,13 +50,14 @@ def run(script: str, *words: Any) -> None:
 def train(name: str, args: argparse.Namespace, data: list[Any], rest: list[str]) -> dict[str, Any]:
     """Train one of the two with the script, and say how it went."""
     out = args.output_dir / name
-    if not (out / "loss.png").exists():
-        words = ["--output_dir", out, "--overwrite_output_dir", "--model_size", args.model_size, *data]
+    while (part := len(checkpoints(out)) + 1) <= args.curve:
+        words = ["--output_dir", out, "--model_size", args.model_size, *data]
+        words += ["--overwrite_output_dir"] if part == 1 else ["--resume_from_checkpoint", "latest"]
         words += ["--center_crop", "--train_batch_size", BATCH, "--lr_scheduler", "constant_with_warmup"]
         words += ["--lr_warmup_steps", 50, "--learning_rate", 1e-3, "--adam_beta1", 0.9]
         words += ["--save_images_epochs", 0, "--save_model_epochs", 0, "--checkpointing_steps", 10**6]
-        words += ["--max_train_steps", args.max_train_steps or 10**6]
-        words += [] if args.max_train_steps else ["--max_train_minutes", args.minutes]
+        words += ["--max_train_steps", args.max_train_steps * part // args.curve if args.max_train_steps else 10**6]
+        words += [] if args.max_train_steps else ["--max_train_minutes", args.minutes / args.curve]
         words += ["--autoencoder", args.autoencoder] if name == "latents" else []
         run("train_unconditional.py", *words, *rest)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -94,15 +97,19 @@ def sample(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(name: str, args: argparse.Namespace, data: list[Any]) -> dict[str, Any]:
-    """Frechet distance of samples, and that of as many held-out images, by evaluate.py."""
+    """Frechet distance of samples after each part of training, and that of as many held-out images, by evaluate.py."""
     out = args.output_dir / name
+    *earlier, _ = checkpoints(out)
     if not (out / "report/report.json").exists():
         words = ["--model", out, "--metrics", "fd", "--num_images", args.num_images, "--features", args.features, *data]
         words += ["--held_out_split", args.held_out_split, "--num_inference_steps", args.num_inference_steps]
         words += ["--torch_dtype", "bfloat16"] if native_precision() == "bf16" else []
+        words += ["--sweep", "checkpoint=" + ",".join(map(str, earlier))] if earlier else []
         run("evaluate.py", *words)
     report = json.loads((out / "report/report.json").read_text())
     values = {f"{r['name']}, {args.num_images} samples": r["value"] for r in report["results"]}
+    for part, point in enumerate(report["sweep"], 1):
+        values |= {f"{r['name']}, after {part} of {args.curve} parts": r["value"] for r in point["results"]}
     return values | {f"{r['name']}, real images": r["value"] for r in report["baseline"]}
 
 
@@ -169,6 +176,7 @@ def main() -> None:
     parser.add_argument("--model_size", default="tiny")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--max_train_steps", type=int, help="instead of a time")
+    parser.add_argument("--curve", type=int, default=1, help="parts of the training after which models are compared")
     parser.add_argument("--features", default="classifier")
     parser.add_argument("--num_images", type=int, default=2000)
     parser.add_argument("--num_inference_steps", type=int, default=20)

@@ -28,9 +28,9 @@ SAMPLERS = {
 OBJECTIVES = [name for name, objective in RECIPES.items() if not isinstance(objective.path, SdePath)]
 
 
-def run(script: str, **options: object) -> None:
-    """Run one of the project's scripts to its end."""
-    words = []
+def run(script: str, *flags: str, **options: object) -> None:
+    """Run one of the project's scripts to its end, with flags as they are typed and by name."""
+    words = [*flags]
     for name, value in options.items():
         words += [f"--{name}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
     subprocess.run([sys.executable, ROOT / script, *words], check=True)

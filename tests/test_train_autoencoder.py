@@ -136,8 +136,13 @@ def interrupted(whole: Path, step: int, folder: Path) -> Path:
 
 
 VARIANTS = {
-    "kl": {"perceptual_weight": 0.0, "gradient_accumulation_steps": 2},
-    "vq, bf16, width": {"regularization": "vq", "mixed_precision": "bf16", "ema_widths": [0.1]},
+    "kl": {"perceptual_weight": 0.0, "gradient_accumulation_steps": 2, "equivariance_prob": 0.5},
+    "vq, bf16, width": {
+        "regularization": "vq",
+        "mixed_precision": "bf16",
+        "ema_widths": [0.1],
+        "equivariance_prob": 0.5,
+    },
     "no discriminator, no average": {"disc_weight": 0.0, "use_ema": False},
 }
 
@@ -165,6 +170,19 @@ def test_saving_changes_nothing(fit, tmp_path):
     assert len({line["eval_psnr"] for line in reports}) == len(reports)
 
 
+def test_equivariance_is_of_training_alone(fit, tmp_path):
+    """Reconstructions that are measured, and those in the grid, are of images as they are."""
+    runs = [
+        fit(tmp_path / str(p), learning_rate=0.0, max_train_steps=1, equivariance_prob=p, save_images_epochs=1)
+        for p in (0.0, 1.0)
+    ]
+    lines = [read_metrics(run) for run in runs]
+    assert lines[0][-1] == lines[1][-1]
+    assert lines[0][0]["psnr"] != lines[1][0]["psnr"]
+    grids = [(run / "samples" / "step-000001.png").read_bytes() for run in runs]
+    assert grids[0] == grids[1]
+
+
 def test_nothing_left_to_do(run, fit, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     fit(copy, checkpointing_steps=3, resume_from_checkpoint="latest")
@@ -176,9 +194,9 @@ def test_nothing_left_to_do(run, fit, tmp_path):
 def test_two_processes(fit, launch, tiny, tmp_path):
     """They take the steps that one process takes with twice the accumulation, the adversarial ones too."""
     start = {"regularization": "kl", "pretrained_model_name_or_path": tiny / "kl"}
-    options = USUAL | start | {"max_train_steps": 4, "train_batch_size": 16}
-    assert launch(tmp_path / "two", 2, **options)[0] == [0, 0]
-    one = fit(tmp_path / "one", max_train_steps=4, train_batch_size=16, gradient_accumulation_steps=2)
+    options = {"max_train_steps": 4, "train_batch_size": 16, "equivariance_prob": 0.5}
+    assert launch(tmp_path / "two", 2, **USUAL | start | options)[0] == [0, 0]
+    one = fit(tmp_path / "one", **options, gradient_accumulation_steps=2)
     for name in ("vae", "checkpoint-4/vae", "checkpoint-4/discriminator"):
         ours, theirs = (load_file(folder / name / WEIGHTS) for folder in (tmp_path / "two", one))
         assert_close(ours, theirs, rtol=0, atol=2e-6)

@@ -5,6 +5,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from snowmelt.autoencoder.equivariance import enlarged
 from snowmelt.autoencoder.options import AutoencoderConfig
 from snowmelt.data.cache import ImageCache
 from snowmelt.errors import UserError
@@ -15,6 +16,7 @@ SMALLEST = 8
 class PatchDiscriminator(ModelMixin, ConfigMixin):
     """Convolutions of 4 x 4: `layers` that halve the side, one that doesn't, and one to a logit per patch.
 
+    Images that are too small for that are enlarged: to 6 pixels for one layer, 24 for three.
     Batch statistics are those of the batch at hand, always: nothing is kept of them.
 
     Args:
@@ -44,7 +46,7 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to logits (B, 1, h, w), positive for real ones."""
-        logits: Tensor = self.stack(images)
+        logits: Tensor = self.stack(enlarged(images, 3 * 2**self.config.layers))
         return logits
 
 

@@ -35,8 +35,8 @@ def make_autoencoder(config: AutoencoderConfig, data: ImageCache) -> Any:
     """A freshly initialized autoencoder for these images, or a pretrained one.
 
     Raises:
-        UserError: for a factor that the side of the images isn't a multiple of, channels that a pretrained one doesn't
-            have, or a pretrained one that can't be read.
+        UserError: for a factor that the side of the images isn't a multiple of, latents of a single place that are to
+            be made smaller, channels that a pretrained one doesn't have, or a pretrained one that can't be read.
     """
     vae = _pretrained(config, data) if config.pretrained_model_name_or_path else _fresh(config, data)
     factor = vae_scale_factor(vae)
@@ -44,6 +44,10 @@ def make_autoencoder(config: AutoencoderConfig, data: ImageCache) -> Any:
         below = data.resolution - data.resolution % factor
         allowed = " or ".join(str(side) for side in (below, below + factor) if side)
         raise UserError(f"--resolution {data.resolution}: not a multiple of the factor {factor}; take {allowed}")
+    if config.equivariance_prob and data.resolution == factor:
+        raise UserError(
+            f"--equivariance_prob: latents of 1 x 1 can't be made smaller; take --resolution {2 * factor} or more"
+        )
     return vae
 
 

@@ -36,6 +36,12 @@ class LossOptions(Config):
         1e-6, "weight of the KL divergence, summed over latents as the error over pixels", minimum=0
     )
     commitment_weight: float = option(1.0, "weight of the distances between latents and codes", minimum=0)
+    equivariance_prob: float = option(
+        0.0,
+        "probability that a batch's latents and images are turned and made smaller (EQ-VAE, which has 0.5)",
+        minimum=0,
+        maximum=1,
+    )
     perceptual: str = option(
         "none",
         "perceptual loss: lpips, which needs torchvision and its weights; classifier, trained on the labels first",

@@ -7,12 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines import IMAGE_CHANNELS
+from snowmelt.autoencoder.equivariance import enlarged
 from snowmelt.autoencoder.losses import Perceptual
 from snowmelt.errors import UserError
 from snowmelt.evaluation.classifier import ClassifierFeatures, ConvNet
 from snowmelt.evaluation.features import as_rgb
 from snowmelt.evaluation.real import RealImages
 
+VGG_SIDE = 16
+"""What the five stages of VGG-16 need at least."""
 OTHERS = "take --perceptual classifier, for data with labels, or none"
 
 
@@ -39,8 +42,10 @@ class FeatureDistance(nn.Module):
         if x.shape[-1] > self.net.side:
             x = F.interpolate(x, (self.net.side, self.net.side), mode="bilinear", antialias=True)
         for layer in self.net.hidden:
+            if isinstance(layer, nn.Flatten):  # what follows is for images of one size
+                break
             x = layer(x)
-            if isinstance(layer, nn.ReLU) and x.dim() == 4:
+            if isinstance(layer, nn.ReLU):
                 found.append(F.normalize(x, dim=1, eps=1e-10))
         return found
 
@@ -65,7 +70,7 @@ def _lpips(images: RealImages, device: torch.device) -> Perceptual:
     net.eval().requires_grad_(False).to(device)
 
     def distance(images: Tensor, others: Tensor) -> Tensor:
-        pair = (2 * as_rgb(x / 2 + 0.5) - 1 for x in (images, others))
+        pair = (2 * as_rgb(enlarged(x, VGG_SIDE) / 2 + 0.5) - 1 for x in (images, others))
         return net(*pair).flatten()  # (B, 1, 1, 1) -> (B,)
 
     return distance

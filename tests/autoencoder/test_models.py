@@ -60,6 +60,10 @@ def test_pretrained(make, subfolder, config, data, tmp_path):
     [
         ({"downsample_factor": 3}, "--downsample_factor 3: must be one of 2, 4, 8, 16"),
         ({"downsample_factor": 16}, "--resolution 8: not a multiple of the factor 16; take 16"),
+        (
+            {"downsample_factor": 8, "equivariance_prob": 0.5},
+            "--equivariance_prob: latents of 1 x 1 can't be made smaller; take --resolution 16 or more",
+        ),
         ({"pretrained_model_name_or_path": "kl3"}, "kl3: takes 3 channels, the images have 1; .* --channels 3"),
         ({"pretrained_model_name_or_path": "kl3", "latent_channels": 4}, "--latent_channels: that of .* leave it out"),
         ({"pretrained_model_name_or_path": "vq"}, "vq: no AutoencoderKL there, .*: a VQModel"),

@@ -71,6 +71,18 @@ def test_larger_images_are_reduced(net, pair):
     assert_close(FeatureDistance(net)(*large), FeatureDistance(net)(*small))
 
 
+def test_smaller_images_are_compared_as_they_are(net, pair):
+    """By the layers that have no size of their own."""
+    small = [x[..., :5, :5] for x in pair]
+    seen = []
+    for module in net.hidden:
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, __, output: seen.append(output.shape[-1]))
+    distances = FeatureDistance(net)(*small)
+    assert seen == [5, 3] * 2
+    assert (distances > 0).all()
+
+
 def test_none(data):
     assert make_perceptual("none", RealImages(data, "train", (0, 255)), CPU) is None
 
@@ -112,4 +124,5 @@ def test_lpips(data, monkeypatch):
     assert seen[0] == "vgg"
     assert_close(seen[1][:, :, 0, 0], torch.tensor([[0.5, -0.5, 0.0], [1.0, 1.0, 1.0]]))
     assert_close(seen[2][:, :, 0, 0], torch.full((2, 3), 0.5))
+    assert seen[1].shape == (2, 3, 16, 16)  # the least that VGG takes
     assert found.shape == (2,)

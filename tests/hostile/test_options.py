@@ -100,6 +100,8 @@ CASES = [
         U + "--class_conditional --contrastive_weight 0.05 --objective mixture",
         "^error: --contrastive_weight: is for a velocity, and mixture predicts another thing; take flow$",
     ),
+    (A + "--equivariance_prob 1.5", "^error: --equivariance_prob: must be at least 0 and at most 1, got 1.5$"),
+    (A + "--equivariance_prob nan", "^error: --equivariance_prob: must be at least 0 and at most 1, got nan$"),
     (U + "--use_8bit_adam --optimizer muon", "^error: --use_8bit_adam: is AdamW; drop it, or --optimizer muon$"),
     (U + "--optimizer lion", "^error: argument --optimizer: invalid choice: 'lion'"),
     (U + "--lr_scheduler cosin", "^error: argument --lr_scheduler: invalid choice: 'cosin'"),
