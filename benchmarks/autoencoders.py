@@ -11,11 +11,9 @@ training split (lower is better). Results gather in --output_dir: a second call 
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from benchmarks.objectives import add_arguments, evaluate, run, values
-from snowmelt.environment import native_precision
+from benchmarks.scripts import add_arguments, evaluate, run, trained, values
 from snowmelt.tracking import read_metrics
 
 VARIANTS: dict[str, dict[str, object]] = {
@@ -35,26 +33,23 @@ def measure(name: str, args: argparse.Namespace, rest: list[str]) -> list[float]
     """Train an autoencoder and a flow model of its latents; returns a row of the table."""
     folder = args.output_dir / name.replace(", ", "-")
     autoencoder, model = folder / "autoencoder", folder / "model"
-    report = model / "report" / "report.json"
     length = {"max_train_minutes": 10000, "overwrite_output_dir": True}
     data = {"dataset_name": args.dataset_name, "resolution": args.resolution}
     if reconstructions(autoencoder, args.autoencoder_steps) is None:
         steps = {"config": args.config, "max_train_steps": args.autoencoder_steps}
         run("train_autoencoder.py", output_dir=autoencoder, **data, **length, **steps, **VARIANTS[name])
     third = args.steps // 3
-    if not report.exists():
+    if not trained(model):
         steps = {"config": args.latent_config, "max_train_steps": args.steps, "checkpointing_steps": third}
         given = {"objective": "flow", "autoencoder": autoencoder}
         run("train_unconditional.py", *rest, output_dir=model, **data, **length, **steps, **given)
-        evaluate(
-            model,
-            args,
-            torch_dtype="bfloat16" if native_precision() == "bf16" else "float32",
-            metrics="fd",
-            num_inference_steps=args.num_inference_steps,
-            sweep=f"checkpoint={third},{2 * third}",
-        )
-    found = json.loads(report.read_text())
+    found = evaluate(
+        model,
+        args,
+        metrics="fd",
+        num_inference_steps=args.num_inference_steps,
+        sweep=f"checkpoint={third},{2 * third}",
+    )
     curve = [values(results)["fd"] for results in (*(p["results"] for p in found["sweep"]), found["results"])]
     measured = reconstructions(autoencoder, args.autoencoder_steps)
     assert measured is not None
@@ -67,12 +62,12 @@ def main() -> None:
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/autoencoders"))
-    parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--autoencoder_steps", type=int, default=3000)
     parser.add_argument("--latent_config", default="mnist", help="recipe of the flow model")
     parser.add_argument("--num_inference_steps", type=int, default=20, help="Euler steps of a sample")
     add_arguments(parser)
-    parser.set_defaults(dataset_name="uoft-cs/cifar10", config="cifar10-autoencoder", steps=3000)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.set_defaults(dataset_name="uoft-cs/cifar10", config="cifar10-autoencoder", resolution=32)
     args, rest = parser.parse_known_args()
 
     rows = {name: measure(name, args, rest) for name in args.variants}

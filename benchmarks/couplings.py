@@ -1,6 +1,6 @@
 """Couplings, reflow and contrastive flow matching at equal steps, each by few and by many Euler steps.
 
-    python benchmarks/couplings.py --dataset_name ylecun/mnist [--steps 900] [--num_images 1000] [--variants flow ot]
+    python -m benchmarks.couplings --dataset_name ylecun/mnist [--steps 900] [--num_images 1000] [--variants flow ot]
 
 Each variant trains the MNIST recipe by flow matching as far. `reflow` goes on from `flow` for as many steps again, on
 pairs that it makes, and `twice as long` is what a flow gets of so many. Frechet distances in the features of a
@@ -14,8 +14,7 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks.objectives import add_arguments, evaluate, run, values
-from snowmelt.environment import native_precision
+from benchmarks.scripts import add_arguments, evaluate, train, trained, values
 
 EULER_STEPS = (2, 5, 10, 50)
 VARIANTS: dict[str, dict[str, object]] = {
@@ -32,26 +31,23 @@ VARIANTS: dict[str, dict[str, object]] = {
 def measure(name: str, args: argparse.Namespace) -> dict:
     """Train one variant and evaluate it; returns its report, with `seconds`."""
     folder = args.output_dir / name.replace(" ", "-")
-    report, note = folder / "report" / "report.json", folder / "seconds.json"
-    if not report.exists():
-        options = {"max_train_steps": args.steps * (2 if name == "twice as long" else 1)} | VARIANTS[name]
+    note = folder / "seconds.json"
+    if not trained(folder):
+        options = VARIANTS[name]
         if name == "reflow":
             measure("flow", args)
-            options |= {"reflow_from": args.output_dir / "flow", "reflow_pairs": args.reflow_pairs}
+            options = {"reflow_from": args.output_dir / "flow", "reflow_pairs": args.reflow_pairs}
         began = time.monotonic()
-        length = {"max_train_minutes": 10000, "overwrite_output_dir": True}
-        data = {"config": args.config, "dataset_name": args.dataset_name, "objective": "flow"}
-        run("train_unconditional.py", output_dir=folder, **data, **length, **options)
+        train(folder, args, args.steps * (2 if name == "twice as long" else 1), objective="flow", **options)
         note.write_text(json.dumps(time.monotonic() - began))
-        evaluate(
-            folder,
-            args,
-            torch_dtype="bfloat16" if native_precision() == "bf16" else "float32",
-            metrics="fd,accuracy",
-            num_inference_steps=EULER_STEPS[-1],
-            sweep="num_inference_steps=" + ",".join(map(str, EULER_STEPS[:-1])),
-        )
-    return json.loads(report.read_text()) | {"seconds": json.loads(note.read_text())}
+    report = evaluate(
+        folder,
+        args,
+        metrics="fd,accuracy",
+        num_inference_steps=EULER_STEPS[-1],
+        sweep="num_inference_steps=" + ",".join(map(str, EULER_STEPS[:-1])),
+    )
+    return report | {"seconds": json.loads(note.read_text())}
 
 
 def main() -> None:
@@ -59,6 +55,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/couplings"))
     parser.add_argument("--reflow_pairs", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=900)
     add_arguments(parser)
     args = parser.parse_args()
 

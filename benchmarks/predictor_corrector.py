@@ -2,17 +2,16 @@
 
     python -m benchmarks.predictor_corrector --dataset_name ylecun/mnist [--steps 900] [--sdes ve vp] [--nfe 100 500]
 
-Each SDE trains the MNIST recipe as far, and evaluate.py compares samples with real digits, as in objectives.py: Frechet
+Each SDE trains the MNIST recipe as far, and evaluate.py compares samples with real digits, as in systems.py: Frechet
 distances in the features of a classifier trained on the training split (lower is better). The corrector is the Langevin
 one at `--snr`, one step at each time; the ODE has no number of evaluations but tolerances, and says what they come to.
 This is the comparison of Song et al. 2021, table 1. Results gather in --output_dir.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from benchmarks.objectives import add_arguments, evaluate, train, values
+from benchmarks.scripts import add_arguments, evaluate, train, trained, values
 
 SDES = ("ve", "vp", "subvp")
 
@@ -29,25 +28,21 @@ def settings(nfe: int) -> dict[str, str]:
 def measure(name: str, args: argparse.Namespace) -> dict:
     """Train one SDE and evaluate it; its report."""
     folder = args.output_dir / name
-    report = folder / "report" / "report.json"
-    if not report.exists():
-        train(name, folder, args)
-        sweep = ",".join(value for nfe in args.nfe for value in settings(nfe).values())
-        tolerances = ",".join(map(str, args.tolerances))
-        # Fourier features of the noise level need float32.
-        evaluate(
-            folder,
-            args,
-            torch_dtype="float32",
-            metrics="fd",
-            snr=args.snr,
-            predictor="ancestral",
-            num_corrector_steps=0,
-            num_inference_steps=args.nfe[0],
-            sweep=[f"predictor={sweep}", f"tolerance={tolerances}"],
-        )
-    found: dict = json.loads(report.read_text())
-    return found
+    if not trained(folder):
+        train(folder, args, args.steps, objective=name)
+    sweep = ",".join(value for nfe in args.nfe for value in settings(nfe).values())
+    tolerances = ",".join(map(str, args.tolerances))
+    return evaluate(
+        folder,
+        args,
+        torch_dtype="float32",  # Fourier features of the noise level need it
+        metrics="fd",
+        snr=args.snr,
+        predictor="ancestral",
+        num_corrector_steps=0,
+        num_inference_steps=args.nfe[0],
+        sweep=[f"predictor={sweep}", f"tolerance={tolerances}"],
+    )
 
 
 def main() -> None:
@@ -57,6 +52,7 @@ def main() -> None:
     parser.add_argument("--tolerances", nargs="+", type=float, default=[1e-2, 1e-5])
     parser.add_argument("--snr", type=float, default=0.16)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/predictor_corrector"))
+    parser.add_argument("--steps", type=int, default=900)
     add_arguments(parser)
     args = parser.parse_args()
 

@@ -1,0 +1,61 @@
+"""The project's scripts, as benchmarks run them: each in a process of its own, with the same data and recipe."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from snowmelt.environment import native_precision
+
+ROOT = Path(__file__).resolve().parent.parent
+NATIVE_DTYPE = "bfloat16" if native_precision() == "bf16" else "float32"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `train` and `evaluate` take of the command line."""
+    parser.add_argument("--dataset_name", default="ylecun/mnist")
+    parser.add_argument("--held_out_split", default="test")
+    parser.add_argument("--config", default="mnist", help="recipe of the training")
+    parser.add_argument("--resolution", type=int, default=28)
+    parser.add_argument("--num_images", type=int, default=1000)
+
+
+def run(script: str, *flags: str, **options: object) -> None:
+    """Run one of the project's scripts to its end, with flags as they are typed and by name."""
+    words = [*flags]
+    for name, value in options.items():
+        words += [f"--{name}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
+    subprocess.run([sys.executable, ROOT / script, *words], check=True)
+
+
+def train(folder: Path, args: argparse.Namespace, steps: int, **options: object) -> None:
+    """Train by the recipe for so many steps."""
+    length = {"max_train_steps": steps, "max_train_minutes": 10000, "overwrite_output_dir": True}
+    data = {"config": args.config, "dataset_name": args.dataset_name, "resolution": args.resolution}
+    run("train_unconditional.py", output_dir=folder, **(data | length | options))
+
+
+def evaluate(folder: Path, args: argparse.Namespace, output: str = "report", **options: object) -> dict[str, Any]:
+    """Compare a model's samples with the images that it was trained on, and held-out ones; the report.
+
+    One that is there already, in the folder `output` of the model's, is read.
+    """
+    report = folder / output / "report.json"
+    if not report.exists():
+        data = {"dataset_name": args.dataset_name, "held_out_split": args.held_out_split, "output": report.parent}
+        usual = {"num_images": args.num_images, "batch_size": 250, "torch_dtype": NATIVE_DTYPE}
+        run("evaluate.py", model=folder, **(data | usual | options))
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+def trained(folder: Path) -> bool:
+    """Whether a training has been to its end."""
+    return (folder / "loss.png").exists()
+
+
+def values(results: list[dict]) -> dict[str, float]:
+    """Metric: value."""
+    return {result["metric"]: result["value"] for result in results}
