@@ -34,7 +34,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
 from benchmarks.latent_against_pixels import BATCH, DEVICE, same_arguments, sample
-from benchmarks.objectives import add_arguments, evaluate, run, values
+from benchmarks.scripts import add_arguments, evaluate, run, values
 from pipelines import image_grid
 from snowmelt.config import load_yaml
 from snowmelt.data.held_out import load_splits

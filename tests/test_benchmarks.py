@@ -28,7 +28,7 @@ def scripts(monkeypatch):
         started.append(Path(words[1]).stem)
         run_in_process([str(word) for word in words[2:]], started[-1])
 
-    for module in ("objectives", "latent_against_pixels"):
+    for module in ("scripts", "latent_against_pixels"):
         monkeypatch.setattr(f"benchmarks.{module}.subprocess", SimpleNamespace(run=start))
     monkeypatch.setattr(classifier, "STEPS", 10)
     return started
