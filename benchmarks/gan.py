@@ -34,7 +34,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
 from benchmarks.latent_against_pixels import BATCH, DEVICE, same_arguments, sample
-from benchmarks.scripts import add_arguments, evaluate, run, values
+from benchmarks.scripts import add_arguments, evaluate, train, trained, values
 from pipelines import image_grid
 from snowmelt.config import load_yaml
 from snowmelt.data.held_out import load_splits
@@ -171,22 +171,17 @@ def run_config(folder: Path) -> UnconditionalConfig:
 
 def measure_flow(folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train a flow model, unless that is done, and evaluate it."""
-    if not (folder / "loss.png").exists():
-        options = {"config": args.config, "dataset_name": args.dataset_name, "objective": "flow", "seed": seed}
-        options |= {"resolution": args.resolution} if args.resolution else {}
-        steps, minutes = (10**6, args.minutes) if args.minutes else (args.steps, 10000)
-        length = {"max_train_steps": steps, "max_train_minutes": minutes, "overwrite_output_dir": True}
-        run("train_unconditional.py", output_dir=folder, **options, **length)
-    dtype, steps = "bfloat16" if native_precision() == "bf16" else "float32", args.num_inference_steps
-    evaluate(folder, args, torch_dtype=dtype, metrics=",".join(METRICS), num_inference_steps=steps)
+    if not trained(folder):
+        steps, length = (10**6, {"max_train_minutes": args.minutes}) if args.minutes else (args.steps, {})
+        train(folder, args, steps, objective="flow", seed=seed, **length)
+    report = evaluate(folder, args, metrics=METRICS, num_inference_steps=args.num_inference_steps)
     shutil.copy(folder / "report/samples.png", f"{folder}.png")
-    report = json.loads((folder / "report/report.json").read_text())
     config = run_config(folder)
     lines = [line for line in read_metrics(folder) if "images_per_second" in line]
     spans = np.diff([line["step"] for line in lines], prepend=0) / [line["images_per_second"] for line in lines]
     return values(report["results"]) | {
         "real": values(report["baseline"]),  # the second of its two sets
-        "images/s": sample(folder.name, args)[f"sampling, images/s ({steps} steps)"],
+        "images/s": sample(folder.name, args)[f"sampling, images/s ({args.num_inference_steps} steps)"],
         "steps": lines[-1]["step"],
         "seconds": config.train_batch_size * config.gradient_accumulation_steps * spans.sum(),
     }
@@ -194,7 +189,7 @@ def measure_flow(folder: Path, seed: int, args: argparse.Namespace) -> dict[str,
 
 def measure_gan(folder: Path, flow: Path, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
     """Train a GAN as the flow model in that folder was trained, and evaluate it as that was."""
-    generator, trained = train_gan(run_config(flow), parameters(load_pipeline(str(flow)).network), seconds)
+    generator, length = train_gan(run_config(flow), parameters(load_pipeline(str(flow)).network), seconds)
     data = {"dataset_name": args.dataset_name, "held_out_split": args.held_out_split, "num_images": args.num_images}
     study = Study(EvaluateConfig(model=str(flow), metrics=METRICS, **data), PartialState(cpu=DEVICE.type == "cpu"))
     labels = torch.arange(args.num_images) % len(study.real.cache.class_names)
@@ -207,7 +202,7 @@ def measure_gan(folder: Path, flow: Path, seconds: float, args: argparse.Namespa
     for _ in range(args.batches + 2):
         times.append(time.perf_counter())
         draw(generator, labels[:1].expand(BATCH))
-    return trained | {r.metric: r.value for r in results} | {"images/s": BATCH / np.median(np.diff(times)[1:])}
+    return length | {r.metric: r.value for r in results} | {"images/s": BATCH / np.median(np.diff(times)[1:])}
 
 
 def gathered(folder: Path, measure: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
@@ -221,8 +216,8 @@ def gathered(folder: Path, measure: Callable[..., dict[str, Any]], *arguments: o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--resolution", type=int, help="that of the recipe by default")
-    parser.add_argument("--minutes", type=float, help="of training the flow model, instead of --steps")
+    parser.add_argument("--steps", type=int, default=900, help="of the flow model")
+    parser.add_argument("--minutes", type=float, help="of its training, instead of --steps")
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--batches", type=int, default=3, help=f"timed batches of {BATCH} samples")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/gan"))

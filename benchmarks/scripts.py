@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset_name", default="ylecun/mnist")
     parser.add_argument("--held_out_split", default="test")
     parser.add_argument("--config", default="mnist", help="recipe of the training")
-    parser.add_argument("--resolution", type=int, default=28)
+    parser.add_argument("--resolution", type=int, help="that of the recipe by default")
     parser.add_argument("--num_images", type=int, default=1000)
 
 
@@ -33,7 +33,8 @@ def run(script: str, *flags: str, **options: object) -> None:
 def train(folder: Path, args: argparse.Namespace, steps: int, **options: object) -> None:
     """Train by the recipe for so many steps."""
     length = {"max_train_steps": steps, "max_train_minutes": 10000, "overwrite_output_dir": True}
-    data = {"config": args.config, "dataset_name": args.dataset_name, "resolution": args.resolution}
+    data = {"config": args.config, "dataset_name": args.dataset_name}
+    data |= {"resolution": args.resolution} if args.resolution else {}
     run("train_unconditional.py", output_dir=folder, **(data | length | options))
 
 

@@ -77,7 +77,8 @@ SYSTEMS = {
 def speed(system: System, folder: Path, args: argparse.Namespace) -> float:
     """Images per second of a short training, at its best."""
     if not trained(folder):
-        train(folder, args, SPEED_STEPS, ddpm_num_inference_steps=2, **system.train)
+        batch = {"train_batch_size": args.train_batch_size, "ddpm_num_inference_steps": 2}
+        train(folder, args, SPEED_STEPS, **batch, **system.train)
     return max(float(line["images_per_second"]) for line in read_metrics(folder))
 
 
@@ -95,9 +96,9 @@ def slug(name: str) -> str:
 def measure(name: str, seed: int, steps: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train one system and evaluate its samples; the report."""
     system, folder = SYSTEMS[name], args.output_dir / f"{slug(name)}-{seed}"
-    batch = {"train_batch_size": args.train_batch_size}
     if not trained(folder):
-        train(folder, args, steps, seed=seed, ddpm_num_inference_steps=25, **batch, **system.train)
+        batch = {"train_batch_size": args.train_batch_size, "ddpm_num_inference_steps": 25}
+        train(folder, args, steps, seed=seed, **batch, **system.train)
     first, second = system.sampler
     if system.is_sde:
         predictor, corrections, count = first.split(":")

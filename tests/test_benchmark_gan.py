@@ -40,6 +40,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     PartialState._reset_state()
 
 
+@pytest.mark.slow
 def test_runs(benchmark: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Both are trained for one time and judged by the same metrics; what is there isn't measured again."""
     assert benchmark("--seeds", "3") == ["train_unconditional", "evaluate"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -12,7 +13,7 @@ import yaml
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from benchmarks import autoencoders, latent_against_pixels
+from benchmarks import autoencoders, latent_against_pixels, systems
 from snowmelt.evaluation import classifier
 from snowmelt.tracking import read_metrics
 from tests.autoencoder.conftest import make_kl
@@ -47,11 +48,56 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
+def test_systems(scripts, pictures, tiny_unet, tmp_path, capsys, monkeypatch):
+    """A training of each to see its speed, one per seed, and a row whose distances are those of the reports."""
+    given = recipe(
+        tmp_path / "recipe.yaml",
+        class_conditional=True,
+        model_config_name_or_path=str(tiny_unet),
+        eval_batch_size=1,
+        mixed_precision="no",
+        logging_steps=1,
+        save_images_epochs=0,
+    )
+    monkeypatch.setattr(systems, "SPEED_STEPS", 2)
+    chain = replace(systems.SYSTEMS["DDPM, DDIM"], sampler=("ddim:2", "ddpm:3"))
+    monkeypatch.setitem(systems.SYSTEMS, "DDPM, DDIM", chain)
+    words = [
+        "--systems",
+        "DDPM, DDIM",
+        "--seeds",
+        "1",
+        "2",
+        "3",
+        "--dataset_name",
+        str(pictures),
+        "--config",
+        str(given),
+    ]
+    words += ["--resolution", "8", "--num_images", "20", "--likelihood_images", "2", "--minutes", "0.01"]
+    words += ["--train_batch_size", "5", "--output_dir", str(tmp_path / "out")]
+    with patch.object(sys, "argv", ["systems", *words]):
+        systems.main()
+    assert scripts == ["train_unconditional", *["train_unconditional", "evaluate"] * 3, "evaluate"]
+    reports = [json.loads((tmp_path / f"out/DDPM-DDIM-{seed}/report/report.json").read_text()) for seed in (1, 2, 3)]
+    distances = [report["results"][0]["value"] for report in reports]
+    name, steps, first, another, *_, bits = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert name == "DDPM, DDIM"
+    assert int(steps) == read_metrics(tmp_path / "out/DDPM-DDIM-2")[-1]["step"] > 0
+    assert len(set(distances)) == 3
+    median, *all_of_them = [float(word.strip("*(),")) for word in first.split()[:-1]]
+    assert all_of_them == [round(distance, 2) for distance in distances]
+    assert median == sorted(all_of_them)[1]
+    assert another.endswith(" ddpm:3")
+    assert bits.endswith(" (bound)")
+
+
 def recipe(path: Path, **options: object) -> Path:
     path.write_text(yaml.safe_dump(options))
     return path
 
 
+@pytest.mark.slow
 def test_autoencoders(scripts, pictures, tiny_unet, tmp_path, capsys):
     common = {"train_batch_size": 8, "eval_batch_size": 1, "save_images_epochs": 0, "mixed_precision": "no"}
     small = {"model_size": "tiny", "downsample_factor": 2, "disc_start": 1, "disc_width": 4}
@@ -85,6 +131,7 @@ def test_autoencoders(scripts, pictures, tiny_unet, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == row
 
 
+@pytest.mark.slow
 def test_latent_against_pixels_over_training(scripts, pictures, tmp_path, capsys):
     make_kl().save_pretrained(tmp_path / "vae")
     words = ["--autoencoder", str(tmp_path / "vae"), "--dataset_name", str(pictures), "--resolution", "8"]
