@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_diffusers
 
 from snowmelt.errors import UserError
@@ -48,4 +48,4 @@ def save_lora(folder: Path, parts: dict[str, Any]) -> None:
         f"{name}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(net))
         for name, net in parts.items()
     }
-    StableDiffusionPipeline.save_lora_weights(str(folder), **layers)
+    StableDiffusionLoraLoaderMixin.save_lora_weights(str(folder), **layers)
