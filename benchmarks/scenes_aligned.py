@@ -88,7 +88,7 @@ def main() -> None:
             pipeline = find_source(str(args.model), checkpoint=folder.name).load()
             pipeline.set_progress_bar_config(disable=True)
             curve[step] = {name: result.attributes["all"] for name, result in judged(args.checkpoints).items()}
-            print(f"step {step}: " + ", ".join(f"{name} {share:.1%}" for name, share in curve[step].items()))
+            print(f"step {step}: " + ", ".join(f"{name} {fraction:.1%}" for name, fraction in curve[step].items()))
         plot(curve, args.model / "alignment.png")
 
 

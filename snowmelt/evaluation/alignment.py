@@ -22,7 +22,7 @@ Draw = Callable[[list[str], range], np.ndarray]
 
 @dataclass(frozen=True)
 class Alignment:
-    """Shares of prompts whose attributes are right.
+    """Fractions of prompts whose attributes are right.
 
     Attributes:
         prompts: how many there were.

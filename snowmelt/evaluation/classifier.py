@@ -120,7 +120,7 @@ class ClassifierFeatures:
         os.replace(partial, path)
 
     def _recognised(self, images: RealImages, rows: np.ndarray) -> float:
-        """Share of these images whose label it finds."""
+        """Fraction of these images whose label it finds."""
         assert images.labels is not None  # __init__ refused
         parts = [rows[start : start + 1000] for start in range(0, len(rows), 1000)]
         right = [self.head(self(images.batch(part))).argmax(1) == images.labels[part] for part in parts]

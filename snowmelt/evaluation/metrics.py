@@ -214,7 +214,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Estimate:
 
 
 def _share_within(points: Tensor, centres: Tensor, k: int) -> float:
-    """Share of points that are in one of the balls around `centres`."""
+    """Fraction of points that are in one of the balls around `centres`."""
     radii = _radii(centres, k)
     inside = [(_distances(part, centres) <= radii).any(1) for part in points.split(ROWS)]
     return torch.cat(inside).double().mean().item()
