@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipelines import PixelDiffusionPipeline
+    from snowmelt.input_images import InputImages
 
 GRID_IMAGES = 64
 TRAJECTORY_IMAGES = 8
 LONGEST_ROW = 16
 """Images of an interpolation that stand in one row; more make a square."""
 SETTINGS_FILE = "settings.json"
-OWN_FILES = re.compile(r"\d{6,}\.(png|npy)|grid\.png|strip\.png|trajectory\.gif")
-ELSEWHERE = ("model", "revision", "num_images", "batch_size", "output_dir", "overwrite_output_dir", "trajectory")
+BEFORE_AFTER = "before-after.png"
+OWN_FILES = re.compile(r"\d{6,}\.(png|npy)|(grid|strip|before-after)\.png|trajectory\.gif")
+ELSEWHERE = ("model", "revision", "image", "mask", "num_images", "batch_size", "trajectory")
+ELSEWHERE += ("output_dir", "overwrite_output_dir")
 """Options that an image doesn't depend on, or not by their names."""
 
 
@@ -43,6 +46,22 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
     interpolate: list[str] = option(
         [], "two images, by number or file: the num_images then go from one to the other (Song et al. 2021, DDIM)"
     )
+    image: str | None = option(
+        None, "file or folder to start from: each image from the next file, fitted to the model's size"
+    )
+    mask: str | None = option(None, "file or folder: what of --image to make anew, white; the rest is kept")
+    strength: float | None = option(
+        None, "fraction of the steps that are left to --image (0.8, and 1 with --mask)", minimum=0, maximum=1
+    )
+    noise_std: str | None = option(
+        None, "of noise that --image has and is to lose, of values in [0, 1]; or auto, to estimate it"
+    )
+    jump_length: int | None = option(
+        None, "steps that are undone together, with --mask (10; RePaint, Lugmayr et al. 2022)", minimum=1
+    )
+    jump_n_sample: int | None = option(
+        None, "how often steps are made, with --mask (1; 10 fits the rest better)", minimum=1, maximum=1000
+    )
     trajectory: bool = option(False, f"also draw the denoising trajectories of the first {TRAJECTORY_IMAGES}")
 
     def __post_init__(self) -> None:
@@ -53,6 +72,11 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
             raise UserError(f"--interpolate: takes two images, got {len(self.interpolate)}")
         if self.interpolate and self.num_images < 2:
             raise UserError(f"--num_images: {self.num_images} is no way from one image to another; take 2 or more")
+        for name in ("mask", "strength", "noise_std", "jump_length", "jump_n_sample"):
+            if getattr(self, name) is not None and self.image is None:
+                raise UserError(f"--{name}: is of an image to start from; give --image too")
+        if self.interpolate and self.image is not None:
+            raise UserError("--image: not with --interpolate, which says where images start; give one of the two")
         if self.interpolate and self.trajectory:
             raise UserError("--trajectory: draws images of their own noise, without --interpolate; give one of the two")
 
@@ -67,6 +91,7 @@ def main() -> None:
     from pipelines.backbones import trained_size
     from snowmelt.environment import check_fits, find_launch, use_all_cores
     from snowmelt.guidance_model import guidance_arguments
+    from snowmelt.input_images import InputImages
     from snowmelt.interpolation import Interpolation
 
     use_all_cores(find_launch())
@@ -80,8 +105,12 @@ def main() -> None:
     between = None
     if config.interpolate:
         between = Interpolation(pipeline, config.interpolate, config, config.class_label, **guidance)
+    inputs = None
+    if config.image is not None:
+        more = {name: getattr(config, name) for name in ("strength", "jump_length", "jump_n_sample")}
+        inputs = InputImages(pipeline, config.image, config.mask, config.noise_std, more)
     folder = Path(config.output_dir)
-    kept = settings(config)
+    kept = settings(config) | ({} if inputs is None else {"input_images": inputs.digest()})
     stale = check_folder(folder, kept, expected_files(config, pipeline), config.overwrite_output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     state.wait_for_everyone()  # every process has looked at the folder before one changes it
@@ -92,7 +121,9 @@ def main() -> None:
     with state.split_between_processes(list(range(config.num_images))) as indices:
         for start in range(0, len(indices), config.batch_size):
             batch = indices[start : start + config.batch_size]
-            given = {} if between is None else {"latents": between.frames(batch, config.num_images)}
+            given = {} if inputs is None else inputs.arguments(batch)
+            if between is not None:
+                given = {"latents": between.frames(batch, config.num_images)}
             images = draw(pipeline, config, batch, **given, **guidance).images
             for index, image in zip(batch, images, strict=True):
                 save_image(image, folder / file_name(pipeline, index), config.bit_depth, value_range)
@@ -102,8 +133,10 @@ def main() -> None:
             path.unlink()
         if is_drawable(pipeline):
             save_grid(config, pipeline, folder)
+            if inputs is not None:
+                save_before_after(config, inputs, folder)
         if config.trajectory:
-            save_trajectory(config, pipeline, folder, **guidance)
+            save_trajectory(config, pipeline, folder, inputs, **guidance)
         print(f"{config.num_images} images in {folder}")
     state.destroy_process_group()
 
@@ -153,7 +186,8 @@ def file_name(pipeline: "PixelDiffusionPipeline", index: int) -> str:
 def expected_files(config: GenerateConfig, pipeline: "PixelDiffusionPipeline") -> set[str]:
     """Names of all files of this run."""
     names = {file_name(pipeline, index) for index in range(config.num_images)}
-    names |= {"grid.png"} if is_drawable(pipeline) else set()
+    if is_drawable(pipeline):
+        names |= {"grid.png"} | ({BEFORE_AFTER} if config.image is not None else set())
     return names | ({"strip.png", "trajectory.gif"} if config.trajectory else set())
 
 
@@ -190,11 +224,11 @@ def check_folder(folder: Path, wanted: dict[str, Any], expected: set[str], overw
         if not there.is_file():
             raise UserError(f"{what}, and no {SETTINGS_FILE} that says what made them; {advice}")
         saved = read_mapping(there)
-        differing = [name for name in wanted if saved.get(name) != wanted[name]]
+        differing = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
         if differing:
             name = differing[0]
-            was = f"--{name} {saved.get(name)!r} (now {wanted[name]!r})"
-            was = "other weights" if name.endswith("weights") else was
+            was = f"--{name} {saved.get(name)!r} (now {wanted.get(name)!r})"
+            was = f"other {name.replace('_', ' ')}" if name.endswith(("weights", "images")) else was
             raise UserError(f"{what} made with {was}; {advice}")
         return []
     return [path for path in own if path.name not in expected]
@@ -227,11 +261,32 @@ def save_grid(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder
     image_grid(pixels.reshape(*pixels.shape[:3], -1), in_a_row).save(folder / "grid.png")
 
 
-def save_trajectory(config: GenerateConfig, pipeline: "PixelDiffusionPipeline", folder: Path, **arguments: Any) -> None:
+def save_before_after(config: GenerateConfig, inputs: "InputImages", folder: Path) -> None:
+    """Draw what the first images started from, gray where it was made anew, above the images themselves."""
+    import numpy as np
+    import PIL.Image
+
+    from pipelines import image_grid
+
+    indices = list(range(min(config.num_images, LONGEST_ROW)))
+    before = (inputs.shown(indices) * 255).round().astype(np.uint8)
+    after = np.stack([np.asarray(PIL.Image.open(folder / f"{index:06d}.png")) for index in indices])
+    after = (after >> config.bit_depth - 8).astype(np.uint8).reshape(before.shape)
+    image_grid(np.concatenate([before, after]), len(indices)).save(folder / BEFORE_AFTER)
+
+
+def save_trajectory(
+    config: GenerateConfig,
+    pipeline: "PixelDiffusionPipeline",
+    folder: Path,
+    inputs: "InputImages | None",
+    **arguments: Any,
+) -> None:
     """Draw the denoising trajectories of the first images, which are sampled again, alike by their generators."""
     from pipelines import save_gif, save_strip
 
     indices = list(range(min(config.num_images, TRAJECTORY_IMAGES)))
+    arguments |= {} if inputs is None else inputs.arguments(indices)
     trajectory = draw(pipeline, config, indices, return_trajectory=True, **arguments).trajectory
     save_strip(trajectory, folder / "strip.png")
     save_gif(trajectory, folder / "trajectory.gif")

@@ -2,6 +2,7 @@
 
 from pipelines.base import IMAGE_CHANNELS, SamplingOutput
 from pipelines.denoiser import Predictor, autoguided, conditioned, guided
+from pipelines.editing import estimate_noise_std
 from pipelines.inversion import slerp
 from pipelines.latent import LatentDiffusionPipeline, LatentTransformerPipeline
 from pipelines.pixel import PixelDiffusionPipeline, PixelTransformerPipeline
@@ -47,6 +48,7 @@ __all__ = [
     "Trajectory",
     "autoguided",
     "conditioned",
+    "estimate_noise_std",
     "fitting_schedulers",
     "guided",
     "image_generators",

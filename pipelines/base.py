@@ -27,6 +27,7 @@ from pipelines.prediction import PREDICTION_TYPES, Prediction, PredictionType
 from pipelines.sampler import Sampler
 from pipelines.samplers import LEARNED
 from pipelines.sampling import OnStep, Trajectory, join_steps, record_step
+from pipelines.start import Start
 from pipelines.storage import StoredPipeline
 from pipelines.vae import decode_latents, encode_images, vae_scale_factor
 
@@ -185,9 +186,9 @@ class ImagePipeline(StoredPipeline):
         return on_step
 
     def _finish(
-        self, x0: Tensor, seen: list[Any] | None, output_type: str, return_dict: bool
+        self, x0: Tensor, seen: list[Any] | None, output_type: str, return_dict: bool, start: Start | None = None
     ) -> SamplingOutput | tuple[Any, ...]:
-        """What a call returns for the network's data (B, c, h, w).
+        """What a call returns for the network's data (B, c, h, w), with the pixels that are kept.
 
         Raises:
             ValueError: if the samples have overflown.
@@ -203,7 +204,11 @@ class ImagePipeline(StoredPipeline):
             steps = (trajectory.noisy, trajectory.denoised)
             decoded = [torch.stack([self.decode(latents).cpu() for latents in step]) for step in steps]
             trajectory = Trajectory(trajectory.timesteps, *decoded)
-        images = x0 if output_type == "latent" else self.to_images(self.decode(x0), output_type)
+        if output_type == "latent":
+            images: Any = x0
+        else:
+            decoded_x0 = self.decode(x0)
+            images = self.to_images(decoded_x0 if start is None else start.pasted(decoded_x0), output_type)
         output = SamplingOutput(images, trajectory)
         return output if return_dict else output.to_tuple()
 

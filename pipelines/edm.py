@@ -36,6 +36,7 @@ class EDMEulerSampler(EDMSampler):
     """Euler's method, that is DDIM, which may begin its steps with more noise."""
 
     CHURNS = True
+    MARKOV = True
 
     def _time(self, sigma: Tensor) -> Any:
         return self.scheduler.precondition_noise(sigma)

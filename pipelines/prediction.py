@@ -137,11 +137,12 @@ class Prediction:
 
     def convert(self, prediction_type: PredictionType) -> Tensor:
         """What a network of another prediction type would have to put out to say the same, (B, C, H, W)."""
-        if prediction_type == self.prediction_type:
-            return self.output
+        return self.output if prediction_type == self.prediction_type else self.output_of(self.x0, prediction_type)
+
+    def output_of(self, x0: Tensor, prediction_type: PredictionType) -> Tensor:
+        """What a network of that prediction type would have to put out to expect this x0 of x_t, (B, C, H, W)."""
         alpha, sigma = (expand(c, self.x_t) for c in self.level[:2])
         a, b = prediction_type.coefficients(alpha, sigma)
-        x0 = self.x0
         return a * x0 + b * (self.x_t - alpha * x0) / sigma
 
     def with_output(self, output: Tensor) -> "Prediction":

@@ -97,16 +97,19 @@ PREDICTORS: dict[str, SdeStep | None] = {
 CORRECTORS: dict[str, StepSize] = {"langevin": langevin, "annealed_langevin": annealed_langevin}
 
 
-def evaluation_times(sde: Sde, steps: int, predictor: SdeStep | None, corrections: int) -> tuple[list[Tensor], Tensor]:
-    """Times of the steps, from 1 to the SDE's `sampling_eps`, and those of all evaluations, (N,); float64 on the CPU.
+def evaluation_times(
+    sde: Sde, steps: int, predictor: SdeStep | None, corrections: int, start: float = 1.0
+) -> tuple[list[Tensor], Tensor]:
+    """Times of the steps, down to the SDE's `sampling_eps`, and those of all evaluations, (N,); float64 on the CPU.
 
     Args:
         sde: the forward process.
-        steps: how many.
+        steps: how many from 1 on.
         predictor: None for Langevin steps alone, which are as many at each time; one last evaluation denoises.
         corrections: Langevin steps at each time.
+        start: the time to begin with.
     """
-    times = torch.linspace(1, sde.sampling_eps, steps, dtype=torch.float64)
+    times = torch.linspace(start, sde.sampling_eps, max(1, round(steps * start)), dtype=torch.float64)
     each = times.repeat_interleave(corrections + (predictor is not None))
     return list(times), each if predictor is not None else torch.cat([each, times[-1:]])
 
@@ -134,7 +137,7 @@ def predictor_corrector(
     Args:
         denoiser: the network, with its conditions and guidance.
         sde: the forward process.
-        x: x_1, float32 (B, C, H, W).
+        x: x_t at the first time, float32 (B, C, H, W).
         times: decreasing, () each.
         predictor: a step to the next time.
         corrector: the size of a Langevin step.
@@ -172,15 +175,18 @@ def predictor_corrector(
 
 
 @torch.no_grad()
-def probability_flow(denoiser_of: Callable[[Tensor], Denoiser], sde: Sde, noise: Tensor, tolerance: float) -> Tensor:
+def probability_flow(
+    denoiser_of: Callable[[Tensor], Denoiser], sde: Sde, state: Tensor, tolerance: float, start: float = 1.0
+) -> Tensor:
     """Sample by the ODE whose solutions have the SDE's distributions (section 4.3), with steps of each image's own.
 
     Args:
         denoiser_of: images by their numbers (b,) -> the denoiser of these.
         sde: the forward process.
-        noise: what is carried from time 1, unit normal, (B, C, H, W).
+        state: x_t / sqrt(alpha^2 + sigma^2) at the start, unit normal at time 1, (B, C, H, W).
         tolerance: relative and absolute, of x_t / sqrt(alpha^2 + sigma^2) over log(sigma / alpha), where no step is
             longer than 1: else a loose one lets the solver leap from noise to data, since little changes near both.
+        start: the time to begin with.
 
     Returns:
         Data, (B, C, H, W).
@@ -189,14 +195,14 @@ def probability_flow(denoiser_of: Callable[[Tensor], Denoiser], sde: Sde, noise:
         ValueError: where the network's output isn't finite, or the tolerance is too fine.
     """
 
-    def flow(time: Tensor, state: Tensor, rows: Tensor) -> Tensor:
+    def flow(time: Tensor, rows_state: Tensor, rows: Tensor) -> Tensor:
         log_ratio = -time  # which falls as time goes on
         level = sde.level(sde.time(log_ratio))
-        x_t = torch.hypot(level.alpha, level.sigma).view(-1, 1, 1, 1) * state.view(-1, *noise.shape[1:])
+        x_t = torch.hypot(level.alpha, level.sigma).view(-1, 1, 1, 1) * rows_state.view(-1, *state.shape[1:])
         return -flow_derivative(denoiser_of(rows)(x_t, level), log_ratio).flatten(1)
 
-    span = -sde.log_ratio(1.0), -sde.log_ratio(sde.sampling_eps)
-    state = integrate(flow, noise.flatten(1), span, tolerance, tolerance, max_step=1.0)
+    span = -sde.log_ratio(start), -sde.log_ratio(sde.sampling_eps)
+    last = integrate(flow, state.flatten(1), span, tolerance, tolerance, max_step=1.0).view_as(state)
     level = sde.level(torch.tensor(sde.sampling_eps, dtype=torch.float64))
-    x_t = torch.hypot(level.alpha, level.sigma) * state.view_as(noise)
-    return denoiser_of(torch.arange(len(noise), device=noise.device))(x_t, level).x0
+    x_t = torch.hypot(level.alpha, level.sigma) * last
+    return denoiser_of(torch.arange(len(state), device=state.device))(x_t, level).x0

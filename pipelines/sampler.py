@@ -10,6 +10,7 @@ from torch import Tensor
 from pipelines.arguments import MOST_STEPS, check_timesteps, whole
 from pipelines.churn import Churn
 from pipelines.prediction import PREDICTION_TYPES, NoiseLevel, Prediction, PredictionType
+from pipelines.start import noised
 
 LISTS = "DDPM, EulerDiscrete, HeunDiscrete, DPMSolverMultistep, DPMSolverSinglestep and FlowMatchEulerDiscrete"
 CHURNING = "EDMEuler, EulerDiscrete and HeunDiscrete"
@@ -20,6 +21,7 @@ class Sampler:
 
     CONTINUOUS = False  # whether its times are real numbers
     CHURNS = False  # whether noise may be added before its steps
+    MARKOV = False  # whether steps of one evaluation depend on the state alone
 
     def __init__(
         self,
@@ -72,26 +74,61 @@ class Sampler:
             self._set_list(check_timesteps(timesteps, trained, self.CONTINUOUS), device)
         self._begin(0)
 
-    def start(self, noise: Tensor, image: Tensor | None = None, strength: float = 1.0) -> Tensor:
-        """The state x to begin with: noise, or a noised image (Meng et al. 2022).
+    @property
+    def repeats(self) -> bool:
+        """Whether steps can be undone by noise and made again."""
+        return self.MARKOV and self.order == 1
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The state x to begin with, of unit normal noise, float32 (B, C, H, W)."""
+        return self._churned(noise * self.scheduler.init_noise_sigma, self.first)
+
+    def start_from(self, data: Tensor, noise: Tensor, strength: float, noise_std: float = 0.0) -> Tensor:
+        """The state x to begin with, of data that are noised so far that some of the steps are left.
 
         Args:
-            noise: unit normal, float32 (B, C, H, W).
-            image: data of that shape, to be noised to the level at which `strength` of the steps are left.
-            strength: from 1 / steps to 1.
+            data: (B, C, H, W).
+            noise: unit normal, float32 of that shape.
+            strength: the fraction of the steps that are left, from 1 / steps to 1 (Meng et al. 2022).
+            noise_std: of noise that the data have; then the steps that are left are those from the last level on that
+                has at least as much.
 
         Raises:
-            ValueError: for a strength that leaves no step.
+            ValueError: for a strength that leaves no step, or more noise than the first step has.
         """
-        if image is None:
-            return self._churned(noise * self.scheduler.init_noise_sigma, self.first)
         steps = self._steps()
         left = int(steps * strength)
+        if noise_std:
+            levels = [self.level(i * self.order) for i in range(steps)]
+            left = steps - sum(bool(level.sigma >= level.alpha * noise_std) for level in levels) + 1
+            if left > steps:
+                raise ValueError(f"noise_std: more than what the {steps} steps begin with")
         if not 1 <= left <= steps:
             raise ValueError(f"strength: {strength} of {steps} steps is {left}; it must be from 1 / {steps} to 1")
         self._skip((steps - left) * self.order)
         level = self.level(self.first)
-        return self._churned(self._from_x_t(level.alpha * image + level.sigma * noise, level), self.first)
+        return self._churned(self._from_x_t(noised(data, level, noise, noise_std), level), self.first)
+
+    def back(self, x: Tensor, i: int, j: int, noise: Tensor) -> Tensor:
+        """The state before evaluation j of that before a later one i, by noise that is added.
+
+        Args:
+            x: the state, (B, C, H, W).
+            i: number of the evaluation that it is the state of; one more than the last for data.
+            j: of an earlier one.
+            noise: unit normal, (B, C, H, W).
+        """
+        high = self.level(j)
+        if i < len(self.scheduler.timesteps):
+            low = self.level(i)
+            x, ratio = self.x_t(x, i), high.alpha / low.alpha
+            x = ratio * x + (high.sigma**2 - (ratio * low.sigma) ** 2).sqrt() * noise
+        else:
+            x = high.alpha * x + high.sigma * noise
+        if hasattr(self.scheduler, "_step_index"):
+            self.scheduler._step_index = None
+        self._begin(j)
+        return self._from_x_t(x, high)
 
     def to_noise(self, x: Tensor) -> Tensor:
         """The noise that `start` makes this state x of, (B, C, H, W)."""

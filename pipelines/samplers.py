@@ -20,6 +20,8 @@ FLOW_LISTS = "takes no list of a flow; FlowMatchEulerDiscrete does"
 class ChainSampler(Sampler):
     """DDPM and DDIM: the variance-preserving chain at whole timesteps."""
 
+    MARKOV = True
+
     def level(self, i: int) -> NoiseLevel:
         """alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2 (Ho et al. 2020, eq. 4)."""
         t = self.scheduler.timesteps[i]
@@ -58,6 +60,8 @@ class DDPMSampler(ChainSampler):
 
 
 class PNDMSampler(ChainSampler):  # PNDM counts the steps that it has taken, and repeats the second one
+    MARKOV = False
+
     def _steps(self) -> int:
         return len(self.scheduler.timesteps) - 1
 
@@ -69,6 +73,8 @@ class PNDMSampler(ChainSampler):  # PNDM counts the steps that it has taken, and
 
 class SigmaSampler(Sampler):
     """Euler and its kin keep x0 + sigma eps, and show the network that times alpha = (1 + sigma^2)^-1/2."""
+
+    MARKOV = True
 
     def level(self, i: int) -> NoiseLevel:
         """alpha = (1 + s^2)^-1/2 and sigma = s alpha, for the scheduler's own sigma s."""
@@ -108,6 +114,8 @@ class KDPM2AncestralSampler(KDPM2Sampler):  # DPM-Solver-2 with ancestral steps
 
 
 class LMSSampler(SigmaSampler):  # LMS counts the steps that it has taken, by their derivatives
+    MARKOV = False
+
     def _skip(self, evaluations: int) -> None:
         scheduler = self.scheduler
         scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[evaluations:], scheduler.sigmas[evaluations:]
@@ -137,19 +145,14 @@ class FlowSampler(Sampler):
     """Euler and Heun on the straight line of flow matching."""
 
     CONTINUOUS = True
+    MARKOV = True
 
     def _prediction_type(self) -> PredictionType:
         return PredictionType("flow_prediction")
 
-    def start(self, noise: Tensor, image: Tensor | None = None, strength: float = 1.0) -> Tensor:
-        """As `Sampler.start`, but pure noise isn't scaled.
-
-        Args:
-            noise: unit normal, float32 (B, C, H, W).
-            image: data of that shape, to be noised.
-            strength: from 1 / steps to 1, the fraction of the steps that are left.
-        """
-        return noise if image is None else super().start(noise, image, strength)
+    def start(self, noise: Tensor) -> Tensor:
+        """The noise itself, which isn't scaled."""
+        return noise
 
     def to_noise(self, x: Tensor) -> Tensor:
         """The state itself, which isn't scaled."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
 from pipelines.arguments import MOST, MOST_STEPS, boolean, brief, check_generators, real, string, whole
@@ -22,6 +23,7 @@ from pipelines.predictor_corrector import (
     probability_flow,
 )
 from pipelines.sde import Sde, make_sde
+from pipelines.start import Start, noised
 from pipelines.unet import UNetPipeline
 
 ODE = "probability_flow"
@@ -115,6 +117,10 @@ class ScoreSdePipeline(UNetPipeline):
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         return_trajectory: bool = False,
+        image: PipelineImageInput | None = None,
+        mask_image: Any = None,
+        strength: float | None = None,
+        noise_std: float | None = None,
     ) -> SamplingOutput | tuple:
         """Generate images.
 
@@ -148,6 +154,10 @@ class ScoreSdePipeline(UNetPipeline):
                 replace x_t. Not for the ODE, in which each image has times of its own.
             callback_on_step_end_tensor_inputs: which it sees, of "latents" (the default) and "pred_original_sample".
             return_trajectory: also return x_t and the predicted x0 of every evaluation; not for the ODE.
+            image: as `UnconditionalPipeline` takes it.
+            mask_image: as there.
+            strength: as there, but of the time in place of the steps.
+            noise_std: as there.
 
         Raises:
             TypeError: for an argument of another type.
@@ -176,25 +186,31 @@ class ScoreSdePipeline(UNetPipeline):
             raise ValueError(f"{name}: not with predictor={ODE!r}, in which each image has times of its own")
         if predictor == ODE and self.config.get("self_condition"):
             raise ValueError(f"predictor: not {ODE!r}, whose solver goes back and forth, with a self-conditioned model")
-        shape = (batch_size, self.data_channels, *self._size(height, width))
+        start = self._start(image, mask_image, strength, noise_std, (1, 1), (height, width), batch_size)
+        size = self._size(height, width) if start is None else start.data.shape[2:]
+        shape = (batch_size, self.data_channels, *size)
         generator = check_generators(generator, batch_size)
         sde = self.sde
         guidance = guidance_scale, guidance_interval, guidance_model
         denoiser_of = self._conditional(self.predictor(), batch_size, class_labels, *guidance)
         noise = self._noise(shape, generator, latents)
+        if start is not None and start.is_unchanged:
+            return self._finish(start.data, seen, output_type, return_dict, start)
+        time, x = self._first(start, noise)
         if predictor == ODE:
-            self.scheduler.timesteps = torch.tensor([1, sde.sampling_eps])
-            return self._finish(
-                probability_flow(partial(denoiser_of, {}), sde, noise, tolerance), None, output_type, return_dict
-            )
+            self.scheduler.timesteps = torch.tensor([time, sde.sampling_eps])
+            of_rows = partial(self._known, denoiser_of, start, {})
+            state = noise if x is None else x / torch.hypot(*sde.level(torch.tensor(time))[:2])
+            x0 = probability_flow(of_rows, sde, state, tolerance, time)
+            return self._finish(x0, None, output_type, return_dict, start)
         step = PREDICTORS[predictor]
-        times, self.scheduler.timesteps = evaluation_times(sde, steps, step, corrections)
+        times, self.scheduler.timesteps = evaluation_times(sde, steps, step, corrections, time)
         # The times are the scheduler's, and no other part of a sampler is there.
         own: Any = SimpleNamespace(scheduler=self.scheduler, first=0)
         x0 = predictor_corrector(
-            self._self_conditioned(denoiser_of),
+            self._denoiser(denoiser_of, start),
             sde,
-            noise * sde.level(times[0]).sigma,
+            noise * sde.level(times[0]).sigma if x is None else x,
             times,
             predictor=step,
             corrector=CORRECTORS[corrector],
@@ -204,7 +220,20 @@ class ScoreSdePipeline(UNetPipeline):
             on_step=self._on_step(own, callback_on_step_end, callback_on_step_end_tensor_inputs, seen),
             progress=self.progress_bar,
         )
-        return self._finish(x0, seen, output_type, return_dict)
+        return self._finish(x0, seen, output_type, return_dict, start)
+
+    def _first(self, start: Start | None, noise: Tensor) -> tuple[float, Tensor | None]:
+        """The time to begin with, and x_t there, (B, c, h, w); None for noise alone."""
+        if start is None or start.is_forgotten:
+            return 1.0, None
+        time = start.strength
+        if start.noise_std:
+            time = float(self.sde.time(torch.tensor(start.noise_std, dtype=torch.float64).log()))
+        if not self.sde.sampling_eps < time <= 1:
+            what = "strength" if not start.noise_std else "noise_std"
+            raise ValueError(f"{what}: is that of time {time:.3g}; it must be from {self.sde.sampling_eps:g} to 1")
+        level = self.sde.level(torch.tensor(time, dtype=torch.float64))
+        return time, noised(start.data, level, noise, start.noise_std)
 
     def invert(self, *arguments: Any, **keywords: Any) -> Tensor:
         """Not for SDEs.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from pipelines.arguments import (
     boolean,
     check_attention_mask,
     check_generators,
-    check_image,
     check_interval,
     check_parts,
     real,
@@ -25,17 +24,16 @@ from pipelines.arguments import (
     string,
     whole,
 )
-from pipelines.backbones import size_multiple
-from pipelines.base import ImagePipeline, SamplingOutput
+from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
 from pipelines.denoiser import conditioned, guided
+from pipelines.editing_pipeline import EditingPipeline
 from pipelines.samplers import make_sampler
-from pipelines.sampling import sample
 from pipelines.text import check_text_encoder, encode_tokens, max_tokens, text_channels, text_conditions
 from pipelines.vae import shift_and_scale
 
 
-class TextPipeline(ImagePipeline):
+class TextPipeline(EditingPipeline):
     """Generation from prompts, of images or, with an image to start from, of variations on it.
 
     Args:
@@ -51,10 +49,11 @@ class TextPipeline(ImagePipeline):
     """
 
     COMPONENT: ClassVar[str]
+    ONE_EACH = "prompt"
     text_encoder: Any
     tokenizer: Any
     _optional_components = ["text_encoder", "tokenizer", "vae"]
-    OUTPUT_TYPES = (*ImagePipeline.OUTPUT_TYPES, "latent")
+    OUTPUT_TYPES = (*EditingPipeline.OUTPUT_TYPES, "latent")
 
     def __init__(
         self,
@@ -133,10 +132,14 @@ class TextPipeline(ImagePipeline):
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         image: PipelineImageInput | None = None,
-        strength: float = 0.8,
+        strength: float | None = None,
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         return_trajectory: bool = False,
+        mask_image: Any = None,
+        noise_std: float | None = None,
+        jump_length: int = 10,
+        jump_n_sample: int = 1,
     ) -> SamplingOutput | tuple:
         """Generate images. Arguments that `StableDiffusionPipeline` has bear its names.
 
@@ -167,12 +170,16 @@ class TextPipeline(ImagePipeline):
                 to that of the output without guidance (Lin et al. 2024, eqs. 15 and 16).
             guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
             image: one, or one per prompt, to start from: PIL, or arrays or tensors in [0, 1] laid out as the outputs.
-            strength: the fraction of the steps that are left to `image`, from 1 / steps to 1 (Meng et al. 2022).
+            strength: the fraction of the steps that are left to `image`, from 0, which leaves it as it is, to 1, which
+                forgets it (Meng et al. 2022). 0.8 by default, and 1 with a mask.
             callback_on_step_end: called as f(pipeline, step, timestep, tensors); "latents" in the dict it
                 returns replace x_t.
             callback_on_step_end_tensor_inputs: which it sees, of "latents" (the default) and
                 "pred_original_sample".
             return_trajectory: also return x_t and the predicted x0 of every evaluation, decoded as the images are.
+            mask_image: what of `image` to make anew, as `UnconditionalPipeline` takes it: one, or one per prompt.
+            noise_std: of the noise that `image` has, as there.
+            jump_length, jump_n_sample: as there.
 
         Raises:
             TypeError: for an argument of another type.
@@ -193,8 +200,9 @@ class TextPipeline(ImagePipeline):
                 "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
             )
             null_conditions = self._repeated(*self._matching(*negative, prompts[0]), num_images_per_prompt)
-        data = None if image is None else self._data_of(image, height, width, batch_size, num_images_per_prompt)
-        size = self._size(height, width) if data is None else data.shape[2:]
+        jumps, given = (jump_length, jump_n_sample), (height, width)
+        start = self._start(image, mask_image, strength, noise_std, jumps, given, batch_size, num_images_per_prompt)
+        size = self._size(height, width) if start is None else start.data.shape[2:]
         rescale = real("guidance_rescale", guidance_rescale, 0, 1)
         interval = check_interval("guidance_interval", guidance_interval)
         generator = check_generators(generator, batch_size)
@@ -205,13 +213,10 @@ class TextPipeline(ImagePipeline):
         if null_conditions is not None:
             denoiser = guided(predict, conditions, null_conditions, scale, interval, rescale)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
-        strength = real("strength", strength, 0, 1)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
         noise = self._noise((batch_size, self.data_channels, *size), generator, latents)
-        x0 = sample(
-            denoiser, sampler, sampler.start(noise, data, strength), on_step=on_step, progress=self.progress_bar
-        )
-        return self._finish(x0, seen, output_type, return_dict)
+        x0 = self._sample(lambda *_: denoiser, sampler, noise, start, on_step)
+        return self._finish(x0, seen, output_type, return_dict, start)
 
     def _embeddings(
         self, name: str, prompt: str | list[str] | None, embeds: Tensor | None, mask: Tensor | None
@@ -248,28 +253,6 @@ class TextPipeline(ImagePipeline):
         place = self._execution_device
         conditions = text_conditions(self.network, embeds.to(place, self.network.dtype), mask.to(place))
         return {name: value.repeat_interleave(copies, 0) for name, value in conditions.items()}
-
-    def _data_of(
-        self, image: PipelineImageInput, height: int | None, width: int | None, batch: int, copies: int
-    ) -> Tensor:
-        """The network's data (batch, c, h, w) of images to start from."""
-        channels = self.channels
-        factor = self.vae_scale_factor * size_multiple(self.network)
-        check_image(image, factor)
-        processor = VaeImageProcessor(
-            vae_scale_factor=factor,
-            vae_latent_channels=0,  # else it takes images of as many channels for latents, and leaves them as they are
-            do_convert_rgb=channels == 3,
-            do_convert_grayscale=channels == 1,
-        )
-        if height is not None or width is not None:
-            self._size(height, width)
-        pixels = processor.preprocess(image, height, width).to(self._execution_device, torch.float32)
-        if pixels.shape[1] != channels:
-            raise ValueError(f"image: has {pixels.shape[1]} channels, the model's images have {channels}")
-        if len(pixels) not in (1, batch // copies):
-            raise ValueError(f"image: {len(pixels)} given for {batch // copies} prompts; give one, or one per prompt")
-        return self.encode(pixels).repeat_interleave(batch // len(pixels), 0)
 
 
 class TextToImagePipeline(StableDiffusionLoraLoaderMixin, TextPipeline):

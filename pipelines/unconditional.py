@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
 from pipelines.arguments import (
@@ -20,18 +21,18 @@ from pipelines.arguments import (
     whole,
 )
 from pipelines.backbones import num_class_embeds
-from pipelines.base import ImagePipeline, SamplingOutput
+from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
-from pipelines.denoiser import Conditions, Denoiser, Predictor, autoguided, conditioned, guided, self_conditioned
+from pipelines.denoiser import Conditions, Denoiser, Predictor, autoguided, conditioned, guided
+from pipelines.editing_pipeline import EditingPipeline
 from pipelines.guidance_model import check_guidance_model
 from pipelines.inversion import invert
 from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
 from pipelines.samplers import make_sampler
-from pipelines.sampling import sample
 from pipelines.schedulers import INVERTIBLE, family, make_scheduler
 
 
-class UnconditionalPipeline(ImagePipeline):
+class UnconditionalPipeline(EditingPipeline):
     """Unconditional or class-conditional generation; what the network makes is the images, or stands for them.
 
     Args:
@@ -119,6 +120,12 @@ class UnconditionalPipeline(ImagePipeline):
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         return_trajectory: bool = False,
+        image: PipelineImageInput | None = None,
+        mask_image: Any = None,
+        strength: float | None = None,
+        noise_std: float | None = None,
+        jump_length: int = 10,
+        jump_n_sample: int = 1,
     ) -> SamplingOutput | tuple:
         """Generate images.
 
@@ -138,8 +145,8 @@ class UnconditionalPipeline(ImagePipeline):
             generator: one, or B of them, which makes an image independent of its batch.
             latents: the initial noise, unit normal, (B, c, h, w): the network's channels, and for each side that of the
                 images, divided by an autoencoder's factor where there is one.
-            height: of the images in pixels; the trained size by default.
-            width: of the images in pixels; the trained size by default.
+            height: of the images in pixels; the trained size, or that of `image`, by default.
+            width: of the images in pixels; the trained size, or that of `image`, by default.
             output_type: "pil", or "np" for an array (B, H, W, C) or "pt" for a tensor (B, C, H, W) in [0, 1]; with an
                 autoencoder also "latent", for what the network made (B, c, h, w).
             return_dict: False for a tuple of the output's fields.
@@ -148,6 +155,17 @@ class UnconditionalPipeline(ImagePipeline):
             callback_on_step_end_tensor_inputs: which it sees, of "latents" (the default) and
                 "pred_original_sample".
             return_trajectory: also return x_t and the predicted x0 of every evaluation, decoded as the images are.
+            image: one, or B, to start from: PIL, or arrays or tensors in [0, 1] laid out as the outputs. Without
+                `mask_image` it becomes a variation on it.
+            mask_image: what of `image` to make anew, white or 1; the rest stays as it is. One for all or B of them, of
+                the size of `image`.
+            strength: the fraction of the steps that are left to `image`, from 0, which leaves it as it is, to 1, which
+                forgets it (Meng et al. 2022). 0.8 by default, and 1 with a mask.
+            noise_std: of the noise that `image` has, its values being in [0, 1]: it is taken away, by the steps that
+                are left from there; in place of `strength`, for models of pixels. See `estimate_noise_std`.
+            jump_length: with a mask, steps that are undone together (Lugmayr et al. 2022, RePaint).
+            jump_n_sample: with a mask, how often steps are made: 10 fits the rest better, in ten times as many
+                evaluations.
 
         Raises:
             TypeError: for an argument of another type.
@@ -157,7 +175,10 @@ class UnconditionalPipeline(ImagePipeline):
         boolean("return_dict", return_dict)
         seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
-        shape = (batch_size, self.data_channels, *self._size(height, width))
+        jumps = jump_length, jump_n_sample
+        start = self._start(image, mask_image, strength, noise_std, jumps, (height, width), batch_size)
+        size = self._size(height, width) if start is None else start.data.shape[2:]
+        shape = (batch_size, self.data_channels, *size)
         generator = check_generators(generator, batch_size)
         churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
         sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
@@ -165,9 +186,8 @@ class UnconditionalPipeline(ImagePipeline):
         denoiser_of = self._conditional(self._predictor(sampler), batch_size, class_labels, *guidance)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
-        x = sampler.start(self._noise(shape, generator, latents))
-        x0 = sample(self._self_conditioned(denoiser_of), sampler, x, on_step=on_step, progress=self.progress_bar)
-        return self._finish(x0, seen, output_type, return_dict)
+        x0 = self._sample(denoiser_of, sampler, self._noise(shape, generator, latents), start, on_step)
+        return self._finish(x0, seen, output_type, return_dict, start)
 
     @torch.no_grad()
     def invert(
@@ -258,10 +278,6 @@ class UnconditionalPipeline(ImagePipeline):
             return guided(predict, given, null, scale, interval)
 
         return denoiser_of
-
-    def _self_conditioned(self, denoiser_of: Callable[[Conditions], Denoiser]) -> Denoiser:
-        """The denoiser, given its own estimates where the network takes them."""
-        return self_conditioned(denoiser_of) if self.config.get("self_condition") else denoiser_of({})
 
     @staticmethod
     def _checked_self_condition(network: Any, self_condition: bool) -> bool | None:

@@ -4,19 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from torch import Tensor
 
 from pipelines import ScoreSdePipeline, image_generators, slerp
-from pipelines.backbones import trained_size
 from pipelines.schedulers import INVERTIBLE, SAMPLERS, family
-from snowmelt.errors import UserError, one_line
+from snowmelt.errors import UserError
+from snowmelt.input_images import image_size, read_image
 from snowmelt.loading import SamplerOptions, labels_of
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Interpolation:
@@ -65,13 +60,14 @@ class Interpolation:
         pipeline = self.pipeline
         if end.isdecimal():
             (generator,) = image_generators(self.options.seed, [int(end)])
-            return torch.randn((pipeline.data_channels, *_size(pipeline)), generator=generator)
+            height, width = (side // pipeline.vae_scale_factor for side in image_size(pipeline))
+            return torch.randn((pipeline.data_channels, height, width), generator=generator)
         if not hasattr(pipeline, "invert"):
             raise UserError(f"--interpolate {end}: {type(pipeline).__name__} encodes no images; give two numbers")
         guidance = {} if self.options.guidance_scale is None else {"guidance_scale": self.options.guidance_scale}
         try:
             return pipeline.invert(
-                read_image(pipeline, end),
+                read_image(pipeline, Path(end), "--interpolate"),
                 class_labels=labels_of(pipeline, [0], self.class_label),
                 num_inference_steps=self.options.num_inference_steps,
                 guidance_model=self.guidance_model,
@@ -79,29 +75,3 @@ class Interpolation:
             )[0].cpu()
         except ValueError as error:
             raise UserError(str(error)) from error
-
-
-def read_image(pipeline: Any, path: str) -> Tensor:
-    """An image file as the pipeline knows images, (1, C, H, W) in [-1, 1]: its middle, resized.
-
-    Raises:
-        UserError: if it can't be read, or the model's images are no pictures.
-    """
-    if pipeline.channels not in MODES:
-        raise UserError(f"--interpolate {path}: the model's images have {pipeline.channels} channels; give two numbers")
-    height, width = (side * pipeline.vae_scale_factor for side in _size(pipeline))
-    try:
-        with PIL.Image.open(Path(path)) as file:
-            image = PIL.ImageOps.fit(file.convert(MODES[pipeline.channels]), (width, height))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--interpolate {path}: {one_line(error)}; give a number or an image file") from error
-    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, pipeline.channels)
-    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
-
-
-def _size(pipeline: Any) -> tuple[int, int]:
-    """Height and width of the network's data."""
-    height, width = trained_size(pipeline.network)
-    if height is None or width is None:
-        raise UserError("--interpolate: the network doesn't say which size it was trained for")
-    return height, width

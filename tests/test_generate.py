@@ -78,7 +78,7 @@ def test_guidance_by_another_state_of_the_model(models: Path, tmp_path: Path, mo
     again = run(monkeypatch, models / "classes", tmp_path / "b", *flags)
     small.unet.conv_out.weight.data.mul_(2)
     small.save_pretrained(tmp_path / "m")
-    with pytest.raises(UserError, match="made with other weights"):
+    with pytest.raises(UserError, match="made with other guidance weights"):
         run(monkeypatch, models / "classes", again, *flags)
 
 
@@ -319,8 +319,8 @@ def test_interpolation_between_files(models: Path, tmp_path: Path, monkeypatch: 
         ("gray", ["--interpolate", "1"], "--interpolate: takes two images, got 1"),
         ("gray", ["--interpolate", "1", "2", "--num_images", "1"], "--num_images: 1 is no way"),
         ("gray", ["--interpolate", "1", "2", "--trajectory"], "--trajectory: .* without --interpolate"),
-        ("gray", ["--interpolate", "1", "nowhere.png"], "--interpolate nowhere.png: .*; give a number or an image"),
-        ("two", ["--interpolate", "1", "a.png"], "--interpolate a.png: .* 2 channels; give two numbers"),
+        ("gray", ["--interpolate", "1", "nowhere.png"], "--interpolate nowhere.png: .*; give an image file"),
+        ("two", ["--interpolate", "1", "a.png"], "--interpolate a.png: .* 2 channels; give an .npy file"),
         ("classes", ["--interpolate", "1", "2", "--class_label", "0"], "deterministic sampler; add --scheduler ddim"),
         ("classes", ["--interpolate", "1", "2", "--scheduler", "ddim"], "stays in one class; add --class_label"),
         ("sde", ["--interpolate", "1", "2"], "deterministic sampler of a scheduler, and this model is of an SDE"),

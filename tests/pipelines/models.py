@@ -60,7 +60,8 @@ def run_loop(
     sampler.set_timesteps(num_inference_steps, None, torch.device("cpu"))
     noise = randn_tensor(shape, generator=generator) if latents is None else latents
     denoiser = conditioned(pipeline._predictor(sampler), {})
-    return sample(denoiser, sampler, sampler.start(noise, image, strength), on_step=on_step)
+    x = sampler.start(noise) if image is None else sampler.start_from(image, noise, strength)
+    return sample(denoiser, sampler, x, on_step=on_step)
 
 
 def seal(checkpoint: Path) -> None:

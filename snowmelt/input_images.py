@@ -1,0 +1,178 @@
+"""Images from files, as pipelines start from them and generate.py and its relatives read them."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+from pipelines import ScoreSdePipeline, estimate_noise_std
+from pipelines.backbones import trained_size
+from snowmelt.data.folders import IMAGE_SUFFIXES
+from snowmelt.errors import UserError, one_line
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def image_size(pipeline: Any) -> tuple[int, int]:
+    """Height and width of the images that the pipeline's network was trained for.
+
+    Raises:
+        UserError: if it doesn't say.
+    """
+    height, width = trained_size(pipeline.network)
+    if height is None or width is None:
+        raise UserError("--model: its network doesn't say which size it was trained for")
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+
+
+def image_files(flag: str, path: str) -> list[Path]:
+    """The file, or the images of the folder in the order of their names.
+
+    Raises:
+        UserError: if there are none.
+    """
+    where = Path(path)
+    if where.is_dir():
+        found = sorted(file for file in where.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not found:
+            raise UserError(f"{flag} {path}: no images in this folder")
+        return found
+    if not where.is_file():
+        raise UserError(f"{flag} {path}: no such file or folder")
+    return [where]
+
+
+def read_image(pipeline: Any, path: Path, flag: str) -> Tensor:
+    """An image file as the pipeline knows images, (1, C, H, W) in [-1, 1]: its middle, resized; an array as it is.
+
+    Raises:
+        UserError: if it can't be read, or isn't of the model's channels.
+    """
+    channels, (height, width) = pipeline.channels, image_size(pipeline)
+    if path.suffix.lower() == ".npy":
+        return _read_array(pipeline, path, flag)
+    if channels not in MODES:
+        raise UserError(f"{flag} {path}: the model's images have {channels} channels; give an .npy file")
+    try:
+        with PIL.Image.open(path) as file:
+            image = PIL.ImageOps.fit(PIL.ImageOps.exif_transpose(file).convert(MODES[channels]), (width, height))
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{flag} {path}: {one_line(error)}; give an image file") from error
+    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+def _read_array(pipeline: Any, path: Path, flag: str) -> Tensor:
+    low, high = pipeline.config.get("value_range") or (0.0, 1.0)
+    try:
+        array = np.load(path, allow_pickle=False)
+        values = torch.from_numpy(np.asarray(array, dtype=np.float32))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{flag} {path}: {one_line(error)}; give an array (H, W, C)") from error
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[2] != pipeline.channels:
+        raise UserError(f"{flag} {path}: of shape {tuple(array.shape)}; must be (H, W, {pipeline.channels})")
+    if not values.isfinite().all() or not low <= values.min() <= values.max() <= high:
+        raise UserError(f"{flag} {path}: holds values outside [{low:g}, {high:g}], the model's range")
+    return (2 * (values - low) / (high - low) - 1).permute(2, 0, 1)[None]
+
+
+class InputImages:
+    """What generated images start from: image i from number i of the files, in turn.
+
+    Args:
+        pipeline: the pipeline.
+        image: file or folder.
+        mask: file or folder of as many masks, or one for all; white is made anew. None: no mask.
+        noise_std: as pipelines take it, or "auto" for what is estimated.
+        arguments: further ones of the pipeline; None is left out.
+
+    Raises:
+        UserError: for files that can't be read or don't fit each other, or a mask that is black.
+    """
+
+    def __init__(
+        self, pipeline: Any, image: str, mask: str | None, noise_std: str | None, arguments: dict[str, Any]
+    ) -> None:
+        if isinstance(pipeline, ScoreSdePipeline) and (arguments["jump_length"] or arguments["jump_n_sample"]):
+            raise UserError("--jump_n_sample: a score-based SDE repeats no steps; take --num_corrector_steps instead")
+        files = image_files("--image", image)
+        self.files = [*files, *(image_files("--mask", mask) if mask else [])]
+        parts = [read_image(pipeline, file, "--image") for file in files]
+        if len({part.shape for part in parts}) > 1:
+            raise UserError(f"--image {image}: holds arrays of several shapes; make them one")
+        self.images = torch.cat(parts) / 2 + 0.5
+        self.masks: Tensor | None = None
+        if mask is not None:
+            self.masks = self._masks(pipeline, files, image_files("--mask", mask), mask)
+        self.given = {name: value for name, value in arguments.items() if value is not None}
+        if noise_std is not None:
+            self.given["noise_std"] = self._noise_std(noise_std)
+
+    def arguments(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Of the pipeline's call for the images of these numbers."""
+        masks = self.masks
+        mask = {} if masks is None else {"mask_image": masks[[index % len(masks) for index in indices]]}
+        return {"image": self.images[self.rows(indices)], **mask, **self.given}
+
+    def rows(self, indices: Sequence[int]) -> list[int]:
+        """Which files the images of these numbers start from."""
+        return [index % len(self.images) for index in indices]
+
+    def shown(self, indices: Sequence[int]) -> np.ndarray:
+        """What they start from, (B, H, W, C) in [0, 1], gray where it is made anew."""
+        images = self.images[self.rows(indices)]
+        if self.masks is not None:
+            images = torch.where(self.arguments(indices)["mask_image"], torch.full_like(images, 0.5), images)
+        return images.movedim(1, -1).numpy()
+
+    def digest(self) -> str:
+        """SHA-256 of the files."""
+        return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in self.files)).hexdigest()
+
+    def _masks(self, pipeline: Any, files: list[Path], masks: list[Path], given: str) -> Tensor:
+        """(1 or N, 1, H, W), True where pixels are made."""
+        if len(masks) not in (1, len(files)):
+            raise UserError(f"--mask {given}: {len(masks)} masks for {len(files)} images; give one, or one per image")
+        found = []
+        for file, path in zip(files, masks, strict=False):
+            try:
+                with PIL.Image.open(path) as opened:
+                    mask = opened.convert("L")
+            except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+                raise UserError(f"--mask {path}: {one_line(error)}; give a black and white image") from error
+            size, own = self._size(file), (self.images.shape[3], self.images.shape[2])
+            if mask.size != size:
+                ours, theirs = ("{} x {}".format(*pixels) for pixels in (mask.size, size))
+                raise UserError(f"--mask {path}: of {ours} pixels, and {file} of {theirs}; make them one size")
+            fitted = np.array(PIL.ImageOps.fit(mask, own, PIL.Image.Resampling.BOX))
+            found.append(torch.from_numpy(fitted)[None, None] > 127)
+            if not found[-1].any():
+                raise UserError(f"--mask {path}: is black, so nothing would be made; paint what is to change white")
+        return torch.cat(found)
+
+    def _size(self, file: Path) -> tuple[int, int]:
+        """Width and height of an image file, which has been read before."""
+        if file.suffix.lower() == ".npy":
+            return self.images.shape[3], self.images.shape[2]
+        with PIL.Image.open(file) as opened:
+            width, height = PIL.ImageOps.exif_transpose(opened).size
+            return width, height
+
+    def _noise_std(self, given: str) -> float:
+        if given == "auto":
+            return float(estimate_noise_std(self.images).mean())
+        try:
+            value = float(given)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= 100:
+            raise UserError(f"--noise_std: must be a number above 0, or auto, got {given!r}")
+        return value
