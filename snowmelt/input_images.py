@@ -33,14 +33,14 @@ def image_size(pipeline: Any) -> tuple[int, int]:
 
 
 def image_files(flag: str, path: str) -> list[Path]:
-    """The file, or the images of the folder in the order of their names.
+    """The file, or the images below the folder in the order of their paths.
 
     Raises:
         UserError: if there are none.
     """
     where = Path(path)
     if where.is_dir():
-        found = sorted(file for file in where.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        found = sorted(file for file in where.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         if not found:
             raise UserError(f"{flag} {path}: no images in this folder")
         return found
