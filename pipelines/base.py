@@ -199,7 +199,7 @@ class ImagePipeline(StoredPipeline):
                 f"samples: not finite after {len(self.scheduler.timesteps)} steps of {type(self.scheduler).__name__} "
                 f"with a {self.network.dtype} network; take more steps, another scheduler or float32"
             )
-        trajectory = None if seen is None else join_steps(seen)
+        trajectory = join_steps(seen) if seen else None  # of no steps there is none
         if trajectory is not None and self.vae is not None and output_type != "latent":
             steps = (trajectory.noisy, trajectory.denoised)
             decoded = [torch.stack([self.decode(latents).cpu() for latents in step]) for step in steps]

@@ -135,6 +135,16 @@ def check_noise_std(value: Any, has_vae: bool) -> float:
     return 2 * real("noise_std", value, 0, 1000)
 
 
+def image_shape(image: Any) -> tuple[int, int]:
+    """(H, W) of an `image`, which has been checked."""
+    one = image[0] if isinstance(image, list) else image
+    if isinstance(one, PIL.Image.Image):
+        width, height = one.size
+    else:
+        height, width = one.shape[-2:] if isinstance(one, Tensor) or one.ndim == 2 else one.shape[-3:-1]
+    return height, width
+
+
 def read_mask(value: Any, shape: tuple[int, ...], batch: int) -> Tensor:
     """A `mask_image`, True where pixels are to be made: white, or 0.5 or more; bool (1 or B, 1, H, W).
 

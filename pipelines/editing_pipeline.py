@@ -6,13 +6,21 @@ from typing import Any
 import torch
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import adaptive_max_pool2d
 
 from pipelines.arguments import check_image, real
 from pipelines.backbones import size_multiple
 from pipelines.base import ImagePipeline
 from pipelines.denoiser import Conditions, Denoiser, self_conditioned
-from pipelines.editing import check_jumps, check_noise_std, masked, read_mask, repaint, repaint_evaluations
+from pipelines.editing import (
+    check_jumps,
+    check_noise_std,
+    image_shape,
+    masked,
+    read_mask,
+    repaint,
+    repaint_evaluations,
+)
 from pipelines.sampler import Sampler
 from pipelines.sampling import OnStep, sample
 from pipelines.start import Start
@@ -63,10 +71,10 @@ class EditingPipeline(ImagePipeline):
         data = self.encode(images)
         mask, data_mask = None, None
         if mask_image is not None:
-            mask = read_mask(mask_image, tuple(images.shape[2:]), batch_size // copies).to(images.device)
+            mask = read_mask(mask_image, image_shape(image), batch_size // copies).to(images.device)
             mask = mask.repeat_interleave(batch_size // len(mask), 0)
             # What any unknown pixel is part of is unknown.
-            data_mask = max_pool2d(mask.float(), self.vae_scale_factor) > 0
+            mask, data_mask = (adaptive_max_pool2d(mask.float(), x.shape[2:]) > 0 for x in (images, data))
         return Start(images, data, mask, data_mask, part, std, length, samples)
 
     def _images(
@@ -118,7 +126,6 @@ class EditingPipeline(ImagePipeline):
 
     def _denoiser(self, denoiser_of: Callable[..., Denoiser], start: Start | None) -> Denoiser:
         """The denoiser, which knows what is kept, and is given its own estimates where the network takes them."""
-
         if self.config.get("self_condition"):
             return self_conditioned(lambda more: self._known(denoiser_of, start, more))
         return self._known(denoiser_of, start, {})

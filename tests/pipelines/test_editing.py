@@ -315,6 +315,34 @@ def test_masks_in_all_their_shapes() -> None:
     picture = PIL.Image.fromarray((mask * 255).astype(np.uint8))
     expected = run(pipeline, batch_size=2, image=image, mask_image=mask)
     others = [numbers, numbers[None], numbers[None, None].expand(2, -1, -1, -1), mask[..., None], numbers > 0.5]
-    others += [mask[None, ..., None], picture, picture.convert("RGB"), [picture, picture], [mask, mask]]
+    others += [
+        mask.astype(bool),
+        mask[None, ..., None],
+        picture,
+        picture.convert("RGB"),
+        [picture, picture],
+        [mask, mask],
+    ]
     for other in others:
         assert np.array_equal(run(pipeline, batch_size=2, image=image, mask_image=other), expected)
+
+
+def test_a_mask_is_resized_as_its_image() -> None:
+    """To the size that is asked for, or that the network divides; what an unknown pixel reaches is unknown."""
+    pipeline = tiny_pipeline(FlowMatchEulerDiscreteScheduler())
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (33, 33), np.uint8))
+    mask = np.zeros((33, 33), np.float32)
+    mask[:, 15:] = 1
+    for size in ({}, {"height": 16, "width": 16}):
+        made = run(pipeline, batch_size=2, image=image, mask_image=mask, **size)
+        side = size.get("height", 32)
+        kept = run(pipeline, batch_size=2, image=image, mask_image=np.zeros((33, 33)), **size)
+        assert made.shape == (2, side, side, 1)
+        assert np.array_equal(made[:, :, : side // 2 - 2], kept[:, :, : side // 2 - 2])
+        assert not np.array_equal(made[:, :, side // 2 - 1], kept[:, :, side // 2 - 1])
+
+
+def test_nothing_was_done_at_strength_0() -> None:
+    pipeline = tiny_pipeline(FlowMatchEulerDiscreteScheduler())
+    output = pipeline(2, image=IMAGE, strength=0, return_trajectory=True, num_inference_steps=2)
+    assert output.trajectory is None
