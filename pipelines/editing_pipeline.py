@@ -90,6 +90,8 @@ class EditingPipeline(ImagePipeline):
             do_convert_rgb=channels == 3,
             do_convert_grayscale=channels == 1,
         )
+        if height is not None or width is not None:
+            self._size(height, width)
         pixels = processor.preprocess(image, height, width).to(self._execution_device, torch.float32)
         self._size(*pixels.shape[2:])
         if pixels.shape[1] != channels:

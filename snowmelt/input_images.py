@@ -52,6 +52,11 @@ def image_files(flag: str, path: str) -> list[Path]:
 def read_image(pipeline: Any, path: Path, flag: str) -> Tensor:
     """An image file as the pipeline knows images, (1, C, H, W) in [-1, 1]: its middle, resized; an array as it is.
 
+    Args:
+        pipeline: the pipeline.
+        path: of the file.
+        flag: what named it, for messages.
+
     Raises:
         UserError: if it can't be read, or isn't of the model's channels.
     """
