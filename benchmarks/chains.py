@@ -17,6 +17,7 @@ from benchmarks.scripts import add_arguments, evaluate, train, trained, values
 from snowmelt.tracking import read_metrics
 
 FEW = (25, 50, 100)
+QUARTERS = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")
 LAST = 10  # lines of metrics.jsonl, of ten steps each
 
 
@@ -51,8 +52,9 @@ def measure(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], float,
     report = evaluate(folder, args, metrics="fd", scheduler="ddpm", num_inference_steps=FEW[0], sweep=sweep)
     few = {"metrics": "bound", "likelihood_images": args.likelihood_images, "num_images": 2, "torch_dtype": "float32"}
     bits = values(evaluate(folder, args, "likelihood", **few)["results"])["bound"]
-    lines = [line for line in read_metrics(folder) if "loss_q1" in line][-LAST:]
-    return report, bits, [sum(line[f"loss_q{i}"] for line in lines) / len(lines) for i in (1, 2, 3, 4)]
+    lines = read_metrics(folder)[-LAST:]
+    quarters = [[line[key] for line in lines if line[key] is not None] for key in QUARTERS]
+    return report, bits, [sum(losses) / len(losses) for losses in quarters]
 
 
 def main() -> None:

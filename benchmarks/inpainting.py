@@ -66,7 +66,7 @@ def main() -> None:
     images = held_out.batch(np.arange(args.num_images))
     assert held_out.labels is not None
     labels = held_out.labels[: args.num_images]
-    mean = train.batch(np.arange(1000)).mean(0)
+    mean = train.batch(np.arange(min(1000, len(train)))).mean(0)
     has_null = (num_class_embeds(pipeline.network) or 0) > pipeline.num_classes
     given = labels.tolist() if pipeline.num_classes and not has_null else None
 

@@ -10,14 +10,15 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import yaml
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from benchmarks import autoencoders, latent_against_pixels, systems
+from benchmarks import autoencoders, chains, ddim_against_ddpm, inpainting, latent_against_pixels, systems
 from snowmelt.evaluation import classifier
 from snowmelt.tracking import read_metrics
 from tests.autoencoder.conftest import make_kl
 from tests.conftest import run_in_process
+from tests.pipelines.models import tiny_pipeline
 
 
 @pytest.fixture
@@ -90,6 +91,84 @@ def test_systems(scripts, pictures, tiny_unet, tmp_path, capsys, monkeypatch):
     assert median == sorted(all_of_them)[1]
     assert another.endswith(" ddpm:3")
     assert bits.endswith(" (bound)")
+
+
+def table(printed: str, first: str) -> list[list[str]]:
+    """Rows of the table whose first column is called so."""
+    lines = printed.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append(line.strip("| ").split(" | "))
+    return rows
+
+
+@pytest.mark.slow
+def test_chains(scripts, pictures, tiny_unet, tmp_path, capsys, monkeypatch):
+    """Betas that end in the same noise, whatever their number, and the variance that was learned."""
+    given = recipe(
+        tmp_path / "recipe.yaml",
+        class_conditional=True,
+        model_config_name_or_path=str(tiny_unet),
+        eval_batch_size=1,
+        mixed_precision="no",
+        logging_steps=1,
+        train_batch_size=5,
+        save_images_epochs=0,
+    )
+    monkeypatch.setattr(chains, "FEW", (2, 3))
+    words = ["--chains", "T 250", "cosine", "--steps", "3", "--most_steps", "4", "--likelihood_images", "2"]
+    words += ["--dataset_name", str(pictures), "--config", str(given), "--resolution", "8", "--num_images", "10"]
+    with patch.object(sys, "argv", ["chains", *words, "--output_dir", str(tmp_path / "out")]):
+        chains.main()
+    ends = [chains_scheduler(tmp_path / "out" / name).alphas_cumprod[-1].log().item() for name in ("T-250", "cosine")]
+    assert -12 < ends[0] < -9
+    assert ends[1] < -15
+    rows = table(capsys.readouterr().out, "chain")
+    assert [row[0] for row in rows] == ["T 250", "cosine"]
+    report = json.loads((tmp_path / "out/cosine/report/report.json").read_text())
+    assert rows[1][2:4] == [f"{point['results'][0]['value']:.2f}" for point in report["sweep"][:2]]
+    assert "(4 steps, " in rows[1][4]
+
+
+def chains_scheduler(folder: Path) -> DDPMScheduler:
+    return DDPMScheduler.from_pretrained(folder / "scheduler")
+
+
+@pytest.mark.slow
+def test_ddim_against_ddpm(pictures, tmp_path, capsys, monkeypatch):
+    """A row per eta; at eta 1 and 0 they differ, and so do ways to clip."""
+    monkeypatch.setattr(classifier, "STEPS", 10)
+    tiny_pipeline(DDPMScheduler(timestep_spacing="trailing")).save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--dataset_name", str(pictures), "--num_images", "12"]
+    with patch.object(sys, "argv", ["ddim", *words, "--steps", "2", "3", "--most_steps", "5"]):
+        ddim_against_ddpm.main()
+    printed = capsys.readouterr().out
+    etas = table(printed, "eta")
+    assert [row[0] for row in etas] == ["0", "0.2", "0.5", "1"]
+    assert len({row[1] for row in etas}) > 1
+    ways = table(printed, "at 50 steps, eta 0")
+    assert len({row[1] for row in ways[:3]}) == 3
+    assert len(table(printed, "DDPM, 5 steps")) == 2
+
+
+@pytest.mark.slow
+def test_inpainting(pictures, tmp_path, capsys, monkeypatch):
+    """Images as they were are at no distance; errors are of the pixels that are made."""
+    monkeypatch.setattr(classifier, "STEPS", 10)
+    tiny_pipeline(FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--dataset_name", str(pictures), "--num_images", "12"]
+    words += ["--num_inference_steps", "4", "--jump_length", "1", "--jumps", "1", "2"]
+    with patch.object(sys, "argv", ["inpainting", *words, "--output_dir", str(tmp_path / "out")]):
+        inpainting.main()
+    rows = table(capsys.readouterr().out, "made")
+    assert rows[0][2:4] == ["0.0000", "0.000"]
+    assert len(rows) == 1 + 4 * 3
+    assert all(float(row[2]) > 0.01 for row in rows[1:])
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    assert inpainting.masks(16)["centre"].float().mean() == pytest.approx(0.2, abs=0.1)
 
 
 def recipe(path: Path, **options: object) -> Path:
