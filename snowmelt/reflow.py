@@ -142,7 +142,8 @@ def _solve(teacher: Any, noise: Tensor, labels: np.ndarray | None, config: Uncon
         known = None if labels is None or rows is null else labels[rows]
         sampler = make_sampler(teacher.scheduler)
         try:
-            denoiser = teacher._denoiser(teacher._predictor(sampler), int(rows.sum()), known, scale, None)
+            denoiser_of = teacher._conditional(teacher._predictor(sampler), int(rows.sum()), known, scale, None)
+            denoiser = teacher._denoiser(denoiser_of, None)
             sampler.set_timesteps(config.reflow_steps, None, device)
         except ValueError as error:
             raise UserError(f"--reflow_{error}") from error

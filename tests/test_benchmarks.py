@@ -13,7 +13,16 @@ import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from benchmarks import autoencoders, chains, ddim_against_ddpm, inpainting, latent_against_pixels, systems
+from benchmarks import (
+    autoencoders,
+    chains,
+    couplings,
+    ddim_against_ddpm,
+    inpainting,
+    latent_against_pixels,
+    predictor_corrector,
+    systems,
+)
 from snowmelt.evaluation import classifier
 from snowmelt.tracking import read_metrics
 from tests.autoencoder.conftest import make_kl
@@ -49,34 +58,13 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
-def test_systems(scripts, pictures, tiny_unet, tmp_path, capsys, monkeypatch):
+def test_systems(scripts, common, tmp_path, capsys, monkeypatch):
     """A training of each to see its speed, one per seed, and a row whose distances are those of the reports."""
-    given = recipe(
-        tmp_path / "recipe.yaml",
-        class_conditional=True,
-        model_config_name_or_path=str(tiny_unet),
-        eval_batch_size=1,
-        mixed_precision="no",
-        logging_steps=1,
-        save_images_epochs=0,
-    )
     monkeypatch.setattr(systems, "SPEED_STEPS", 2)
     chain = replace(systems.SYSTEMS["DDPM, DDIM"], sampler=("ddim:2", "ddpm:3"))
     monkeypatch.setitem(systems.SYSTEMS, "DDPM, DDIM", chain)
-    words = [
-        "--systems",
-        "DDPM, DDIM",
-        "--seeds",
-        "1",
-        "2",
-        "3",
-        "--dataset_name",
-        str(pictures),
-        "--config",
-        str(given),
-    ]
-    words += ["--resolution", "8", "--num_images", "20", "--likelihood_images", "2", "--minutes", "0.01"]
-    words += ["--train_batch_size", "5", "--output_dir", str(tmp_path / "out")]
+    words = [*common, "--systems", "DDPM, DDIM", "--seeds", "1", "2", "3", "--likelihood_images", "2"]
+    words += ["--minutes", "0.01", "--train_batch_size", "5"]
     with patch.object(sys, "argv", ["systems", *words]):
         systems.main()
     assert scripts == ["train_unconditional", *["train_unconditional", "evaluate"] * 3, "evaluate"]
@@ -93,6 +81,23 @@ def test_systems(scripts, pictures, tiny_unet, tmp_path, capsys, monkeypatch):
     assert bits.endswith(" (bound)")
 
 
+@pytest.fixture
+def common(pictures, tiny_unet, tmp_path) -> list[str]:
+    """What benchmarks of trainings by a recipe are given here."""
+    given = recipe(
+        tmp_path / "recipe.yaml",
+        class_conditional=True,
+        model_config_name_or_path=str(tiny_unet),
+        eval_batch_size=1,
+        mixed_precision="no",
+        logging_steps=1,
+        train_batch_size=5,
+        save_images_epochs=0,
+    )
+    words = ["--dataset_name", str(pictures), "--config", str(given), "--resolution", "8", "--num_images", "20"]
+    return [*words, "--output_dir", str(tmp_path / "out")]
+
+
 def table(printed: str, first: str) -> list[list[str]]:
     """Rows of the table whose first column is called so."""
     lines = printed.splitlines()
@@ -106,22 +111,11 @@ def table(printed: str, first: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_chains(scripts, pictures, tiny_unet, tmp_path, capsys, monkeypatch):
+def test_chains(scripts, common, tmp_path, capsys, monkeypatch):
     """Betas that end in the same noise, whatever their number, and the variance that was learned."""
-    given = recipe(
-        tmp_path / "recipe.yaml",
-        class_conditional=True,
-        model_config_name_or_path=str(tiny_unet),
-        eval_batch_size=1,
-        mixed_precision="no",
-        logging_steps=1,
-        train_batch_size=5,
-        save_images_epochs=0,
-    )
     monkeypatch.setattr(chains, "FEW", (2, 3))
-    words = ["--chains", "T 250", "cosine", "--steps", "3", "--most_steps", "4", "--likelihood_images", "2"]
-    words += ["--dataset_name", str(pictures), "--config", str(given), "--resolution", "8", "--num_images", "10"]
-    with patch.object(sys, "argv", ["chains", *words, "--output_dir", str(tmp_path / "out")]):
+    words = [*common, "--chains", "T 250", "cosine", "--steps", "3", "--most_steps", "4", "--likelihood_images", "2"]
+    with patch.object(sys, "argv", ["chains", *words]):
         chains.main()
     ends = [chains_scheduler(tmp_path / "out" / name).alphas_cumprod[-1].log().item() for name in ("T-250", "cosine")]
     assert -12 < ends[0] < -9
@@ -135,6 +129,31 @@ def test_chains(scripts, pictures, tiny_unet, tmp_path, capsys, monkeypatch):
 
 def chains_scheduler(folder: Path) -> DDPMScheduler:
     return DDPMScheduler.from_pretrained(folder / "scheduler")
+
+
+@pytest.mark.slow
+def test_predictor_corrector(scripts, common, capsys):
+    words = [*common, "--sdes", "vp", "--nfe", "4", "--tolerances", "0.1", "--steps", "2"]
+    with patch.object(sys, "argv", ["predictor_corrector", *words]):
+        predictor_corrector.main()
+    assert scripts == ["train_unconditional", "evaluate"]
+    at_four, ode = table(capsys.readouterr().out, "SDE")
+    assert at_four[:2] == ["vp", "4"]
+    assert len(set(at_four[2:5])) == 3
+    assert int(ode[1]) > 4
+
+
+@pytest.mark.slow
+def test_couplings(scripts, common, tmp_path, capsys):
+    """A second stage goes on from the first, which is trained for it."""
+    words = [*common, "--variants", "reflow", "ot", "--steps", "2", "--reflow_pairs", "20"]
+    with patch.object(sys, "argv", ["couplings", *words]):
+        couplings.main()
+    assert scripts == ["train_unconditional", "evaluate"] * 3
+    rows = table(capsys.readouterr().out, "variant")
+    assert [row[0] for row in rows] == ["reflow", "ot"]
+    given = yaml.safe_load((tmp_path / "out/reflow/config.yaml").read_text())
+    assert given["reflow_from"] == str(tmp_path / "out/flow")
 
 
 @pytest.mark.slow
