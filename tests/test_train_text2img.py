@@ -141,6 +141,7 @@ def test_prompts_are_captions_unless_given(fit: Callable[..., Path], tmp_path: P
     assert (run / "samples/prompts.txt").read_text() == "a red picture\n" * 3
 
 
+@pytest.mark.slow
 def test_a_few_colours_are_learned(fit: Callable[..., Path], tmp_path: Path) -> None:
     """What the prompt says decides: every part does its work."""
     run = fit(

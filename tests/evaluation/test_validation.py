@@ -311,6 +311,7 @@ def test_best_of_a_later_step_is_not_taken_for_an_earlier_checkpoints(train, tmp
     assert json.loads(note.read_text())["step"] == 3
 
 
+@pytest.mark.slow
 def test_two_processes(train, launch, quick_classifier, tmp_path):
     """They share the work, find what one process finds to the last digit, and stop together."""
     options = FROZEN | {"patience": 1, "eval_metrics": ["fd"], "eval_num_images": 50, "checkpointing_steps": 100}

@@ -259,6 +259,7 @@ pipeline.save_pretrained(sys.argv[3])
     assert (tmp_path / "again/pipeline.py").read_text() == source
 
 
+@pytest.mark.slow
 def test_a_published_pixel_pipeline_beside_a_latent_one_stays_what_it_is(tmp_path: Path) -> None:
     """Both are modules of one name in a stranger's process."""
     latent = pipeline_of(num_class_embeds=3)
