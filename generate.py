@@ -108,7 +108,7 @@ def main() -> None:
     inputs = None
     if config.image is not None:
         more = {name: getattr(config, name) for name in ("strength", "jump_length", "jump_n_sample")}
-        inputs = InputImages(pipeline, config.image, config.mask, config.noise_std, more)
+        inputs = InputImages(pipeline, config.image, config.mask, config.num_images, config.noise_std, more)
     folder = Path(config.output_dir)
     kept = settings(config) | ({} if inputs is None else {"input_images": inputs.digest()})
     stale = check_folder(folder, kept, expected_files(config, pipeline), config.overwrite_output_dir)

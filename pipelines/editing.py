@@ -9,7 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from pipelines.arguments import MOST_STEPS, brief, real, whole
+from pipelines.arguments import MOST_STEPS, brief, real, real_tensor, whole
 from pipelines.denoiser import Denoiser
 from pipelines.prediction import NoiseLevel, Prediction
 from pipelines.sampler import Sampler
@@ -23,8 +23,10 @@ def estimate_noise_std(images: Tensor) -> Tensor:
     edges are few among them. Noise that was cut off at the ends of the range is underestimated.
 
     Raises:
-        ValueError: for a side of 1 pixel.
+        TypeError: for what is no tensor of real numbers.
+        ValueError: for another shape, or a side of 1 pixel.
     """
+    real_tensor("images", images, "B, C, H, W")
     height, width = images.shape[2] // 2 * 2, images.shape[3] // 2 * 2
     if not height or not width:
         raise ValueError(f"images: of shape {tuple(images.shape)}; their noise shows in 2 x 2 pixels or more")

@@ -57,16 +57,21 @@ class EditingPipeline(ImagePipeline):
             batch_size: B.
             copies: images of each that is given, which follow each other.
         """
-        part = real("strength", strength, 0, 1) if strength is not None else 0.8 if mask_image is None else 1.0
+        by_default = 0.8 if mask_image is None else 1.0
+        part = by_default if strength is None else real("strength", strength, 0, 1)
         length, samples = check_jumps(*jumps)
         std = check_noise_std(noise_std, self.vae is not None)
         if image is None:
-            for name, given in (("mask_image", mask_image is not None), ("noise_std", std)):
-                if given:
-                    raise ValueError(f"{name}: is of an image; give that too")
-            return None
+            given = {"mask_image": mask_image is not None, "strength": strength is not None, "noise_std": std > 0}
+            for name in (name for name, is_given in given.items() if is_given):
+                raise ValueError(f"{name}: is of an image; give that too")
+        if std and (strength is not None or mask_image is not None):
+            other = "mask_image" if strength is None else "strength"
+            raise ValueError(f"noise_std: says where to begin, for the whole image; not with {other}")
         if mask_image is None and samples > 1:
             raise ValueError("jump_n_sample: is of inpainting; give mask_image too, or 1")
+        if image is None:
+            return None
         images = self._images(image, *size, batch_size, copies)
         data = self.encode(images)
         mask, data_mask = None, None

@@ -1,6 +1,7 @@
 """Images from files, as pipelines start from them and generate.py and its relatives read them."""
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from pipelines.backbones import trained_size
 from snowmelt.data.folders import IMAGE_SUFFIXES
 from snowmelt.errors import UserError, one_line
 
+ESTIMATED = 16
+"""Images by which the standard deviation of noise is estimated."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -96,6 +99,7 @@ class InputImages:
         pipeline: the pipeline.
         image: file or folder.
         mask: file or folder of as many masks, or one for all; white is made anew. None: no mask.
+        count: images to be generated; few more files are decoded.
         noise_std: as pipelines take it, or "auto" for what is estimated.
         arguments: further ones of the pipeline; None is left out.
 
@@ -104,19 +108,27 @@ class InputImages:
     """
 
     def __init__(
-        self, pipeline: Any, image: str, mask: str | None, noise_std: str | None, arguments: dict[str, Any]
+        self,
+        pipeline: Any,
+        image: str,
+        mask: str | None,
+        count: int,
+        noise_std: str | None,
+        arguments: dict[str, Any],
     ) -> None:
         if isinstance(pipeline, ScoreSdePipeline) and (arguments["jump_length"] or arguments["jump_n_sample"]):
             raise UserError("--jump_n_sample: a score-based SDE repeats no steps; take --num_corrector_steps instead")
-        files = image_files("--image", image)
-        self.files = [*files, *(image_files("--mask", mask) if mask else [])]
+        files, masks = image_files("--image", image), image_files("--mask", mask) if mask else []
+        if mask and len(masks) not in (1, len(files)):
+            raise UserError(f"--mask {mask}: {len(masks)} masks for {len(files)} images; give one, or one per image")
+        self.files = files, masks
+        read = max(count, ESTIMATED)  # so that an estimate doesn't depend on how many images are asked for
+        files, masks = files[:read], masks[:read]
         parts = [read_image(pipeline, file, "--image") for file in files]
         if len({part.shape for part in parts}) > 1:
             raise UserError(f"--image {image}: holds arrays of several shapes; make them one")
         self.images = torch.cat(parts) / 2 + 0.5
-        self.masks: Tensor | None = None
-        if mask is not None:
-            self.masks = self._masks(pipeline, files, image_files("--mask", mask), mask)
+        self.masks = self._masks(files, masks) if masks else None
         self.given = {name: value for name, value in arguments.items() if value is not None}
         if noise_std is not None:
             self.given["noise_std"] = self._noise_std(noise_std)
@@ -139,13 +151,12 @@ class InputImages:
         return images.movedim(1, -1).numpy()
 
     def digest(self) -> str:
-        """SHA-256 of the files."""
-        return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in self.files)).hexdigest()
+        """SHA-256 of the images' files and the masks'."""
+        parts = [[hashlib.sha256(file.read_bytes()).hexdigest() for file in files] for files in self.files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _masks(self, pipeline: Any, files: list[Path], masks: list[Path], given: str) -> Tensor:
+    def _masks(self, files: list[Path], masks: list[Path]) -> Tensor:
         """(1 or N, 1, H, W), True where pixels are made."""
-        if len(masks) not in (1, len(files)):
-            raise UserError(f"--mask {given}: {len(masks)} masks for {len(files)} images; give one, or one per image")
         found = []
         for file, path in zip(files, masks, strict=False):
             try:
@@ -173,7 +184,9 @@ class InputImages:
 
     def _noise_std(self, given: str) -> float:
         if given == "auto":
-            return float(estimate_noise_std(self.images).mean())
+            estimate = float(estimate_noise_std(self.images[:ESTIMATED]).mean())
+            print(f"noise_std {estimate:.4f}, as estimated")
+            return estimate
         try:
             value = float(given)
         except ValueError:

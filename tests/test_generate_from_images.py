@@ -117,11 +117,21 @@ def test_arrays(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(made[:, :8], np.load(given / "two.npy")[:, :8], atol=1e-5)
 
 
+def test_more_images_change_none(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder of more files than were asked for at first; what is estimated stays too."""
+    words = "--model flow --image images --noise_std auto"
+    one = pixels(run(monkeypatch, given, tmp_path, f"{words} --num_images 1"))
+    two = pixels(run(monkeypatch, given, tmp_path, f"{words} --num_images 2"))
+    assert abs(two[0].astype(int) - one[0]).max() <= 1
+
+
 def test_other_inputs_are_other_settings(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, given, tmp_path, "--model flow --image images/a.png --num_images 1")
     run(monkeypatch, given, tmp_path, "--model flow --image images/a.png --num_images 1")
     with pytest.raises(UserError, match="made with other input images; give another folder"):
         run(monkeypatch, given, tmp_path, "--model flow --image images/b.png --num_images 1")
+    with pytest.raises(UserError, match="made with other input images"):
+        run(monkeypatch, given, tmp_path, "--model flow --image images/a.png --mask masks/a.png --num_images 1")
     with pytest.raises(UserError, match="--output_dir: .* made with"):
         run(monkeypatch, given, tmp_path, "--model flow --num_images 1")
 

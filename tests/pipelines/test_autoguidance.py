@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel, EDMEulerScheduler, F
 from pipelines import PixelDiffusionPipeline
 from pipelines.denoiser import Predictor, autoguided, conditioned
 from pipelines.prediction import NoiseLevel, PredictionType
+from tests.pipelines.mixture import mixture_pipeline
 from tests.pipelines.models import tiny_pipeline, tiny_unet
 from tests.pipelines.test_text2img import make as make_text2img
 
@@ -116,3 +117,26 @@ def test_images_are_encoded_under_guidance() -> None:
 def test_networks_that_do_not_fit(guide: Any, error: type[Exception], line: str) -> None:
     with pytest.raises(error, match=line):
         tiny_pipeline()(guidance_model=guide(), guidance_scale=2.0, **OPTIONS)
+
+
+def mixture_samples(pipeline: Any, **options: Any) -> torch.Tensor:
+    images: torch.Tensor = pipeline(
+        50, generator=torch.Generator().manual_seed(1), output_type="latent", **options
+    ).images
+    return images
+
+
+@pytest.mark.parametrize("predictor", ["reverse_diffusion", "probability_flow"])
+def test_sdes_are_guided_by_a_model(predictor: str) -> None:
+    """By itself it changes nothing; by one that takes every label for `a`, samples leave that part."""
+    pipeline, guide = mixture_pipeline("vp", classes=True), mixture_pipeline("vp", classes=True).network
+    options = {"num_inference_steps": 60, "predictor": predictor, "tolerance": 1e-3, "guidance_scale": 3.0}
+    plain = mixture_samples(pipeline, **options | {"guidance_scale": 1.0}, class_labels="b")
+    same = mixture_samples(pipeline, **options, class_labels="b", guidance_model=guide)
+    torch.testing.assert_close(same, plain, atol=1e-3, rtol=0)
+    guide.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"class_labels": torch.zeros_like(kwargs["class_labels"])}),
+        with_kwargs=True,
+    )
+    guided = mixture_samples(pipeline, **options, class_labels="b", guidance_model=guide)
+    assert (guided - plain).abs().mean() > 1e-2

@@ -266,7 +266,10 @@ IMAGE = torch.zeros(2, 1, 16, 16)
     [
         ({"mask_image": np.zeros((16, 16))}, ValueError, "mask_image: is of an image; give that too"),
         ({"noise_std": 0.1}, ValueError, "noise_std: is of an image; give that too"),
-        ({"image": IMAGE[:, :, :8]}, ValueError, None),
+        ({"strength": 0.5}, ValueError, "strength: is of an image; give that too"),
+        ({"jump_n_sample": 2}, ValueError, "jump_n_sample: is of inpainting; give mask_image too"),
+        ({"image": IMAGE, "noise_std": 0.1, "strength": 0.5}, ValueError, "noise_std: .* not with strength"),
+        ({"noise_std": 0.1, "mask_image": np.zeros((16, 16))}, ValueError, "noise_std: .* not with mask_image"),
         ({"image": torch.zeros(2, 3, 16, 16)}, ValueError, "image: has 3 channels, the model's images have 1"),
         ({"image": torch.zeros(3, 1, 16, 16)}, ValueError, "image: 3 given for 2 images; give one, or one per image"),
         ({"image": IMAGE, "strength": 1.1}, ValueError, "strength: must be a finite number from 0 to 1, got 1.1"),
@@ -285,11 +288,8 @@ IMAGE = torch.zeros(2, 1, 16, 16)
         ({"mask_image": []}, ValueError, "mask_image: 0 given for 2 images"),
     ],
 )
-def test_bad_input(arguments: dict[str, Any], error: type[Exception], message: str | None) -> None:
+def test_bad_input(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     pipeline = tiny_pipeline(FlowMatchEulerDiscreteScheduler())
-    if message is None:  # another size than the network's is one that it may make
-        assert run(pipeline, batch_size=2, **arguments).shape == (2, 8, 16, 1)
-        return
     given = {"image": IMAGE} if "mask_image" in arguments and "is of an image" not in message else {}
     with pytest.raises(error, match=message):
         run(pipeline, batch_size=2, **given | arguments)
@@ -346,3 +346,8 @@ def test_nothing_was_done_at_strength_0() -> None:
     pipeline = tiny_pipeline(FlowMatchEulerDiscreteScheduler())
     output = pipeline(2, image=IMAGE, strength=0, return_trajectory=True, num_inference_steps=2)
     assert output.trajectory is None
+
+
+def test_an_image_has_its_own_size() -> None:
+    made = run(tiny_pipeline(), batch_size=2, image=IMAGE[:, :, :8])
+    assert made.shape == (2, 8, 16, 1)

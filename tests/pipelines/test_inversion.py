@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipelines import PredictionType, make_sampler, make_scheduler, slerp
 from pipelines.schedulers import INVERTIBLE, family
+from tests.pipelines.mixture import mixture_pipeline
 from tests.pipelines.models import tiny_pipeline
 
 DDPM = {"timestep_spacing": "trailing", "clip_sample": False}
@@ -171,3 +172,8 @@ def test_slerp() -> None:
 def test_bad_input(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         tiny_pipeline().invert(**arguments)
+
+
+def test_sdes_invert_nothing() -> None:
+    with pytest.raises(NotImplementedError, match="invert: for deterministic samplers of a scheduler"):
+        mixture_pipeline("subvp").invert(torch.zeros(1, 1, 16, 16))
