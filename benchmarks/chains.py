@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scripts import add_arguments, evaluate, train, trained, values
+from benchmarks.scripts import add_arguments, bits_per_dimension, evaluate, train, trained, values
 from snowmelt.tracking import read_metrics
 
 FEW = (25, 50, 100)
@@ -50,11 +50,9 @@ def measure(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], float,
     most = min(int(str(options.get("ddpm_num_steps", 1000))), args.most_steps)
     sweep = "sampler=" + ",".join(f"ddpm:{steps}" for steps in (*FEW, most))
     report = evaluate(folder, args, metrics="fd", scheduler="ddpm", num_inference_steps=FEW[0], sweep=sweep)
-    few = {"metrics": "bound", "likelihood_images": args.likelihood_images, "num_images": 2, "torch_dtype": "float32"}
-    bits = values(evaluate(folder, args, "likelihood", **few)["results"])["bound"]
     lines = read_metrics(folder)[-LAST:]
     quarters = [[line[key] for line in lines if line[key] is not None] for key in QUARTERS]
-    return report, bits, [sum(losses) / len(losses) for losses in quarters]
+    return report, bits_per_dimension(folder, args, "bound"), [sum(losses) / len(losses) for losses in quarters]
 
 
 def main() -> None:

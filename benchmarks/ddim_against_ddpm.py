@@ -12,23 +12,18 @@ Each row of samples starts from the same noise.
 import argparse
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
+from benchmarks.real_images import DEVICE, classifier_features, first, load_splits
 from pipelines import image_generators
 from pipelines.unconditional import UnconditionalPipeline
-from snowmelt.data.sources import load_images
-from snowmelt.evaluation.features import make_features
 from snowmelt.evaluation.metrics import FrechetDistance
-from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import features_of
 from snowmelt.input_images import image_size
 from snowmelt.loading import load_pipeline
-from snowmelt.options import DataOptions
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 250
 ETAS = (0.0, 0.2, 0.5, 1.0)
 
@@ -61,10 +56,8 @@ def main() -> None:
     parser.add_argument("--most_steps", type=int, default=1000, help="of DDPM with both variances")
     args = parser.parse_args()
     pipeline = load_pipeline(args.model).to(DEVICE)
-    options = {"dataset_name": args.dataset_name, "resolution": image_size(pipeline)[0], "center_crop": True}
-    caches = {split: load_images(DataOptions(**options, split=split)) for split in ("train", args.held_out_split)}
-    train, held_out = (RealImages(cache, split, cache.value_range) for split, cache in caches.items())
-    extractor = make_features("classifier", train, held_out, DEVICE)
+    train, held_out = load_splits(args.dataset_name, image_size(pipeline)[0], args.held_out_split)
+    extractor = classifier_features(train, held_out)
     distance = FrechetDistance(features_of(train, extractor, BATCH))
     config = {k: v for k, v in pipeline.scheduler.config.items() if k != "variance_type"}
 
@@ -75,7 +68,7 @@ def main() -> None:
     def line(name: str, *values: str) -> None:
         print(f"| {name} | {' | '.join(values)} |", flush=True)
 
-    real = distance(extractor(held_out.batch(np.arange(args.num_images))))
+    real = distance(extractor(first(held_out, args.num_images)))
     print(f"\n{args.num_images} samples; as many held-out images are at {real:.2f}. By the number of steps:\n")
     line("eta", *map(str, args.steps))
     print("|---" * (1 + len(args.steps)) + "|")

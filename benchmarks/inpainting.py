@@ -16,16 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.real_images import DEVICE, classifier_features, first, load_splits
 from pipelines import image_generators, image_grid
 from pipelines.backbones import num_class_embeds
-from snowmelt.data.sources import load_images
-from snowmelt.evaluation.features import make_features
-from snowmelt.evaluation.real import RealImages
 from snowmelt.input_images import image_size
 from snowmelt.loading import load_pipeline
-from snowmelt.options import DataOptions
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 100
 SHOWN = 12
 
@@ -57,16 +53,12 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     side = image_size(pipeline)[0]
-    options = {"dataset_name": args.dataset_name, "resolution": side, "center_crop": True}
-    sets = [load_images(DataOptions(**options, split=split)) for split in ("train", args.split)]
-    train, held_out = (
-        RealImages(s, split, s.value_range) for s, split in zip(sets, ("train", args.split), strict=True)
-    )
-    extractor = make_features("classifier", train, held_out, DEVICE)
-    images = held_out.batch(np.arange(args.num_images))
+    train, held_out = load_splits(args.dataset_name, side, args.split)
+    extractor = classifier_features(train, held_out)
+    images = first(held_out, args.num_images)
     assert held_out.labels is not None
     labels = held_out.labels[: args.num_images]
-    mean = train.batch(np.arange(min(1000, len(train)))).mean(0)
+    mean = first(train, 1000).mean(0)
     has_null = (num_class_embeds(pipeline.network) or 0) > pipeline.num_classes
     given = labels.tolist() if pipeline.num_classes and not has_null else None
 

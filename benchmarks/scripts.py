@@ -52,6 +52,12 @@ def evaluate(folder: Path, args: argparse.Namespace, output: str = "report", **o
     return found
 
 
+def bits_per_dimension(folder: Path, args: argparse.Namespace, metric: str) -> float:
+    """Of held-out images, in float32; the metric is "bound" or "likelihood"."""
+    few = {"metrics": metric, "likelihood_images": args.likelihood_images, "num_images": 2, "torch_dtype": "float32"}
+    return values(evaluate(folder, args, "likelihood", **few)["results"])[metric]
+
+
 def trained(folder: Path) -> bool:
     """Whether a training has been to its end."""
     return (folder / "loss.png").exists()

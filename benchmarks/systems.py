@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scripts import NATIVE_DTYPE, add_arguments, evaluate, train, trained, values
+from benchmarks.scripts import NATIVE_DTYPE, add_arguments, bits_per_dimension, evaluate, train, trained, values
 from snowmelt.tracking import read_metrics
 
 SPEED_STEPS = 60
@@ -117,13 +117,12 @@ def measure(name: str, seed: int, steps: int, args: argparse.Namespace) -> dict[
 
 
 def bits(name: str, args: argparse.Namespace) -> str:
-    """Bits per dimension of held-out images, of the first seed, in float32."""
+    """Bits per dimension, of the first seed."""
     metric = SYSTEMS[name].likelihood
     if metric is None:
         return ""
-    few = {"metrics": metric, "likelihood_images": args.likelihood_images, "num_images": 2, "torch_dtype": "float32"}
-    report = evaluate(args.output_dir / f"{slug(name)}-{args.seeds[0]}", args, "likelihood", **few)
-    return f"{values(report['results'])[metric]:.2f} ({metric})"
+    folder = args.output_dir / f"{slug(name)}-{args.seeds[0]}"
+    return f"{bits_per_dimension(folder, args, metric):.2f} ({metric})"
 
 
 def row(name: str, steps: int, reports: list[dict[str, Any]], bits: str) -> str:
