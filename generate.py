@@ -47,7 +47,8 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
         [], "two images, by number or file: the num_images then go from one to the other (Song et al. 2021, DDIM)"
     )
     image: str | None = option(
-        None, "file or folder to start from: each image from the next file, fitted to the model's size"
+        None,
+        "file or folder to start from, each image from the next file; or what a model of --condition makes them of",
     )
     mask: str | None = option(None, "file or folder: what of --image to make anew, white; the rest is kept")
     strength: float | None = option(
@@ -88,6 +89,7 @@ def main() -> None:
     import torch
     from accelerate import PartialState
 
+    from pipelines import ImageToImagePipeline
     from pipelines.backbones import trained_size
     from snowmelt.environment import check_fits, find_launch, use_all_cores
     from snowmelt.guidance_model import guidance_arguments
@@ -102,10 +104,11 @@ def main() -> None:
     height, width = trained_size(pipeline.network)
     numbers = pipeline.data_channels * (height or 1) * (width or 1)
     check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
-    between = None
+    between, inputs = None, None
+    if isinstance(pipeline, ImageToImagePipeline) and config.image is None:
+        raise UserError(f"--image: needed by this model, which makes images of others ({pipeline.condition.spec})")
     if config.interpolate:
         between = Interpolation(pipeline, config.interpolate, config, config.class_label, **guidance)
-    inputs = None
     if config.image is not None:
         more = {name: getattr(config, name) for name in ("strength", "jump_length", "jump_n_sample")}
         inputs = InputImages(pipeline, config.image, config.mask, config.num_images, config.noise_std, more)
@@ -269,9 +272,10 @@ def save_before_after(config: GenerateConfig, inputs: "InputImages", folder: Pat
     from pipelines import image_grid
 
     indices = list(range(min(config.num_images, LONGEST_ROW)))
-    before = (inputs.shown(indices) * 255).round().astype(np.uint8)
     after = np.stack([np.asarray(PIL.Image.open(folder / f"{index:06d}.png")) for index in indices])
-    after = (after >> config.bit_depth - 8).astype(np.uint8).reshape(before.shape)
+    after = (after >> config.bit_depth - 8).astype(np.uint8)
+    after = after.reshape(*after.shape[:3], -1)
+    before = (inputs.shown(indices, after.shape[1:3], after.shape[3]) * 255).round().astype(np.uint8)
     image_grid(np.concatenate([before, after]), len(indices)).save(folder / BEFORE_AFTER)
 
 

@@ -14,6 +14,7 @@ def main() -> None:
     # Here, not above, so that --help doesn't wait for torch and diffusers.
     from snowmelt import run_folder
     from snowmelt.environment import make_accelerator
+    from snowmelt.image_conditions import example_arguments
     from snowmelt.publishing.during import HubPush
     from snowmelt.tasks.unconditional import UnconditionalTask
     from snowmelt.trainer import Trainer
@@ -34,7 +35,7 @@ def main() -> None:
     with run_folder.opened(config, task.images, accelerator, fresh=checkpoint is None):
         trainer.fit()
         push.finish()
-    arguments = "class_labels=0, " if config.class_conditional else ""
+    arguments = example_arguments(config.condition) + ("class_labels=0, " if config.class_conditional else "")
     accelerator.print(run_folder.summary(config, task.images, arguments))
     if validation:
         accelerator.print(validation.summary())

@@ -3,6 +3,8 @@
 from pipelines.base import IMAGE_CHANNELS, SamplingOutput
 from pipelines.denoiser import Predictor, autoguided, conditioned, guided
 from pipelines.editing import estimate_noise_std
+from pipelines.image2image import ImageToImagePipeline, SuperResolutionPipeline
+from pipelines.image_conditions import make_condition
 from pipelines.inversion import slerp
 from pipelines.latent import LatentDiffusionPipeline, LatentTransformerPipeline
 from pipelines.pixel import PixelDiffusionPipeline, PixelTransformerPipeline
@@ -26,6 +28,8 @@ PIPELINES = {
         LatentTransformerPipeline,
         TextToImageTransformerPipeline,
         ScoreSdePipeline,
+        ImageToImagePipeline,
+        SuperResolutionPipeline,
     )
 }
 """What a model_index.json may name: class names in files mean these, never whatever else bears the name."""
@@ -33,6 +37,7 @@ PIPELINES = {
 __all__ = [
     "IMAGE_CHANNELS",
     "PIPELINES",
+    "ImageToImagePipeline",
     "LatentDiffusionPipeline",
     "LatentTransformerPipeline",
     "NoiseLevel",
@@ -43,6 +48,7 @@ __all__ = [
     "Predictor",
     "SamplingOutput",
     "ScoreSdePipeline",
+    "SuperResolutionPipeline",
     "TextToImagePipeline",
     "TextToImageTransformerPipeline",
     "Trajectory",
@@ -53,6 +59,7 @@ __all__ = [
     "guided",
     "image_generators",
     "image_grid",
+    "make_condition",
     "make_sampler",
     "make_scheduler",
     "sample",

@@ -27,7 +27,6 @@ from pipelines.prediction import PREDICTION_TYPES, Prediction, PredictionType
 from pipelines.sampler import Sampler
 from pipelines.samplers import LEARNED
 from pipelines.sampling import OnStep, Trajectory, join_steps, record_step
-from pipelines.start import Start
 from pipelines.storage import StoredPipeline
 from pipelines.vae import decode_latents, encode_images, vae_scale_factor
 
@@ -65,9 +64,10 @@ class ImagePipeline(StoredPipeline):
     def data_channels(self) -> int:
         """Of what the network denoises: its input, without what is concatenated to it there.
 
-        That is its own last estimate, as large as the data, or its condition on augmentation.
+        That is its own last estimate, as large as the data, its condition on augmentation, or an image.
         """
-        channels = self.network.config.in_channels - (self.config.get("augment_channels") or 0)
+        joined = (self.config.get(name) or 0 for name in ("augment_channels", "condition_channels"))
+        channels = self.network.config.in_channels - sum(joined)
         return channels // 2 if self.config.get("self_condition") else channels
 
     @property
@@ -186,9 +186,21 @@ class ImagePipeline(StoredPipeline):
         return on_step
 
     def _finish(
-        self, x0: Tensor, seen: list[Any] | None, output_type: str, return_dict: bool, start: Start | None = None
+        self,
+        x0: Tensor,
+        seen: list[Any] | None,
+        output_type: str,
+        return_dict: bool,
+        pasted: Callable[[Tensor], Tensor] | None = None,
     ) -> SamplingOutput | tuple[Any, ...]:
-        """What a call returns for the network's data (B, c, h, w), with the pixels that are kept.
+        """What a call returns for the network's data (B, c, h, w).
+
+        Args:
+            x0: the data.
+            seen: evaluations, where they are recorded.
+            output_type: as the call takes it.
+            return_dict: as the call takes it.
+            pasted: puts the pixels that are kept into images (B, C, H, W) in [-1, 1].
 
         Raises:
             ValueError: if the samples have overflown.
@@ -208,7 +220,7 @@ class ImagePipeline(StoredPipeline):
             images: Any = x0
         else:
             decoded_x0 = self.decode(x0)
-            images = self.to_images(decoded_x0 if start is None else start.pasted(decoded_x0), output_type)
+            images = self.to_images(decoded_x0 if pasted is None else pasted(decoded_x0), output_type)
         output = SamplingOutput(images, trajectory)
         return output if return_dict else output.to_tuple()
 

@@ -1,7 +1,7 @@
 """Networks as denoisers: functions of (x_t, noise level) that the sampling loop calls, knowing no more of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,42 +70,47 @@ def conditioned(predict: Predictor, conditions: Conditions) -> Denoiser:
 
 def guided(
     predict: Predictor,
-    conditions: Conditions,
-    null_conditions: Conditions,
-    scale: float,
+    conditions: Sequence[Conditions],
+    scales: Sequence[float],
     interval: tuple[float, float] = (0.0, math.inf),
     rescale: float = 0.0,
 ) -> Denoiser:
-    """The network, guided away from the null conditions: null + scale * (conditional - null).
+    """The network, guided away from fewer conditions: null + scale * (conditional - null) (Ho & Salimans 2022, eq. 6).
 
-    Both are evaluated in one pass of twice the batch (Ho & Salimans 2022, eq. 6). A learned variance is that of the
-    conditional output.
+    With three sets of conditions, as of nothing, an image, and an image and a text, the difference that each makes has
+    a scale of its own (Brooks et al. 2023, InstructPix2Pix, eq. 3). All are evaluated in one pass, of as many times the
+    batch. A learned variance is that of the output with all conditions.
 
     Args:
         predict: the network.
-        conditions: its conditions.
-        null_conditions: the same for no condition, or for what is to be avoided.
-        scale: 1 for no guidance.
+        conditions: its conditions, from none, or what is to be avoided, to all of them.
+        scales: of the difference between each of them and the next, one less than there are; 1 for no guidance.
         interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
         rescale: from 0 to 1, how much of the way to take the standard deviation over each image back to that of the
             output without guidance (Lin et al. 2024, eqs. 15 and 16).
     """
-    both = {name: torch.cat([null_conditions[name], value]) for name, value in conditions.items()}
+    own = conditions[-1]
+    while scales and scales[0] == 1:  # the first two sum up to the second
+        conditions, scales = conditions[1:], scales[1:]
+    n = len(conditions)
+    together = {name: torch.cat([given[name] for given in conditions]) for name in own}
 
     def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
         inside = _inside(level, interval)
-        if scale == 1 or not inside.any():
-            return predict(x_t, level, conditions)
-        twice = NoiseLevel._make(torch.cat([c, c]) if c is not None and c.ndim else c for c in level)
-        prediction = predict(torch.cat([x_t, x_t]), twice, both)
-        null, conditional = prediction.output.chunk(2)
-        output = null + scale * (conditional - null)
+        if not scales or not inside.any():
+            return predict(x_t, level, own)
+        repeated = NoiseLevel._make(torch.cat([c] * n) if c is not None and c.ndim else c for c in level)
+        prediction = predict(torch.cat([x_t] * n), repeated, together)
+        outputs = prediction.output.chunk(n)
+        output = outputs[0]
+        for scale, fewer, more in zip(scales, outputs, outputs[1:], strict=False):
+            output = output + scale * (more - fewer)
         if rescale:
-            change = conditional.std((1, 2, 3), keepdim=True) / output.std((1, 2, 3), keepdim=True)
+            change = outputs[-1].std((1, 2, 3), keepdim=True) / output.std((1, 2, 3), keepdim=True)
             output = output * (rescale * change + 1 - rescale)
         if inside.ndim:  # noise levels of their own, some of which may be outside
-            output = torch.where(expand(inside, x_t), output, conditional)
-        variance = None if prediction.variance is None else prediction.variance.chunk(2)[1]
+            output = torch.where(expand(inside, x_t), output, outputs[-1])
+        variance = None if prediction.variance is None else prediction.variance.chunk(n)[-1]
         return Prediction(output, predict.prediction_type, x_t, level, variance)
 
     return denoise

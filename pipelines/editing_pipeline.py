@@ -86,23 +86,38 @@ class EditingPipeline(ImagePipeline):
         self, image: PipelineImageInput, height: int | None, width: int | None, batch: int, copies: int
     ) -> Tensor:
         """Images that were given, float32 (batch, C, H, W) in [-1, 1]."""
-        channels, each = self.channels, batch // copies
-        factor = self.vae_scale_factor * size_multiple(self.network)
-        check_image(image, factor)
+        if height is not None or width is not None:
+            self._size(height, width)
+        multiple = self.vae_scale_factor * size_multiple(self.network)
+        pixels = self._pixels(image, self.channels, multiple, height, width)
+        self._size(*pixels.shape[2:])
+        return self._one_each(pixels, batch, copies)
+
+    def _pixels(
+        self,
+        image: PipelineImageInput,
+        channels: int,
+        multiple: int,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Tensor:
+        """Images that were given, float32 (B, channels, H, W) in [-1, 1], resized to multiples, or as is asked for."""
+        check_image(image, multiple)
         processor = VaeImageProcessor(
-            vae_scale_factor=factor,
+            vae_scale_factor=multiple,
             vae_latent_channels=0,  # else it takes images of as many channels for latents, and leaves them as they are
             do_convert_rgb=channels == 3,
             do_convert_grayscale=channels == 1,
         )
-        if height is not None or width is not None:
-            self._size(height, width)
         pixels = processor.preprocess(image, height, width).to(self._execution_device, torch.float32)
-        self._size(*pixels.shape[2:])
         if pixels.shape[1] != channels:
             raise ValueError(f"image: has {pixels.shape[1]} channels, the model's images have {channels}")
+        return pixels
+
+    def _one_each(self, pixels: Tensor, batch: int, copies: int = 1) -> Tensor:
+        """Images (1 or B / copies, C, H, W) as (B, C, H, W)."""
+        one, each = self.ONE_EACH, batch // copies
         if len(pixels) not in (1, each):
-            one = self.ONE_EACH
             raise ValueError(f"image: {len(pixels)} given for {each} {one}s; give one, or one per {one}")
         return pixels.repeat_interleave(batch // len(pixels), 0)
 

@@ -191,18 +191,18 @@ class ScoreSdePipeline(UNetPipeline):
         shape = (batch_size, self.data_channels, *size)
         generator = check_generators(generator, batch_size)
         sde = self.sde
-        guidance = guidance_scale, guidance_interval, guidance_model
-        denoiser_of = self._conditional(self.predictor(), batch_size, class_labels, *guidance)
+        chain = self._label_chain(batch_size, class_labels, guidance_scale, guidance_model)
+        denoiser_of = self._guided(self.predictor(), *chain, guidance_interval, guidance_model)
         noise = self._noise(shape, generator, latents)
         if start is not None and start.is_unchanged:
-            return self._finish(start.data, seen, output_type, return_dict, start)
+            return self._finish(start.data, seen, output_type, return_dict, start.pasted if start else None)
         time, x = self._first(start, noise)
         if predictor == ODE:
             self.scheduler.timesteps = torch.tensor([time, sde.sampling_eps])
             of_rows = partial(self._known, denoiser_of, start, {})
             state = noise if x is None else x / torch.hypot(*sde.level(torch.tensor(time))[:2])
             x0 = probability_flow(of_rows, sde, state, tolerance, time)
-            return self._finish(x0, None, output_type, return_dict, start)
+            return self._finish(x0, None, output_type, return_dict, start.pasted if start else None)
         step = PREDICTORS[predictor]
         times, self.scheduler.timesteps = evaluation_times(sde, steps, step, corrections, time)
         # The times are the scheduler's, and no other part of a sampler is there.
@@ -220,7 +220,7 @@ class ScoreSdePipeline(UNetPipeline):
             on_step=self._on_step(own, callback_on_step_end, callback_on_step_end_tensor_inputs, seen),
             progress=self.progress_bar,
         )
-        return self._finish(x0, seen, output_type, return_dict, start)
+        return self._finish(x0, seen, output_type, return_dict, start.pasted if start else None)
 
     def _first(self, start: Start | None, noise: Tensor) -> tuple[float, Tensor | None]:
         """The time to begin with, and x_t there, (B, c, h, w); None for noise alone."""

@@ -26,7 +26,7 @@ from pipelines.arguments import (
 )
 from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
-from pipelines.denoiser import conditioned, guided
+from pipelines.denoiser import guided
 from pipelines.editing_pipeline import EditingPipeline
 from pipelines.samplers import make_sampler
 from pipelines.text import check_text_encoder, encode_tokens, max_tokens, text_channels, text_conditions
@@ -192,14 +192,15 @@ class TextPipeline(EditingPipeline):
         prompts = self._embeddings("prompt", prompt, prompt_embeds, prompt_attention_mask)
         conditions = self._repeated(*prompts, num_images_per_prompt)
         batch_size = len(conditions["encoder_hidden_states"])
-        null_conditions = None
+        chain, scales = [conditions], []
         if scale != 1:
             if negative_prompt is None and negative_prompt_embeds is None:
                 negative_prompt = ""
             negative = self._embeddings(
                 "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
             )
-            null_conditions = self._repeated(*self._matching(*negative, prompts[0]), num_images_per_prompt)
+            chain.insert(0, self._repeated(*self._matching(*negative, prompts[0]), num_images_per_prompt))
+            scales.append(scale)
         jumps, given = (jump_length, jump_n_sample), (height, width)
         start = self._start(image, mask_image, strength, noise_std, jumps, given, batch_size, num_images_per_prompt)
         size = self._size(height, width) if start is None else start.data.shape[2:]
@@ -209,14 +210,12 @@ class TextPipeline(EditingPipeline):
         churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
         sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
         predict = self._predictor(sampler)
-        denoiser = conditioned(predict, conditions)
-        if null_conditions is not None:
-            denoiser = guided(predict, conditions, null_conditions, scale, interval, rescale)
+        denoiser = guided(predict, chain, scales, interval, rescale)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
         noise = self._noise((batch_size, self.data_channels, *size), generator, latents)
         x0 = self._sample(lambda *_: denoiser, sampler, noise, start, on_step)
-        return self._finish(x0, seen, output_type, return_dict, start)
+        return self._finish(x0, seen, output_type, return_dict, start.pasted if start else None)
 
     def _embeddings(
         self, name: str, prompt: str | list[str] | None, embeds: Tensor | None, mask: Tensor | None

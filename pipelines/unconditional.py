@@ -23,7 +23,7 @@ from pipelines.arguments import (
 from pipelines.backbones import num_class_embeds
 from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
-from pipelines.denoiser import Conditions, Denoiser, Predictor, autoguided, conditioned, guided
+from pipelines.denoiser import Conditions, Denoiser, Predictor, autoguided, guided
 from pipelines.editing_pipeline import EditingPipeline
 from pipelines.guidance_model import check_guidance_model
 from pipelines.inversion import invert
@@ -182,12 +182,12 @@ class UnconditionalPipeline(EditingPipeline):
         generator = check_generators(generator, batch_size)
         churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
         sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
-        guidance = guidance_scale, guidance_interval, guidance_model
-        denoiser_of = self._conditional(self._predictor(sampler), batch_size, class_labels, *guidance)
+        chain = self._label_chain(batch_size, class_labels, guidance_scale, guidance_model)
+        denoiser_of = self._guided(self._predictor(sampler), *chain, guidance_interval, guidance_model)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
         x0 = self._sample(denoiser_of, sampler, self._noise(shape, generator, latents), start, on_step)
-        return self._finish(x0, seen, output_type, return_dict, start)
+        return self._finish(x0, seen, output_type, return_dict, start.pasted if start else None)
 
     @torch.no_grad()
     def invert(
@@ -227,30 +227,22 @@ class UnconditionalPipeline(EditingPipeline):
         iterations = whole("num_fixed_point_iterations", num_fixed_point_iterations, 0, MOST_STEPS)
         x0 = self.encode(images).to(self._execution_device, torch.float32)
         predict = self._predictor(make_sampler(self.scheduler))
-        guidance = guidance_scale, guidance_interval, guidance_model
-        denoiser = self._conditional(predict, len(x0), class_labels, *guidance)({})
+        chain = self._label_chain(len(x0), class_labels, guidance_scale, guidance_model)
+        denoiser = self._guided(predict, *chain, guidance_interval, guidance_model)({})
         sampler = make_sampler(make_scheduler(INVERTIBLE[family(self.scheduler)], self.scheduler))
         sampler.set_timesteps(num_inference_steps, None, self._execution_device)
         noise = invert(denoiser, sampler, x0, num_fixed_point_iterations=iterations, progress=self.progress_bar)
         self.maybe_free_model_hooks()
         return noise
 
-    def _conditional(
-        self,
-        predict: Predictor,
-        batch_size: int,
-        class_labels: ClassLabels | None,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float] | None,
-        guidance_model: Any = None,
-    ) -> Callable[..., Denoiser]:
-        """The network with labels and guidance as a call takes them.
+    def _label_chain(
+        self, batch_size: int, class_labels: ClassLabels | None, guidance_scale: float, guidance_model: Any = None
+    ) -> tuple[list[Conditions], list[float]]:
+        """The network's labels, after those of no label where it knows such, and scales, as `guided` takes them.
 
-        Returns:
-            A function of further conditions, and of which rows of the batch are denoised; all by default.
+        With a `guidance_model` they are the labels, and its scale.
         """
         scale = real("guidance_scale", guidance_scale)
-        interval = check_interval("guidance_interval", guidance_interval)
         conditions, null_conditions = label_conditions(
             class_labels,
             num_embeds=num_class_embeds(self.network),
@@ -258,24 +250,37 @@ class UnconditionalPipeline(EditingPipeline):
             batch_size=batch_size,
             device=self._execution_device,
         )
-        guide = None
         if guidance_model is not None:
-            check_guidance_model(guidance_model, self.network, self._execution_device)
-            guide = replace(predict, network=guidance_model, dtype=guidance_model.dtype)
-        elif null_conditions is None and scale != 1:
+            return [conditions], [scale]
+        if null_conditions is not None:
+            return [null_conditions, conditions], [scale]
+        if scale != 1:
             raise ValueError(
                 "guidance_scale: must be 1, since this model was not trained with dropped labels, without a "
                 "guidance_model"
             )
+        return [conditions], []
+
+    def _guided(
+        self,
+        predict: Predictor,
+        chain: list[Conditions],
+        scales: list[float],
+        guidance_interval: tuple[float, float] | None,
+        guidance_model: Any = None,
+    ) -> Callable[..., Denoiser]:
+        """A function of further conditions, and of which rows are denoised, all by default, to the guided network."""
+        interval = check_interval("guidance_interval", guidance_interval)
+        guide = None
+        if guidance_model is not None:
+            check_guidance_model(guidance_model, self.network, self._execution_device)
+            guide = replace(predict, network=guidance_model, dtype=guidance_model.dtype)
 
         def denoiser_of(more: Conditions, rows: Any = slice(None)) -> Denoiser:
-            given = {name: value[rows] for name, value in conditions.items()} | more
+            given = [{name: value[rows] for name, value in conditions.items()} | more for conditions in chain]
             if guide is not None:
-                return autoguided(predict, guide, given, scale, interval)
-            if null_conditions is None:
-                return conditioned(predict, given)
-            null = {name: value[rows] for name, value in null_conditions.items()} | more
-            return guided(predict, given, null, scale, interval)
+                return autoguided(predict, guide, given[0], scales[0], interval)
+            return guided(predict, given, scales, interval)
 
         return denoiser_of
 

@@ -13,10 +13,11 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from pipelines import ScoreSdePipeline, estimate_noise_std
+from pipelines import ImageToImagePipeline, ScoreSdePipeline, estimate_noise_std
 from pipelines.backbones import trained_size
 from snowmelt.data.folders import IMAGE_SUFFIXES
 from snowmelt.errors import UserError, one_line
+from snowmelt.image_conditions import shown
 
 ESTIMATED = 16
 """Images by which the standard deviation of noise is estimated."""
@@ -55,6 +56,8 @@ def image_files(flag: str, path: str) -> list[Path]:
 def read_image(pipeline: Any, path: Path, flag: str) -> Tensor:
     """An image file as the pipeline knows images, (1, C, H, W) in [-1, 1]: its middle, resized; an array as it is.
 
+    For a pipeline that makes images of others, an image of the size that it has.
+
     Args:
         pipeline: the pipeline.
         path: of the file.
@@ -63,21 +66,25 @@ def read_image(pipeline: Any, path: Path, flag: str) -> Tensor:
     Raises:
         UserError: if it can't be read, or isn't of the model's channels.
     """
-    channels, (height, width) = pipeline.channels, image_size(pipeline)
+    given = isinstance(pipeline, ImageToImagePipeline)
+    channels = pipeline.input_channels if given else pipeline.channels
     if path.suffix.lower() == ".npy":
-        return _read_array(pipeline, path, flag)
+        return _read_array(pipeline, path, flag, channels)
     if channels not in MODES:
         raise UserError(f"{flag} {path}: the model's images have {channels} channels; give an .npy file")
     try:
         with PIL.Image.open(path) as file:
-            image = PIL.ImageOps.fit(PIL.ImageOps.exif_transpose(file).convert(MODES[channels]), (width, height))
+            image = PIL.ImageOps.exif_transpose(file).convert(MODES[channels])
+            if not given:
+                height, width = image_size(pipeline)
+                image = PIL.ImageOps.fit(image, (width, height))
     except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise UserError(f"{flag} {path}: {one_line(error)}; give an image file") from error
-    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels)
+    pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, channels)
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
 
 
-def _read_array(pipeline: Any, path: Path, flag: str) -> Tensor:
+def _read_array(pipeline: Any, path: Path, flag: str, channels: int) -> Tensor:
     low, high = pipeline.config.get("value_range") or (0.0, 1.0)
     try:
         array = np.load(path, allow_pickle=False)
@@ -85,8 +92,8 @@ def _read_array(pipeline: Any, path: Path, flag: str) -> Tensor:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{flag} {path}: {one_line(error)}; give an array (H, W, C)") from error
     values = values[..., None] if values.ndim == 2 else values
-    if values.ndim != 3 or values.shape[2] != pipeline.channels:
-        raise UserError(f"{flag} {path}: of shape {tuple(array.shape)}; must be (H, W, {pipeline.channels})")
+    if values.ndim != 3 or values.shape[2] != channels:
+        raise UserError(f"{flag} {path}: of shape {tuple(array.shape)}; must be (H, W, {channels})")
     if not values.isfinite().all() or not low <= values.min() <= values.max() <= high:
         raise UserError(f"{flag} {path}: holds values outside [{low:g}, {high:g}], the model's range")
     return (2 * (values - low) / (high - low) - 1).permute(2, 0, 1)[None]
@@ -118,6 +125,13 @@ class InputImages:
     ) -> None:
         if isinstance(pipeline, ScoreSdePipeline) and (arguments["jump_length"] or arguments["jump_n_sample"]):
             raise UserError("--jump_n_sample: a score-based SDE repeats no steps; take --num_corrector_steps instead")
+        self.condition = pipeline.condition if isinstance(pipeline, ImageToImagePipeline) else None
+        unfit = [name for name, value in {**arguments, "noise_std": noise_std}.items() if value is not None]
+        if self.condition is not None and unfit:
+            raise UserError(
+                f"--{unfit[0]}: is for images to start from, and this model makes images of others "
+                f"({self.condition.spec}); leave it out"
+            )
         files, masks = image_files("--image", image), image_files("--mask", mask) if mask else []
         if mask and len(masks) not in (1, len(files)):
             raise UserError(f"--mask {mask}: {len(masks)} masks for {len(files)} images; give one, or one per image")
@@ -126,7 +140,7 @@ class InputImages:
         files, masks = files[:read], masks[:read]
         parts = [read_image(pipeline, file, "--image") for file in files]
         if len({part.shape for part in parts}) > 1:
-            raise UserError(f"--image {image}: holds arrays of several shapes; make them one")
+            raise UserError(f"--image {image}: holds images of several shapes; make them one")
         self.images = torch.cat(parts) / 2 + 0.5
         self.masks = self._masks(files, masks) if masks else None
         self.given = {name: value for name, value in arguments.items() if value is not None}
@@ -143,12 +157,9 @@ class InputImages:
         """Which files the images of these numbers start from."""
         return [index % len(self.images) for index in indices]
 
-    def shown(self, indices: Sequence[int]) -> np.ndarray:
-        """What they start from, (B, H, W, C) in [0, 1], gray where it is made anew."""
-        images = self.images[self.rows(indices)]
-        if self.masks is not None:
-            images = torch.where(self.arguments(indices)["mask_image"], torch.full_like(images, 0.5), images)
-        return images.movedim(1, -1).numpy()
+    def shown(self, indices: Sequence[int], size: tuple[int, ...], channels: int) -> np.ndarray:
+        """What they start from, (B, *size, channels) in [0, 1], gray where it is made anew."""
+        return shown(self.arguments(indices), size, channels).movedim(1, -1).numpy()
 
     def digest(self) -> str:
         """SHA-256 of the images' files and the masks'."""

@@ -88,6 +88,15 @@ class SamplerOptions(Config):
         minimum=0,
         maximum=1000,
     )
+    image_guidance_scale: float | None = option(
+        None, "weight of the given image against none, for models of --condition (1)", minimum=0, maximum=1000
+    )
+    noise_level: float | None = option(
+        None,
+        "of noise that is added to the given image, for models trained with --max_noise_level (0)",
+        minimum=0,
+        below=1,
+    )
     guidance_interval: list[float] = option([], "guide only where LO < sigma / alpha <= HI", minimum=0)
     seed: int = option(0, "all randomness follows from it and an image's index", minimum=0, maximum=2**63 - 1)
 
@@ -137,6 +146,7 @@ def checkpoints(path: Path) -> list[int]:
     return [int(folder.name.removeprefix("checkpoint-")) for folder in complete(path)]
 
 
+GIVEN_OPTIONS = ("image_guidance_scale", "noise_level")
 SDE_OPTIONS = ("predictor", "corrector", "num_corrector_steps", "snr", "tolerance")
 
 
@@ -222,8 +232,11 @@ def _sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptio
     Raises:
         UserError: for options that are another kind of model's.
     """
-    from pipelines import ScoreSdePipeline
+    from pipelines import ImageToImagePipeline, ScoreSdePipeline
 
+    given = {name: value for name in GIVEN_OPTIONS if (value := getattr(options, name)) is not None}
+    if given and not isinstance(pipeline, ImageToImagePipeline):
+        raise UserError(f"--{next(iter(given))}: is for models of a --condition, and this one is none; leave it out")
     chosen = {name: value for name in SDE_OPTIONS if (value := getattr(options, name)) is not None}
     if isinstance(pipeline, ScoreSdePipeline):
         for name, fitting in (("eta", "ddim"), ("s_churn", "euler and heun")):
@@ -239,7 +252,7 @@ def _sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptio
             "choose its --scheduler instead"
         )
     churn = {name: value for name in ("s_churn", *CHURN_OPTIONS) if (value := getattr(options, name)) is not None}
-    return {"eta": options.eta} | churn
+    return {"eta": options.eta} | churn | given
 
 
 def labels_of(pipeline: "PixelDiffusionPipeline", indices: Sequence[int], class_label: str | None) -> Any:

@@ -128,9 +128,10 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
     last = f'pipeline({call}, output_type="np").images'
     if data.channels in IMAGE_CHANNELS:
         last = f'pipeline({call}).images[0].save("sample.png")'
+    imports = "from PIL import Image\n" if "Image.open" in call else ""
     return (
         f"\npipeline   {folder}\nsamples    {grids[-1]}\nloss       {folder / 'loss.png'}\n\n"
-        f"{_loading(folder, base)}\n{last}"
+        f"{imports}{_loading(folder, base)}\n{last}"
     )
 
 

@@ -1,16 +1,26 @@
 """Images of a run's progress."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
 
-from pipelines import IMAGE_CHANNELS, ScoreSdePipeline, image_generators, image_grid, make_scheduler
+from pipelines import (
+    IMAGE_CHANNELS,
+    ImageToImagePipeline,
+    ScoreSdePipeline,
+    image_generators,
+    image_grid,
+    make_scheduler,
+)
 from pipelines.base import ImagePipeline
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
+from snowmelt.image_conditions import shown
 from snowmelt.options import DiffusionConfig
 
 P = TypeVar("P", bound=ImagePipeline)
@@ -46,6 +56,45 @@ def sample_grid(pipeline: UnconditionalPipeline, path: Path | None, config: Diff
     else:
         np.save(path.with_suffix(".npy"), output[0])
     return pixels
+
+
+def paired_grid(
+    pipeline: ImageToImagePipeline,
+    path: Path | None,
+    config: DiffusionConfig,
+    given: dict[str, Any],
+    originals: Tensor,
+    class_labels: list[int] | None,
+) -> np.ndarray:
+    """Sample images of given ones, and save them as one: what was given, the sample, and the original.
+
+    Args:
+        pipeline: the pipeline; of discrete time, it samples by DDIM from then on.
+        path: as `sample_grid` takes it.
+        config: number of steps and seed.
+        given: arguments of the pipeline's call.
+        originals: (N, C, H, W) in [0, 1].
+        class_labels: N classes; None for a model of none.
+
+    Returns:
+        The samples, uint8 (N, H, W, C).
+    """
+    samples = few_steps(pipeline)(
+        **given,
+        class_labels=class_labels,
+        num_inference_steps=config.ddpm_num_inference_steps,
+        generator=image_generators(config.seed, range(len(originals))),
+        output_type="pt",
+        return_dict=False,
+    )[0].cpu()
+    inputs = shown(given, tuple(originals.shape[2:]), originals.shape[1])
+    shown_images = torch.stack([inputs, samples, originals], 1).flatten(0, 1).movedim(1, -1).numpy()
+    pixels: np.ndarray = (shown_images * 255).round().astype(np.uint8)
+    if path is not None and pixels.shape[-1] in IMAGE_CHANNELS:
+        image_grid(pixels, 3 * max(1, round((len(samples) / 3) ** 0.5))).save(path)
+    elif path is not None:
+        np.save(path.with_suffix(".npy"), shown_images)
+    return pixels[1::3]
 
 
 def check_steps(scheduler: SchedulerMixin, config: DiffusionConfig) -> None:

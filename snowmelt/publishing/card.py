@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 
 from snowmelt.errors import printable
+from snowmelt.image_conditions import example_arguments
 from snowmelt.model_folder import INDEX_FILE, read_index
 from snowmelt.publishing.facts import Facts
 
@@ -47,6 +48,7 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
     base = config.get("pretrained_model_name_or_path")
     classes = {int(number): str(name) for number, name in (index.get("id2label") or {}).items()}
     task = "text-to-image" if facts.by_text else "unconditional-image-generation"
+    task = "image-to-image" if facts.condition else task
     dataset = config.get("dataset_name")
     tags = ["snowmelt", "diffusion", *(["class-conditional"] if classes else []), *(["lora"] if facts.lora else [])]
     data = ModelCardData(
@@ -91,6 +93,8 @@ def _class_of(folder: Path) -> str:
 def _call(facts: Facts, folder: Path) -> str:
     """Arguments of a call that shows something."""
     words = ['"a red circle"'] if facts.by_text else []
+    spec = facts.condition
+    words += [example_arguments(spec).removesuffix(", ")] if spec else []
     if facts.network.get("num_class_embeds") or facts.index and facts.index.values.get("id2label"):
         words.append("class_labels=0")
     # The steps of an SDE must be short beside its noise, which those of other samplers needn't.

@@ -75,7 +75,7 @@ def export(
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     _write_json(folder / METRICS_FILE, {"training": facts.training, "evaluation": facts.report})
     _copy_images(source, folder, report, facts)
-    if strip and not facts.by_text:
+    if strip and not facts.by_text and not facts.condition:
         _draw_strip(folder)
     if own_card:
         shutil.copyfile(own_card, folder / "README.md")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines import make_condition
 from pipelines.backbones import COMPONENTS
 from snowmelt.errors import UserError, printable
 from snowmelt.evaluation.alignment import ALIGNMENT_FILE, read_alignment
@@ -99,6 +100,11 @@ class Facts:
         return self.index is None or self.index.class_name in BY_TEXT
 
     @property
+    def condition(self) -> str | None:
+        """What images it makes others of, as `make_condition` reads it; None for noise alone."""
+        return None if self.index is None else self.index.values.get("condition")
+
+    @property
     def latent(self) -> bool:
         """Whether it works on what an autoencoder makes of images."""
         return self.index is not None and "vae" in self.index.components
@@ -172,6 +178,12 @@ def _check_index(source: Path, index: Index) -> None:
     names = index.values.get("id2label") or {}
     if not isinstance(names, dict) or not all(n.isdecimal() and isinstance(v, str) for n, v in names.items()):
         raise UserError(f"{path}: 'id2label' must map numbers to names of classes, is {shown(names)}; restore it")
+    condition = index.values.get("condition")
+    if condition is not None:
+        try:
+            make_condition(condition)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: {error}; restore it") from error
     prediction = index.values.get("prediction_type")
     if not isinstance(prediction, str | None):
         raise UserError(f"{path}: 'prediction_type' must be text, is {shown(prediction)}; restore it")

@@ -11,6 +11,7 @@ from snowmelt.augmentation import Augmentation
 from snowmelt.conditioning import Conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import Cache
+from snowmelt.image_conditions import ConditionImages
 from snowmelt.objectives import Losses, Objective, StepContext
 from snowmelt.options import TrainingConfig
 from snowmelt.spaces import LatentSpace, PixelSpace
@@ -47,6 +48,7 @@ class DiffusionTask:
         conditioning: batches to the network's conditions.
         data: the decoded images, or their latents.
         augmentation: of images, on which the network is conditioned by input channels of its own; None without such.
+        given: images that the network is conditioned on in the same way; None without such.
     """
 
     objective: Objective
@@ -54,6 +56,7 @@ class DiffusionTask:
     conditioning: Conditioning
     data: Cache
     augmentation: Augmentation | None = field(default=None, kw_only=True)
+    given: ConditionImages | None = field(default=None, kw_only=True)
 
     @property
     def component(self) -> str:
@@ -90,4 +93,6 @@ class DiffusionTask:
         conditions: dict[str, Any] = self.conditioning.embed(batch, context.generator)
         if self.augmentation is not None:
             x0, conditions[CONCATENATED] = self.augmentation(x0, context.generator)
+        if self.given is not None:
+            conditions[CONCATENATED] = self.given(batch, context.generator)
         return self.objective.loss(x0, conditions, context, noise)

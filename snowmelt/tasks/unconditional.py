@@ -4,16 +4,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from pipelines import (
+    ImageToImagePipeline,
     LatentDiffusionPipeline,
     LatentTransformerPipeline,
     PixelDiffusionPipeline,
     PixelTransformerPipeline,
     ScoreSdePipeline,
+    SuperResolutionPipeline,
 )
+from pipelines.image_conditions import LowResolution
 from pipelines.sde import SubVpSde
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
@@ -23,11 +27,12 @@ from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
+from snowmelt.image_conditions import ConditionImages, make_condition_images
 from snowmelt.objectives import describe, make_objective
 from snowmelt.objectives.paths import SdePath, StraightPath
 from snowmelt.options import UnconditionalConfig
 from snowmelt.reflow import find_teacher, make_pairs
-from snowmelt.sample_grids import check_steps, sample_grid
+from snowmelt.sample_grids import check_steps, paired_grid, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, encode_images
 from snowmelt.tasks.task import Networks, Preview
@@ -49,6 +54,7 @@ class UnconditionalTask(DiffusionTask):
         held_out: others, decoded and as the network sees them, where there are any.
         config: the options.
         noise: where `data` are samples of a flow model, the noise of each.
+        held_out_given: what held-out images are made of.
     """
 
     network: Any
@@ -56,6 +62,7 @@ class UnconditionalTask(DiffusionTask):
     held_out: tuple[ImageCache, Cache] | None
     config: UnconditionalConfig
     noise: Cache | None = None
+    held_out_given: ConditionImages | None = None
 
     @classmethod
     def make(cls, config: UnconditionalConfig, accelerator: Accelerator) -> "UnconditionalTask":
@@ -65,6 +72,8 @@ class UnconditionalTask(DiffusionTask):
             UserError: for options or data that can't be trained on.
         """
         objective = make_objective(config, latent=config.autoencoder is not None)
+        if isinstance(objective.path, SdePath) and config.condition:
+            raise UserError(f"--objective {config.objective}: takes no --condition; take flow, edm or epsilon, say")
         if isinstance(objective.path, SdePath) and config.backbone != "unet":
             raise UserError(f"--backbone {config.backbone}: {config.objective} is for --backbone unet alone; take that")
         if config.augment_p and config.autoencoder:
@@ -82,8 +91,10 @@ class UnconditionalTask(DiffusionTask):
         conditioning = make_conditioning(config, images)
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae, pixels) if vae else pixels
+        given = make_condition_images(config, images, space)
         objective = replace(objective, bin_width=space.bin_width(images), self_condition=config.self_condition)
         channels = space.channels(images)
+        joined = channels if config.self_condition else AUGMENT_CHANNELS if config.augment_p else 0
         network = make_network(
             BACKBONES[config.backbone][0],
             config.model_size,
@@ -95,7 +106,7 @@ class UnconditionalTask(DiffusionTask):
             num_class_embeds=conditioning.num_class_embeds,
             fourier=isinstance(objective.path, SdePath) and objective.path.fourier,
             dropout=config.dropout,
-            condition_channels=channels if config.self_condition else AUGMENT_CHANNELS if config.augment_p else 0,
+            condition_channels=joined if given is None else given.channels,
             seed=config.seed,
         )
         if config.gradient_checkpointing:
@@ -111,10 +122,12 @@ class UnconditionalTask(DiffusionTask):
             conditioning=conditioning,
             data=data,
             augmentation=Augmentation(config.augment_p) if config.augment_p else None,
+            given=given,
             network=network,
             images=images,
             held_out=judged,
             config=config,
+            held_out_given=given.of_held_out(config, held_out) if given and held_out else None,
         )
         if teacher is None:
             return task
@@ -130,8 +143,9 @@ class UnconditionalTask(DiffusionTask):
 
     @property
     def fields(self) -> dict[str, Cache]:
-        """`image`, and `noise` where that belongs to it."""
-        return super().fields | ({} if self.noise is None else {"noise": self.noise})
+        """`image`, `noise` where that belongs to it, and what the images are made of."""
+        noise = {} if self.noise is None else {"noise": self.noise}
+        return super().fields | noise | ({} if self.given is None else self.given.fields(self.images))
 
     @property
     def networks(self) -> dict[str, ModelMixin]:
@@ -163,6 +177,11 @@ class UnconditionalTask(DiffusionTask):
         if isinstance(self.objective.path, SdePath):
             name = "subvp" if isinstance(self.objective.path.sde, SubVpSde) else None
             return ScoreSdePipeline(*parts, **settings, sde=name, vae=vae)
+        if self.given is not None:
+            lowres = isinstance(self.given.condition, LowResolution)
+            kind: Any = SuperResolutionPipeline if lowres else ImageToImagePipeline
+            del settings["self_condition"]
+            return kind(*parts, **self.given.settings(), **settings, vae=vae)
         _, in_pixels, in_latents = BACKBONES[self.config.backbone]
         made: UnconditionalPipeline = (
             in_pixels(*parts, **settings) if vae is None else in_latents(vae, *parts, **settings)
@@ -176,5 +195,13 @@ class UnconditionalTask(DiffusionTask):
         return {}
 
     def preview(self, networks: Networks, path: Path | None) -> Preview:
-        """Samples of the first images of the seed, classes in turn."""
+        """Samples of the first images of the seed, classes in turn; or between given images and the real ones."""
+        if self.given is not None:
+            images, given = self.images, self.given
+            if self.held_out is not None and self.held_out_given is not None:
+                images, given = self.held_out[0], self.held_out_given
+            rows = np.arange(min(self.config.eval_batch_size, len(images)))
+            labels = images.labels[rows].tolist() if self.labels and images.labels is not None else None
+            pairs = given.pairs(images, rows, self.config.seed)
+            return Preview(paired_grid(self.pipeline(networks), path, self.config, *pairs, labels), {})
         return Preview(sample_grid(self.pipeline(networks), path, self.config), {})

@@ -43,7 +43,7 @@ def test_guidance_reaches_concatenated_conditions() -> None:
     x_t = torch.randn(2, 1, 4, 4)
     some = {CONCATENATED: torch.ones(2, 1, 4, 4), "class_labels": torch.full((2,), 3.0)}
     none = {CONCATENATED: torch.zeros(2, 1, 4, 4), "class_labels": torch.full((2,), 1.0)}
-    output = guided(predict, some, none, 2.5)(x_t, LEVEL).output
+    output = guided(predict, [none, some], [2.5])(x_t, LEVEL).output
     torch.testing.assert_close(output, x_t + 1 + 2.5 * (3 - 1))
     assert network.sample[:, 1].mean((1, 2)).tolist() == [0, 0, 1, 1]
 
@@ -56,7 +56,8 @@ def test_guidance_is_a_matter_of_the_noise_level(interval: tuple[float, float], 
     network = Recorder(1)
     level = LEVEL._replace(alpha=torch.tensor(3.0, dtype=torch.float64), sigma=torch.tensor(4.0, dtype=torch.float64))
     labels = {"class_labels": torch.zeros(2)}
-    guided(Predictor(network, PredictionType("sample")), labels, labels, 3.0, interval)(torch.zeros(2, 1, 4, 4), level)
+    predict = Predictor(network, PredictionType("sample"))
+    guided(predict, [labels, labels], [3.0], interval)(torch.zeros(2, 1, 4, 4), level)
     assert len(network.sample) == passes
 
 
@@ -68,19 +69,34 @@ def test_guidance_at_noise_levels_of_their_own() -> None:
     x_t = torch.randn(3, 1, 16, 16)
     sigma = torch.tensor([1.0, 30.0, 0.01])
     level = NoiseLevel(torch.ones(3), sigma, torch.tensor([500, 990, 10]), (1 + sigma**2).rsqrt())
-    together = guided(predict, labels, null, 3.0, (0.1, 10.0))(x_t, level).output
+    together = guided(predict, [null, labels], [3.0], (0.1, 10.0))(x_t, level).output
     for i in range(3):
         own = NoiseLevel(level.alpha[i], level.sigma[i], level.timestep[i], (1 + sigma[i] ** 2).rsqrt())
-        given = [{"class_labels": c["class_labels"][i : i + 1]} for c in (labels, null)]
-        alone = guided(predict, *given, 3.0, (0.1, 10.0))(x_t[i : i + 1], own).output
+        given = [{"class_labels": c["class_labels"][i : i + 1]} for c in (null, labels)]
+        alone = guided(predict, given, [3.0], (0.1, 10.0))(x_t[i : i + 1], own).output
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_conditions_with_scales_of_their_own() -> None:
+    """Of nothing, an image, and both: each difference has its scale, and one of 1 saves an evaluation."""
+    network = Recorder(1)
+    predict, x_t = Predictor(network, PredictionType("sample")), torch.randn(2, 1, 4, 4)
+    chain = [{"class_labels": torch.full((2,), float(value))} for value in (1, 2, 4)]
+    output = guided(predict, chain, [3.0, 5.0])(x_t, LEVEL).output
+    torch.testing.assert_close(output, x_t + 1 + 3.0 * (2 - 1) + 5.0 * (4 - 2))
+    output = guided(predict, chain, [1.0, 5.0])(x_t, LEVEL).output
+    torch.testing.assert_close(output, x_t + 2 + 5.0 * (4 - 2))
+    assert len(network.sample) == 4
+    output = guided(predict, chain, [3.0, 1.0])(x_t, LEVEL).output
+    torch.testing.assert_close(output, x_t + 1 + 3.0 * (2 - 1) + (4 - 2))
+    assert len(network.sample) == 6
 
 
 def test_no_guidance_costs_nothing() -> None:
     network = Recorder(1)
     predict, labels = Predictor(network, PredictionType("sample")), {"class_labels": torch.arange(2.0)}
     x_t = torch.randn(2, 1, 4, 4)
-    output = guided(predict, labels, {"class_labels": torch.zeros(2)}, 1.0)(x_t, LEVEL).output
+    output = guided(predict, [{"class_labels": torch.zeros(2)}, labels], [1.0])(x_t, LEVEL).output
     assert len(network.sample) == 2
     assert torch.equal(output, conditioned(predict, labels)(x_t, LEVEL).output)
 

@@ -246,7 +246,7 @@ def test_guidance_rescale() -> None:
     condition, null = ({"encoder_hidden_states": pipeline.encode_prompt([p] * 3)[0]} for p in ("a cat", ""))
     with torch.no_grad():
         for rescale in (0.0, 0.5, 1.0):
-            outputs[rescale] = guided(predict, condition, null, 9.0, rescale=rescale)(x, level).output
+            outputs[rescale] = guided(predict, [null, condition], [9.0], rescale=rescale)(x, level).output
         conditional = conditioned(predict, condition)(x, level).output
     assert torch.allclose(outputs[1.0].std((1, 2, 3)), conditional.std((1, 2, 3)), atol=1e-5)
     assert torch.allclose(outputs[0.5], (outputs[0.0] + outputs[1.0]) / 2, atol=1e-5)

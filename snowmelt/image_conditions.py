@@ -1,0 +1,208 @@
+"""Images that a network is conditioned on in training: made of the clean ones, or read beside them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.image_conditions import Column, ImageCondition, make_condition, network_condition
+from pipelines.vae import encode_images
+from snowmelt.data.cache import ImageCache
+from snowmelt.data.loader import Cache
+from snowmelt.data.sources import load_images
+from snowmelt.data.splits import Split
+from snowmelt.errors import UserError
+from snowmelt.options import UnconditionalConfig
+from snowmelt.spaces import LatentSpace, PixelSpace
+
+CLEAN, GIVEN = "pixels", "condition"
+"""Fields of a batch: the clean images of what are latents there, and those of the data set's column."""
+
+
+@dataclass(frozen=True)
+class ConditionImages:
+    """What of a batch joins the input of the network.
+
+    Attributes:
+        condition: what images are made of.
+        space: that the network works in.
+        channels: of what joins the input.
+        given: of the data set's column, where they are read.
+        dropout: fraction of them that is replaced by zeros, for guidance.
+        max_noise_level: of noise that is added to them; None for a network that doesn't know its level.
+    """
+
+    condition: ImageCondition
+    space: PixelSpace | LatentSpace
+    channels: int
+    given: ImageCache | None = None
+    dropout: float = 0.0
+    max_noise_level: float | None = None
+
+    def fields(self, images: ImageCache) -> dict[str, Cache]:
+        """What a batch must have besides the data that are denoised."""
+        if self.given is not None:
+            return {GIVEN: self.given}
+        return {CLEAN: images} if isinstance(self.space, LatentSpace) else {}
+
+    def inputs(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Images in [-1, 1] that the network is to make those of a batch of, (B, k, h, w)."""
+        if self.given is not None:
+            return PixelSpace(self.given.value_range).from_cache(batch[GIVEN])
+        if isinstance(self.space, LatentSpace):
+            return self.condition.degrade(self.space.pixels.from_cache(batch[CLEAN]), generator)
+        return self.condition.degrade(self.space.from_cache(batch["image"]), generator)
+
+    def pairs(self, images: ImageCache, rows: np.ndarray, seed: int) -> tuple[dict[str, Any], Tensor]:
+        """What a pipeline's call takes of some images, and these, (n, C, H, W) in [0, 1].
+
+        Args:
+            images: the decoded images.
+            rows: which of them, (n,).
+            seed: of what is random in their conditions, each of which depends on its row alone.
+        """
+        fields = {CLEAN: images, "image": images} | ({} if self.given is None else {GIVEN: self.given})
+        pixels = self.space.pixels if isinstance(self.space, LatentSpace) else self.space
+        inputs, originals = [], []
+        for row in rows.tolist():
+            one = np.array([row])
+            batch = {name: torch.from_numpy(field.gather(one, None)) for name, field in fields.items()}
+            inputs.append(
+                self.inputs(
+                    batch, torch.Generator().manual_seed(int(np.random.SeedSequence((seed, row)).generate_state(1)[0]))
+                )
+            )
+            originals.append(pixels.from_cache(batch[CLEAN]) / 2 + 0.5)
+        return call_arguments(self.condition, torch.cat(inputs)), torch.cat(originals)
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """What joins the network's input, (B, K, h, w), some of it dropped."""
+        inputs = self.inputs(batch, generator)
+        device, count = inputs.device, len(inputs)
+
+        def noise(shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device)
+
+        level = None
+        if self.max_noise_level is not None:
+            level = self.max_noise_level * torch.rand(count, generator=generator, device=device)
+        joined = network_condition(self.condition, inputs, self._encode, level, None if level is None else noise)
+        if not self.dropout:
+            return joined
+        dropped = torch.rand(count, generator=generator, device=device) < self.dropout
+        return joined.masked_fill(dropped.view(-1, 1, 1, 1), 0)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """The network's data of images in [-1, 1]: themselves, or their latents."""
+        if isinstance(self.space, PixelSpace):
+            return images
+        vae = self.space.vae
+        return encode_images(vae, images.expand(-1, vae.config["in_channels"], -1, -1), images.device)
+
+    def of_held_out(self, config: UnconditionalConfig, images: ImageCache) -> "ConditionImages":
+        """The same of held-out images.
+
+        Raises:
+            UserError: as `load_column`.
+        """
+        if not isinstance(self.condition, Column) or config.validation_split is None:
+            return self
+        split = Split(config.validation_split, "validation_split")
+        latent = isinstance(self.space, LatentSpace)
+        return replace(self, given=load_column(config, self.condition, images, latent, split))
+
+    def settings(self) -> dict[str, Any]:
+        """Of the pipeline that samples the network."""
+        found: dict[str, Any] = {"condition": self.condition.spec, "condition_channels": self.channels}
+        if self.max_noise_level is not None:
+            found["max_noise_level"] = self.max_noise_level
+        return found | ({"image_guidance": True} if self.dropout else {})
+
+
+def call_arguments(condition: ImageCondition, inputs: Tensor) -> dict[str, Any]:
+    """What a pipeline's call takes for inputs (B, k, h, w) in [-1, 1], as `degrade` makes them."""
+    images, masks = inputs.tensor_split([inputs.shape[1] - condition.mask_channels], 1)
+    given = {"image": (images / 2 + 0.5).clamp(0, 1)}
+    return given | ({"mask_image": masks > 0} if condition.mask_channels else {})
+
+
+def shown(given: dict[str, Any], size: tuple[int, ...], channels: int) -> Tensor:
+    """Images that are given to a pipeline, (B, channels, *size) in [0, 1], gray where a mask is."""
+    images = torch.nn.functional.interpolate(given["image"], size, mode="nearest")
+    if "mask_image" in given:
+        images = torch.where(given["mask_image"], torch.full_like(images, 0.5), images)
+    return images if images.shape[1] == channels else images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+
+
+def example_arguments(spec: str | None) -> str:
+    """What a line of Python gives a pipeline with this condition, with a comma after it; nothing for None."""
+    mask = 'mask_image=Image.open("mask.png"), ' if spec == "mask" else ""
+    return f'image=Image.open("input.png"), {mask}' if spec else ""
+
+
+def make_condition_images(
+    config: UnconditionalConfig, images: ImageCache, space: PixelSpace | LatentSpace
+) -> ConditionImages | None:
+    """What the options ask for; None without a `condition`.
+
+    Raises:
+        UserError: for a condition that there isn't, that doesn't fit the images, or other options.
+    """
+    if config.condition is None:
+        return None
+    for name in ("augment_p", "self_condition", "reflow_from"):
+        if getattr(config, name):
+            raise UserError(f"--condition: isn't for --{name}; drop one of the two")
+    if config.backbone != "unet":
+        raise UserError(f"--backbone {config.backbone}: takes no --condition; take unet")
+    if config.validation_share and config.condition.startswith("column:"):
+        raise UserError("--validation_share: not with images of a column; give --validation_split")
+    try:
+        condition = make_condition(config.condition)
+        condition.check(images.channels, config.resolution, config.resolution)
+    except ValueError as error:
+        raise UserError(f"--condition {config.condition}: {error}") from error
+    latent = isinstance(space, LatentSpace)
+    given = load_column(config, condition, images, latent) if isinstance(condition, Column) else None
+    channels = condition.input_channels(images.channels) if given is None else given.channels
+    if latent:
+        channels = space.channels(images) + condition.mask_channels
+    return ConditionImages(
+        condition=condition,
+        space=space,
+        channels=channels + (config.max_noise_level is not None),
+        given=given,
+        dropout=config.conditioning_dropout_prob,
+        max_noise_level=config.max_noise_level,
+    )
+
+
+def load_column(
+    config: UnconditionalConfig, condition: Column, images: ImageCache, latent: bool, split: Split | None = None
+) -> ImageCache:
+    """The images that the data set has beside those that are trained on, or those of a split.
+
+    Args:
+        config: where they are.
+        condition: which column.
+        images: beside them.
+        latent: whether an autoencoder of as many channels as theirs is to encode them.
+        split: that of training by default.
+
+    Raises:
+        UserError: if there is no such column, or not an image of one size beside each.
+    """
+    own = replace(config, image_column=condition.column, channels=images.channels if latent else None)
+    try:
+        given = load_images(own, split)
+    except UserError as error:
+        raise UserError(str(error).replace("--image_column", "--condition column:")) from error
+    if not (len(given) == len(images) and (given.rows == images.rows).all() and (given.sizes == images.sizes).all()):
+        raise UserError(
+            f"--condition {condition.spec}: its images don't have the shapes of those that they belong to; a pair must "
+            "have one aspect ratio, and none may be missing"
+        )
+    return given
