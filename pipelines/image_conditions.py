@@ -61,14 +61,17 @@ class LowResolution(ImageCondition):
     scale: int = 4
 
     def check(self, channels: int, height: int, width: int) -> None:
+        """Refuse sides that `scale` doesn't divide."""
         if height % self.scale or width % self.scale:
             raise ValueError(f"images of {height} x {width} pixels can't be divided by {self.scale}")
 
     def degrade(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """By cubics, antialiased."""
         size = [side // self.scale for side in images.shape[2:]]
         return interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
     def resized(self, images: Tensor) -> Tensor:
+        """By cubics."""
         size = [side * self.scale for side in images.shape[2:]]
         return interpolate(images, size, mode="bicubic").clamp(-1, 1)
 
@@ -78,13 +81,16 @@ class Gray(ImageCondition):
     """An image without its colours: colourisation."""
 
     def input_channels(self, channels: int) -> int:
+        """One."""
         return 1
 
     def check(self, channels: int, height: int, width: int) -> None:
+        """Refuse all but RGB images."""
         if channels != 3:
             raise ValueError(f"images of {channels} channels aren't RGB ones, of which gray ones are made")
 
     def degrade(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Their luma, weighed as Pillow does."""
         return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
@@ -98,9 +104,11 @@ class Masked(ImageCondition):
     mask_channels = 1
 
     def input_channels(self, channels: int) -> int:
+        """Those of the images, and the mask."""
         return channels + 1
 
     def degrade(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images without what a random mask has, and the mask."""
         return self.join(images, random_masks(images, generator))
 
     @staticmethod
@@ -120,6 +128,7 @@ class Noisy(ImageCondition):
     std: float = 0.1
 
     def degrade(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images with noise."""
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         return (images + 2 * self.std * noise).clamp(-1, 1)
 
@@ -132,9 +141,11 @@ class Edges(ImageCondition):
     """
 
     def input_channels(self, channels: int) -> int:
+        """One."""
         return 1
 
     def degrade(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Lengths of gradients, (B, 1, H, W): 1 for the largest there can be along an axis."""
         x = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
         filters = torch.stack([x, x.T])[:, None]
         planes = pad(images, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
