@@ -275,7 +275,7 @@ def save_before_after(config: GenerateConfig, inputs: "InputImages", folder: Pat
     after = np.stack([np.asarray(PIL.Image.open(folder / f"{index:06d}.png")) for index in indices])
     after = (after >> config.bit_depth - 8).astype(np.uint8)
     after = after.reshape(*after.shape[:3], -1)
-    before = (inputs.shown(indices, after.shape[1:3], after.shape[3]) * 255).round().astype(np.uint8)
+    before = (inputs.shown(indices, after.shape[1:]) * 255).round().astype(np.uint8)
     image_grid(np.concatenate([before, after]), len(indices)).save(folder / BEFORE_AFTER)
 
 

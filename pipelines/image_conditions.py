@@ -30,8 +30,8 @@ class ImageCondition:
         """Channels of the input for images of so many."""
         return channels
 
-    def check(self, channels: int, height: int, width: int) -> None:
-        """Refuse images that have no such input.
+    def check(self, channels: int, size: tuple[int, int]) -> None:
+        """Refuse images of so many channels, height and width that have no such input.
 
         Raises:
             ValueError: saying why.
@@ -60,10 +60,10 @@ class LowResolution(ImageCondition):
 
     scale: int = 4
 
-    def check(self, channels: int, height: int, width: int) -> None:
+    def check(self, channels: int, size: tuple[int, int]) -> None:
         """Refuse sides that `scale` doesn't divide."""
-        if height % self.scale or width % self.scale:
-            raise ValueError(f"images of {height} x {width} pixels can't be divided by {self.scale}")
+        if any(side % self.scale for side in size):
+            raise ValueError(f"images of {size[0]} x {size[1]} pixels can't be divided by {self.scale}")
 
     def degrade(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """By cubics, antialiased."""
@@ -84,7 +84,7 @@ class Gray(ImageCondition):
         """One."""
         return 1
 
-    def check(self, channels: int, height: int, width: int) -> None:
+    def check(self, channels: int, size: tuple[int, int]) -> None:
         """Refuse all but RGB images."""
         if channels != 3:
             raise ValueError(f"images of {channels} channels aren't RGB ones, of which gray ones are made")

@@ -129,8 +129,9 @@ def call_arguments(condition: ImageCondition, inputs: Tensor) -> dict[str, Any]:
     return given | ({"mask_image": masks > 0} if condition.mask_channels else {})
 
 
-def shown(given: dict[str, Any], size: tuple[int, ...], channels: int) -> Tensor:
-    """Images that are given to a pipeline, (B, channels, *size) in [0, 1], gray where a mask is."""
+def shown(given: dict[str, Any], shape: tuple[int, ...]) -> Tensor:
+    """Images that are given to a pipeline as (B, C, H, W) in [0, 1] of a shape (C, H, W), gray where a mask is."""
+    channels, *size = shape
     images = torch.nn.functional.interpolate(given["image"], size, mode="nearest")
     if "mask_image" in given:
         images = torch.where(given["mask_image"], torch.full_like(images, 0.5), images)
@@ -143,13 +144,11 @@ def example_arguments(spec: str | None) -> str:
     return f'image=Image.open("input.png"), {mask}' if spec else ""
 
 
-def make_condition_images(
-    config: UnconditionalConfig, images: ImageCache, space: PixelSpace | LatentSpace
-) -> ConditionImages | None:
-    """What the options ask for; None without a `condition`.
+def read_condition(config: UnconditionalConfig) -> ImageCondition | None:
+    """The condition that the options name, before any data are read.
 
     Raises:
-        UserError: for a condition that there isn't, that doesn't fit the images, or other options.
+        UserError: if there is no such, or other options aren't for it.
     """
     if config.condition is None:
         return None
@@ -158,11 +157,35 @@ def make_condition_images(
             raise UserError(f"--condition: isn't for --{name}; drop one of the two")
     if config.backbone != "unet":
         raise UserError(f"--backbone {config.backbone}: takes no --condition; take unet")
-    if config.validation_share and config.condition.startswith("column:"):
-        raise UserError("--validation_share: not with images of a column; give --validation_split")
+    if config.eval_metrics:
+        raise UserError("--eval_metrics: draws samples without the images of --condition; evaluate held-out losses")
     try:
         condition = make_condition(config.condition)
-        condition.check(images.channels, config.resolution, config.resolution)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    if isinstance(condition, Column) and config.validation_share:
+        raise UserError("--validation_share: not with images of a column; give --validation_split")
+    return condition
+
+
+def make_condition_images(
+    config: UnconditionalConfig, images: ImageCache, space: PixelSpace | LatentSpace
+) -> ConditionImages | None:
+    """What the options ask for; None without a `condition`.
+
+    Args:
+        config: the options.
+        images: that are trained on, decoded.
+        space: that the network works in.
+
+    Raises:
+        UserError: for a condition that there isn't, that doesn't fit the images, or other options.
+    """
+    condition = read_condition(config)
+    if condition is None:
+        return None
+    try:
+        condition.check(images.channels, (config.resolution, config.resolution))
     except ValueError as error:
         raise UserError(f"--condition {config.condition}: {error}") from error
     latent = isinstance(space, LatentSpace)
@@ -199,7 +222,7 @@ def load_column(
     try:
         given = load_images(own, split)
     except UserError as error:
-        raise UserError(str(error).replace("--image_column", "--condition column:")) from error
+        raise UserError(str(error).replace("--image_column ", "--condition column:")) from error
     if not (len(given) == len(images) and (given.rows == images.rows).all() and (given.sizes == images.sizes).all()):
         raise UserError(
             f"--condition {condition.spec}: its images don't have the shapes of those that they belong to; a pair must "

@@ -157,9 +157,9 @@ class InputImages:
         """Which files the images of these numbers start from."""
         return [index % len(self.images) for index in indices]
 
-    def shown(self, indices: Sequence[int], size: tuple[int, ...], channels: int) -> np.ndarray:
-        """What they start from, (B, *size, channels) in [0, 1], gray where it is made anew."""
-        return shown(self.arguments(indices), size, channels).movedim(1, -1).numpy()
+    def shown(self, indices: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+        """What they start from, (B, H, W, C) in [0, 1] of a shape (H, W, C), gray where it is made anew."""
+        return shown(self.arguments(indices), (shape[2], *shape[:2])).movedim(1, -1).numpy()
 
     def digest(self) -> str:
         """SHA-256 of the images' files and the masks'."""

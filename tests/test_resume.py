@@ -41,6 +41,12 @@ VARIANTS = {
     "self-conditioned, the nearest noise": {"self_condition": True, "objective": "epsilon", "coupling": "nearest"},
     "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
     "dropout and augmentation": {"dropout": 0.2, "augment_p": 0.3, "objective": "edm"},
+    "given images": {
+        "condition": "mask",
+        "conditioning_dropout_prob": 0.2,
+        "max_noise_level": 0.5,
+        "objective": "flow",
+    },
     "importance sampling": {
         "objective": "improved_ddpm",
         "ddpm_num_steps": 10,  # so that each has had its losses before the interruption

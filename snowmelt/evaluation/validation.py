@@ -43,16 +43,18 @@ class ValidationLoss:
 
     Args:
         task: what is trained.
-        data: the held-out images, or their latents.
+        fields: the held-out images, or their latents, as `image`, and what else the task needs of a batch.
         config: batch size, seed and flips.
         accelerator: the processes, which share the batches.
     """
 
-    def __init__(self, task: DiffusionTask, data: Cache, config: UnconditionalConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self, task: DiffusionTask, fields: dict[str, Cache], config: UnconditionalConfig, accelerator: Accelerator
+    ) -> None:
         objective = replace(task.objective, low_discrepancy=True, history=None)
         # Held-out images are not augmented, and the network's condition says so.
         self.task = replace(task, objective=objective, augmentation=task.augmentation and Augmentation(0.0))
-        self.data = data
+        self.fields, data = fields, fields["image"]
         self.config = config
         self.accelerator = accelerator
         count = min(max(len(data), LEAST), MOST)
@@ -79,13 +81,14 @@ class ValidationLoss:
         device = self.accelerator.device
         seeds = np.random.SeedSequence((VALIDATION, self.config.seed, number)).generate_state(1)
         self.generator.manual_seed(int(seeds[0]))
-        images = torch.from_numpy(self.data.gather(rows, None)).to(device)
+        batch = {name: torch.from_numpy(field.gather(rows, None)).to(device) for name, field in self.fields.items()}
         if self.config.random_flip:
-            images = self.data.mirrored(images, torch.zeros(len(rows), dtype=torch.bool, device=device))
-        batch = {"image": images}
+            none = torch.zeros(len(rows), dtype=torch.bool, device=device)
+            batch = {name: self.fields[name].mirrored(values, none) for name, values in batch.items()}
         if self.task.labels:
-            assert self.data.labels is not None  # make_conditioning refused
-            batch["label"] = torch.from_numpy(self.data.labels[rows]).to(device)
+            labels = self.fields["image"].labels
+            assert labels is not None  # make_conditioning refused
+            batch["label"] = torch.from_numpy(labels[rows]).to(device)
         losses = self.task.loss(batch, context)
         return losses.loss.cpu(), None if losses.quantile is None else losses.quantile.cpu()
 
@@ -251,5 +254,10 @@ def make_validation(config: UnconditionalConfig, task: UnconditionalTask, accele
     Raises:
         UserError: as `SampleMetrics`.
     """
-    loss = ValidationLoss(task, task.held_out[1], config, accelerator) if task.held_out else None
+    loss = None
+    if task.held_out:
+        images, data = task.held_out
+        given = task.held_out_given
+        fields = {"image": data} | (given.fields(images) if given else {})
+        loss = ValidationLoss(replace(task, given=given), fields, config, accelerator)
     return Validation(config, loss, SampleMetrics(config, task, accelerator) if config.eval_metrics else None)

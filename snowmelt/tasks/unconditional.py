@@ -27,7 +27,7 @@ from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
-from snowmelt.image_conditions import ConditionImages, make_condition_images
+from snowmelt.image_conditions import ConditionImages, make_condition_images, read_condition
 from snowmelt.objectives import describe, make_objective
 from snowmelt.objectives.paths import SdePath, StraightPath
 from snowmelt.options import UnconditionalConfig
@@ -72,6 +72,7 @@ class UnconditionalTask(DiffusionTask):
             UserError: for options or data that can't be trained on.
         """
         objective = make_objective(config, latent=config.autoencoder is not None)
+        read_condition(config)  # before the data, which take long
         if isinstance(objective.path, SdePath) and config.condition:
             raise UserError(f"--objective {config.objective}: takes no --condition; take flow, edm or epsilon, say")
         if isinstance(objective.path, SdePath) and config.backbone != "unet":

@@ -130,7 +130,7 @@ def test_loss_of_a_network_that_knows_nothing(name, config):
     _, held_out = load_splits(config(validation_share=0.1))
     options = config(validation_share=0.1, train_batch_size=100)
     task = DiffusionTask(objective, PixelSpace(), NoConditioning(), held_out)
-    loss = ValidationLoss(task, held_out, options, Accelerator(cpu=True))
+    loss = ValidationLoss(task, {"image": held_out}, options, Accelerator(cpu=True))
     net = Zero()
     values = loss({"unet": net}, 1)
     x0 = PixelSpace().from_cache(held_out.as_tensor()).square().mean().item()
@@ -158,7 +158,7 @@ def test_loss_sees_labels(config):
     conditioning = LabelConditioning(10, 0.2)
     options = config(validation_share=0.1, train_batch_size=64)
     task = DiffusionTask(RECIPES["flow"], PixelSpace(), conditioning, held_out)
-    ValidationLoss(task, held_out, options, Accelerator(cpu=True))({"unet": net}, 1)
+    ValidationLoss(task, {"image": held_out}, options, Accelerator(cpu=True))({"unet": net}, 1)
     labels = torch.cat([condition["class_labels"] for _, _, condition in net.seen])
     rows = np.linspace(0, 179, 1024).round().astype(int)
     kept = labels != 10

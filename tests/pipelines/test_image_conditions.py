@@ -85,7 +85,7 @@ def test_low_resolution_of_smooth_images() -> None:
     assert small.shape == (1, 3, 8, 8)
     means = slope.unfold(3, 4, 4).mean(-1)[:, :, ::4]
     torch.testing.assert_close(small[..., 1:-1], means[..., 1:-1], atol=4e-3, rtol=0)
-    assert (condition.resized(small) - slope)[..., 8:-8].abs().max() < 5e-3
+    assert (condition.resized(small) - slope)[..., 8:-8].abs().max() < 8e-3
 
 
 def test_gray_is_pillows() -> None:

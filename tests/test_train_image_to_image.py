@@ -1,0 +1,235 @@
+"""train_unconditional.py --condition: from the command line to a published model."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import generate
+from pipelines import ImageToImagePipeline, SuperResolutionPipeline
+from pipelines.denoiser import CONCATENATED
+from snowmelt.data.loader import batches
+from snowmelt.errors import UserError
+from snowmelt.loading import load_pipeline
+from snowmelt.objectives import Objective
+from snowmelt.publishing.export import export
+from tests.autoencoders import tiny_vae
+from tests.conftest import trained
+from tests.publishing.test_self_contained import stranger
+from tests.test_resume import interrupted
+
+SIDE = 16
+
+
+def png(array: np.ndarray) -> dict[str, Any]:
+    file = io.BytesIO()
+    PIL.Image.fromarray(array).save(file, "png")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def write(folder: Path, maps: list[np.ndarray], images: list[np.ndarray], split: str = "train") -> None:
+    """A data set of images, each with another beside it, as it lies on the Hub."""
+    feature = datasets.Features({"image": datasets.Image(), "map": datasets.Image(), "name": datasets.Value("string")})
+    rows = {"image": [png(i) for i in images], "map": [png(m) for m in maps], "name": ["x"] * len(images)}
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, feature).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve RGB images, each of one colour on the left and its negative on the right, with its left as a gray map."""
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    rng, images, maps = np.random.default_rng(0), [], []
+    for colour in rng.integers(0, 256, (12, 3), np.uint8):
+        image = np.broadcast_to(colour, (SIDE, SIDE, 3)).copy()
+        image[:, SIDE // 2 :] = 255 - colour
+        images.append(image)
+        maps.append(np.where(np.arange(SIDE) < SIDE // 2, 255, 0).astype(np.uint8)[None].repeat(SIDE, 0))
+        maps[-1][0, 0] = colour[0]
+    write(folder, maps, images)
+    write(folder, maps[:4], images[:4], "test")
+    return folder
+
+
+def options(data: Path, **more: Any) -> dict[str, Any]:
+    usual = {
+        "dataset_name": data,
+        "image_column": "image",
+        "resolution": SIDE,
+        "class_conditional": False,
+        "train_batch_size": 4,
+    }
+    return usual | {"eval_batch_size": 2, "max_train_steps": 2} | more
+
+
+def call(pipeline: Any, **more: Any) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    images: np.ndarray = pipeline(num_inference_steps=2, output_type="np", **more).images
+    return images
+
+
+@pytest.mark.parametrize(
+    ("condition", "kind", "given", "joined"),
+    [
+        ("lowres:4", SuperResolutionPipeline, (4, 4, 3), 3),
+        ("gray", ImageToImagePipeline, (SIDE, SIDE, 1), 1),
+        ("noise:0.3", ImageToImagePipeline, (SIDE, SIDE, 3), 3),
+        ("edges", ImageToImagePipeline, (SIDE, SIDE, 1), 1),
+        ("column:map", ImageToImagePipeline, (SIDE, SIDE, 1), 1),
+        ("mask", ImageToImagePipeline, (SIDE, SIDE, 3), 4),
+    ],
+)
+@pytest.mark.parametrize("objective", ["epsilon", "edm"])
+def test_every_condition_trains_and_samples(condition, kind, given, joined, objective, pairs, train, tmp_path):
+    run = train(tmp_path / "run", **options(pairs, condition=condition, objective=objective))
+    pipeline = load_pipeline(str(run))
+    assert type(pipeline) is kind
+    assert pipeline.config["condition"] == condition
+    assert pipeline.unet.config.in_channels == 3 + joined
+    mask = {"mask_image": np.ones((SIDE, SIDE), np.float32)} if condition == "mask" else {}
+    assert call(pipeline, image=np.full((1, *given), 0.5, np.float32), **mask).shape == (1, SIDE, SIDE, 3)
+    grid = PIL.Image.open(run / "samples" / "step-000002.png")
+    assert grid.size == (3 * SIDE + 4, 2 * SIDE + 2)  # of two images, in threes, with lines between them
+
+
+def test_what_training_is_given(pairs, train, tmp_path, monkeypatch):
+    """The gray image of each, at its noise level; and nothing for some."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    loss = Objective.loss
+
+    def recorded(self, x0, conditions, *rest):
+        seen.append((x0, conditions[CONCATENATED]))
+        return loss(self, x0, conditions, *rest)
+
+    monkeypatch.setattr(Objective, "loss", recorded)
+    more = {"conditioning_dropout_prob": 0.4, "max_noise_level": 0.5, "max_train_steps": 8}
+    run = train(tmp_path / "run", **options(pairs, condition="gray", **more))
+    x0, given = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert given.shape == (32, 2, SIDE, SIDE)
+    dropped = (given == 0).all((1, 2, 3))
+    assert 4 <= dropped.sum() <= 22
+    s = given[~dropped, 1:]
+    assert torch.equal(s, s[..., :1, :1].expand_as(s))
+    assert 0 < s.min() < 0.2
+    assert 0.3 < s.max() < 0.5
+    gray = (x0 * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)[~dropped]
+    noise = (given[~dropped, :1] - (1 - s**2).sqrt() * gray) / s
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.std() - 1) < 0.05
+    assert load_pipeline(str(run)).config["image_guidance"]
+
+
+def test_pairs_are_mirrored_together(pairs, train, tmp_path, monkeypatch):
+    """A map is white where the image of its row has its colour, on whichever side that is."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def recorded(*args, **kwargs):
+        for batch in batches(*args, **kwargs):
+            seen.append(batch)
+            yield batch
+
+    monkeypatch.setattr("snowmelt.trainer.batches", recorded)
+    train(tmp_path / "run", **options(pairs, condition="column:map", random_flip=True, max_train_steps=4))
+    mirrored = [row[0, 8, 0].item() < 128 for batch in seen for row in batch["condition"]]
+    assert len(set(mirrored)) == 2
+    for batch in seen:
+        for image, given in zip(batch["image"], batch["condition"], strict=True):
+            corner = given[0, 0, 0] if given[0, 8, 0] > 128 else given[0, 0, -1]
+            left = image[:, 0, 0] if given[0, 8, 0] > 128 else image[:, 0, -1]
+            assert corner == left[0]
+
+
+@pytest.mark.parametrize("condition", ["lowres:2", "mask", "gray", "column:map"])
+def test_latents(condition, pairs, train, tmp_path):
+    """Resumed to the last bit; the images that are given are encoded."""
+    vae = tiny_vae("sd", 3)
+    vae.save_pretrained(tmp_path / "vae")
+    more = {"autoencoder": tmp_path / "vae", "condition": condition, "random_flip": True, "max_noise_level": 0.4}
+    given = options(pairs, **more, checkpointing_steps=1, max_train_steps=3)
+    run = train(tmp_path / "run", **given)
+    resumed = interrupted(run, 1, tmp_path / "resumed")
+    train(resumed, **given, resume_from_checkpoint="latest")
+    assert trained(resumed, since=1) == trained(run, since=1)
+    pipeline = load_pipeline(str(run))
+    latent = vae.config.latent_channels
+    assert pipeline.unet.config.in_channels == 2 * latent + 1 + (condition == "mask")
+    side = SIDE // 2 if condition == "lowres:2" else SIDE
+    channels = 1 if condition == "gray" else 3
+    mask = {"mask_image": np.ones((side, side), np.float32)} if condition == "mask" else {}
+    image = np.full((1, side, side, channels), 0.5, np.float32)
+    assert call(pipeline, image=image, **mask).shape == (1, SIDE, SIDE, 3)
+
+
+def test_held_out_maps_belong_to_held_out_images(pairs, train, tmp_path):
+    more = {"validation_split": "test", "eval_steps": 1, "condition": "column:map"}
+    run = train(tmp_path / "run", **options(pairs, **more))
+    grid = np.asarray(PIL.Image.open(run / "samples" / "step-000002.png"))
+    assert grid.shape[2] == 3
+    assert "eval_loss" in (run / "metrics.jsonl").read_text()
+
+
+def test_from_files_to_files(pairs, train, tmp_path, monkeypatch):
+    """generate.py reads what is given at its own size; published, a stranger makes the same of it."""
+    run = train(tmp_path / "run", **options(pairs, condition="lowres:2", max_noise_level=0.5))
+    (tmp_path / "small").mkdir()
+    for i in range(3):
+        PIL.Image.fromarray(np.full((10, 6, 3), 60 * i, np.uint8)).save(tmp_path / "small" / f"{i}.png")
+    words = ["--model", run, "--image", tmp_path / "small", "--num_images", 3, "--num_inference_steps", 2]
+    monkeypatch.setattr(
+        sys, "argv", ["generate.py", *map(str, words), "--noise_level", "0.2", "--output_dir", str(tmp_path / "big")]
+    )
+    generate.main()
+    assert {PIL.Image.open(path).size for path in (tmp_path / "big").glob("0*.png")} == {(12, 20)}
+    assert PIL.Image.open(tmp_path / "big" / "before-after.png").size == (3 * 12 + 4, 2 * 20 + 2)
+    (tmp_path / "out").mkdir()
+    export(run, tmp_path / "out", "a/b", license="mit")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: image-to-image" in card
+    assert 'pipeline(image=Image.open("input.png"), num_inference_steps=50)' in card
+    code = """
+import PIL.Image
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(pipeline(PIL.Image.new("RGB", (6, 10)), num_inference_steps=2).images[0].size)
+"""
+    done = stranger(code, tmp_path / "out")
+    assert "(12, 20)" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"condition": "blur"}, "--condition: 'blur' is not one of lowres:4, gray,"),
+        ({"condition": "lowres:3"}, "--condition lowres:3: images of 16 x 16 pixels can't be divided by 3"),
+        ({"condition": "gray", "channels": 1}, "--condition gray: images of 1 channels aren't RGB ones"),
+        ({"condition": "column:name"}, "--condition column:name: string is no type of images"),
+        ({"condition": "column:none"}, "--condition column:none: no such column"),
+        ({"condition": "gray", "augment_p": 0.1}, "--condition: isn't for --augment_p"),
+        ({"condition": "gray", "self_condition": True}, "--condition: isn't for --self_condition"),
+        (
+            {"condition": "gray", "backbone": "dit", "model_config_name_or_path": None},
+            "--backbone dit: takes no --cond",
+        ),
+        ({"condition": "gray", "objective": "ve"}, "--objective ve: takes no --condition"),
+        ({"condition": "gray", "eval_steps": 1, "eval_metrics": "fd"}, "--eval_metrics: draws samples without"),
+        ({"max_noise_level": 0.1}, "--max_noise_level: is of a --condition"),
+        ({"conditioning_dropout_prob": 0.1}, "--conditioning_dropout_prob: is of a --condition"),
+    ],
+)
+def test_what_can_not_be_trained(more, error, pairs, train, tmp_path):
+    with pytest.raises(UserError, match="^" + error):
+        train(tmp_path / "run", **options(pairs, **more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pair_whose_sizes_differ(train, tmp_path):
+    images = [np.zeros((SIDE, SIDE, 3), np.uint8)] * 3
+    maps = [np.zeros((SIDE, side), np.uint8) for side in (SIDE, 2 * SIDE, SIDE)]
+    write(tmp_path / "data", maps, images)
+    with pytest.raises(UserError, match="^--condition column:map: its images don't have the shapes of those"):
+        train(tmp_path / "run", **options(tmp_path / "data", condition="column:map"))
