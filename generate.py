@@ -5,15 +5,14 @@ change none of them. Under `accelerate launch` the processes share the work.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snowmelt.config import option, parse
 from snowmelt.errors import UserError, run
-from snowmelt.files import read_mapping
 from snowmelt.loading import PipelineOptions, SamplerOptions, choose_pipeline, sample, set_scheduler
+from snowmelt.output_folder import SETTINGS_FILE, check_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,11 +24,9 @@ GRID_IMAGES = 64
 TRAJECTORY_IMAGES = 8
 LONGEST_ROW = 16
 """Images of an interpolation that stand in one row; more make a square."""
-SETTINGS_FILE = "settings.json"
 BEFORE_AFTER = "before-after.png"
-OWN_FILES = re.compile(r"\d{6,}\.(png|npy)|(grid|strip|before-after)\.png|trajectory\.gif")
 ELSEWHERE = ("model", "revision", "image", "mask", "num_images", "batch_size", "trajectory")
-ELSEWHERE += ("output_dir", "overwrite_output_dir")
+ELSEWHERE += ("upsampler", "output_dir", "overwrite_output_dir")
 """Options that an image doesn't depend on, or not by their names."""
 
 
@@ -63,6 +60,12 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
     jump_n_sample: int | None = option(
         None, "how often steps are made, with --mask (1; 10 fits the rest better)", minimum=1, maximum=1000
     )
+    upsampler: str | None = option(
+        None, "model of --condition lowres that enlarges the images, a folder or Hub repository (Ho et al. 2022)"
+    )
+    upsampler_noise_level: float | None = option(
+        None, "of noise added to the images before that, as --noise_level (0)", minimum=0, below=1
+    )
     trajectory: bool = option(False, f"also draw the denoising trajectories of the first {TRAJECTORY_IMAGES}")
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
                 raise UserError(f"--{name}: is of an image to start from; give --image too")
         if self.interpolate and self.image is not None:
             raise UserError("--image: not with --interpolate, which says where images start; give one of the two")
+        if self.upsampler_noise_level is not None and self.upsampler is None:
+            raise UserError("--upsampler_noise_level: is of an --upsampler; give that too")
         if self.interpolate and self.trajectory:
             raise UserError("--trajectory: draws images of their own noise, without --interpolate; give one of the two")
 
@@ -91,6 +96,7 @@ def main() -> None:
 
     from pipelines import ImageToImagePipeline
     from pipelines.backbones import trained_size
+    from snowmelt.cascade import Upsampler
     from snowmelt.environment import check_fits, find_launch, use_all_cores
     from snowmelt.guidance_model import guidance_arguments
     from snowmelt.input_images import InputImages
@@ -112,6 +118,9 @@ def main() -> None:
     if config.image is not None:
         more = {name: getattr(config, name) for name in ("strength", "jump_length", "jump_n_sample")}
         inputs = InputImages(pipeline, config.image, config.mask, config.num_images, config.noise_std, more)
+    upsampler = None
+    if config.upsampler:
+        upsampler = Upsampler(config, config.upsampler, config.upsampler_noise_level, pipeline)
     folder = Path(config.output_dir)
     kept = settings(config) | ({} if inputs is None else {"input_images": inputs.digest()})
     stale = check_folder(folder, kept, expected_files(config, pipeline), config.overwrite_output_dir)
@@ -128,6 +137,7 @@ def main() -> None:
             if between is not None:
                 given = {"latents": between.frames(batch, config.num_images)}
             images = draw(pipeline, config, batch, **given, **guidance).images
+            images = images if upsampler is None else upsampler(images, batch, config.class_label)
             for index, image in zip(batch, images, strict=True):
                 save_image(image, folder / file_name(pipeline, index), config.bit_depth, value_range)
     state.wait_for_everyone()
@@ -202,39 +212,8 @@ def settings(config: GenerateConfig) -> dict[str, Any]:
     source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
     guide = {"guidance_weights": guidance_source(config).digest()} if config.is_autoguided else {}
     options = {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE}
-    return json.loads(json.dumps({"weights": source.digest(), **guide, **options}))
-
-
-def check_folder(folder: Path, wanted: dict[str, Any], expected: set[str], overwrite: bool) -> list[Path]:
-    """Images in the folder that are of another model or other settings, and are to be removed.
-
-    Args:
-        folder: where images are to be written, which may not exist.
-        wanted: the settings, which an earlier run left in SETTINGS_FILE.
-        expected: names of the files of this run, which will be replaced.
-        overwrite: whether images of another run may be replaced and removed.
-
-    Raises:
-        UserError: if there are any, unless `overwrite`.
-    """
-    own = sorted(path for path in folder.glob("*") if OWN_FILES.fullmatch(path.name))
-    if not own:
-        return []
-    there = folder / SETTINGS_FILE
-    if not overwrite:
-        what = f"--output_dir: {folder} holds {len(own)} images ({own[0].name}, ...)"
-        advice = "give another folder, or --overwrite_output_dir to replace them"
-        if not there.is_file():
-            raise UserError(f"{what}, and no {SETTINGS_FILE} that says what made them; {advice}")
-        saved = read_mapping(there)
-        differing = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
-        if differing:
-            name = differing[0]
-            was = f"--{name} {saved.get(name)!r} (now {wanted.get(name)!r})"
-            was = f"other {name.replace('_', ' ')}" if name.endswith(("weights", "images")) else was
-            raise UserError(f"{what} made with {was}; {advice}")
-        return []
-    return [path for path in own if path.name not in expected]
+    larger = {"upsampler_weights": find_source(config.upsampler).digest()} if config.upsampler else {}
+    return json.loads(json.dumps({"weights": source.digest(), **guide, **larger, **options}))
 
 
 def save_image(image: "np.ndarray", path: Path, bit_depth: int, value_range: tuple[float, float]) -> None:

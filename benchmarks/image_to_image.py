@@ -33,7 +33,7 @@ from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.reference import features_of
 from snowmelt.image_conditions import call_arguments, shown
 from snowmelt.loading import load_pipeline
-from snowmelt.options import DataOptions
+from snowmelt.options import DataOptions, UnconditionalConfig
 from snowmelt.spaces import PixelSpace
 
 BATCH, SAMPLES, SHOWN = 100, 8, 12
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/image_to_image"))
     add_arguments(parser)
     args, rest = parser.parse_known_args()
-    recipe = load_yaml(args.config)
+    recipe = load_yaml(UnconditionalConfig, args.config)
     side = args.resolution or recipe["resolution"]
     folder = args.output_dir / args.condition.replace(":", "-")
     if not trained(folder):
@@ -110,7 +110,7 @@ def main() -> None:
     extractor = classifier_features(train, held_out)
     reference = FrechetDistance(features_of(train, extractor, 250))
     originals = first(held_out, args.num_images)
-    labels = None if held_out.labels is None else torch.from_numpy(held_out.labels[: args.num_images])
+    labels = None if held_out.labels is None else held_out.labels[: args.num_images]
     inputs = condition.degrade(2 * originals - 1, torch.Generator().manual_seed(0))
     given = call_arguments(condition, inputs)
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import generate
-from pipelines import ImageToImagePipeline, SuperResolutionPipeline
+from pipelines import ImageToImagePipeline, SuperResolutionPipeline, image_generators
 from pipelines.denoiser import CONCATENATED
+from snowmelt.cascade import SEED
 from snowmelt.data.loader import batches
 from snowmelt.errors import UserError
 from snowmelt.loading import load_pipeline
@@ -199,6 +200,51 @@ print(pipeline(PIL.Image.new("RGB", (6, 10)), num_inference_steps=2).images[0].s
 """
     done = stranger(code, tmp_path / "out")
     assert "(12, 20)" in done.stdout, done.stderr
+
+
+def run_generate(monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["generate.py", *words, "--num_inference_steps", "2"])
+    generate.main()
+
+
+def read(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(PIL.Image.open(path)) for path in sorted(folder.glob("0*.png"))])
+
+
+def test_a_cascade_is_its_two_models(pairs, train, tmp_path, monkeypatch):
+    """Small images of the one, enlarged by the other; image i depends on its number alone."""
+    base = train(tmp_path / "base", **options(pairs, max_train_steps=1, resolution=8))
+    upsampler = train(tmp_path / "up", **options(pairs, condition="lowres:2", max_noise_level=0.5, max_train_steps=1))
+    given = {"model": base, "upsampler": upsampler, "upsampler_noise_level": 0.2}
+    run_generate(monkeypatch, **given, num_images=3, output_dir=tmp_path / "three")
+    run_generate(monkeypatch, **given, num_images=5, batch_size=2, output_dir=tmp_path / "five")
+    run_generate(monkeypatch, model=base, num_images=3, output_dir=tmp_path / "small")
+    images = read(tmp_path / "three")
+    assert images.shape == (3, SIDE, SIDE, 3)
+    assert np.abs(images.astype(int) - read(tmp_path / "five")[:3]).max() <= 1
+    pipeline = load_pipeline(str(upsampler))
+    small = load_pipeline(str(base))
+    small.set_progress_bar_config(disable=True)
+    first = small(3, num_inference_steps=2, generator=image_generators(0, range(3)), output_type="np").images
+    assert np.array_equal((255 * first).round().astype(int), read(tmp_path / "small"))
+    larger = call(pipeline, image=first, noise_level=0.2, generator=image_generators(SEED, range(3)))
+    assert np.array_equal((255 * larger).round().astype(int), images)
+
+
+def test_bad_cascades(pairs, train, tmp_path, monkeypatch):
+    base = train(tmp_path / "base", **options(pairs, max_train_steps=1))
+    gray = train(tmp_path / "gray", **options(pairs, max_train_steps=1, channels=1, condition="lowres:2"))
+    for given, error in (
+        ({"upsampler": tmp_path / "none"}, "--upsampler"),
+        ({"upsampler": base}, f"--upsampler {base}: is a PixelDiffusionPipeline; take a model of --condition lowres"),
+        ({"upsampler": gray}, f"--upsampler {gray}: its images have 1 channels, those of --model 3"),
+        ({"upsampler_noise_level": 0.1}, "--upsampler_noise_level: is of an --upsampler"),
+        ({"noise_level": 0.1}, "--noise_level: is for models of a --condition"),
+        ({"image_guidance_scale": 2}, "--image_guidance_scale: is for models of a --condition"),
+    ):
+        with pytest.raises(UserError, match="^" + error):
+            run_generate(monkeypatch, model=base, num_images=1, output_dir=tmp_path / "out", **given)
 
 
 @pytest.mark.parametrize(
