@@ -29,7 +29,7 @@ from snowmelt.options import UnconditionalConfig
 from snowmelt.reflow import find_teacher, make_pairs
 from snowmelt.sample_grids import check_steps, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask, encode_images
+from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, encode_images, hold_out
 from snowmelt.tasks.task import Networks, Preview
 
 BACKBONES: dict[str, tuple[str, Any, Any]] = {
@@ -46,14 +46,14 @@ class UnconditionalTask(DiffusionTask):
     Attributes:
         network: the network.
         images: that it is trained on, decoded.
-        held_out: others, decoded and as the network sees them, where there are any.
+        held_out: others, where there are any.
         config: the options.
         noise: where `data` are samples of a flow model, the noise of each.
     """
 
     network: Any
     images: ImageCache
-    held_out: tuple[ImageCache, Cache] | None
+    held_out: HeldOut | None
     config: UnconditionalConfig
     noise: Cache | None = None
 
@@ -101,10 +101,8 @@ class UnconditionalTask(DiffusionTask):
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         # Those of reflow are made by a model, below.
-        data, judged = images if teacher else encode_images(space, images, config, accelerator), None
-        if held_out:
-            flip, precision = config.random_flip, config.mixed_precision
-            judged = held_out, space.encode(held_out, random_flip=flip, mixed_precision=precision)
+        data = images if teacher else encode_images(space, images, config, accelerator)
+        judged = hold_out(space, held_out, None, config) if held_out else None
         task = cls(
             objective=objective,
             space=space,
