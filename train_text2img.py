@@ -29,7 +29,12 @@ def main() -> None:
     push = HubPush(config, accelerator)
     kind = FinetuningTask if config.pretrained_model_name_or_path else TextToImageTask
     task = kind.make(config, accelerator)
-    trainer = Trainer(task, config, accelerator, on_saved=push.during)
+    validation = None
+    if config.eval_steps:
+        from snowmelt.evaluation.validation import make_validation  # brings the libraries of metrics
+
+        validation = make_validation(config, task, accelerator)
+    trainer = Trainer(task, config, accelerator, validation=validation, on_saved=push.during)
     push.open()
     if checkpoint:
         trainer.resume(checkpoint)
@@ -38,6 +43,8 @@ def main() -> None:
         push.finish()
     base = config.pretrained_model_name_or_path if config.rank else None
     accelerator.print(run_folder.summary(config, task.images, f"{task.prompts[0]!r}, ", base))
+    if validation:
+        accelerator.print(validation.summary())
 
 
 if __name__ == "__main__":

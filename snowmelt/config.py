@@ -204,11 +204,13 @@ def _parser(cls: type[Config]) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         usage="%(prog)s [options]",
     )
+    known: set[str] = set()  # an option that a class defines anew stands where its base has it
     parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of a recipe; flags win over it")
     for mixin in reversed(cls.__mro__):
-        own = [name for name in mixin.__dict__.get("__annotations__", {}) if name in cls.fields()]
+        own = [n for n in mixin.__dict__.get("__annotations__", {}) if n in cls.fields() and n not in known]
         if not own:
             continue
+        known |= set(own)
         group = parser.add_argument_group((mixin.__doc__ or mixin.__name__).splitlines()[0].rstrip("."))
         for name in own:
             _add_flag(group, cls.fields()[name])

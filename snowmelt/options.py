@@ -10,6 +10,8 @@ from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 COUPLINGS = ("independent", "ot", "nearest")
+METRICS = ("fd", "fd_inf", "kid", "is", "prdc", "accuracy")
+"""That compare images with others, of those that evaluate.py has."""
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
@@ -234,7 +236,7 @@ class ValidationOptions(HeldOutOptions):
     eval_metrics: list[str] = option(
         [],
         "metrics of samples, as evaluate.py has them; the first decides which step is best",
-        choices=("fd", "fd_inf", "kid", "is", "prdc", "accuracy"),
+        choices=METRICS,
         resumable=True,
     )
     eval_features: str = option(

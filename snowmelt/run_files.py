@@ -20,9 +20,10 @@ LOCK_FILE = ".lock"
 _NAMES = "|".join([*COMPONENTS, "vae|text_encoder|tokenizer|scheduler|feature_extractor|safety_checker"])
 _COMPONENT = rf"({_NAMES})(_ema(_\d\.\d{{3}})?)?"
 OWN_FILES = re.compile(
-    rf"config\.yaml|run\.json|metrics\.jsonl|loss\.png|evaluation\.png|skipped\.txt|pytorch_lora_weights\.safetensors|"
+    rf"config\.yaml|run\.json|metrics\.jsonl|loss\.png|evaluation\.png|skipped\.txt|"
     rf"alignment\.md|alignment\.png|alignment-prompts\.png|"
-    rf"(best/)?(model_index\.json|pipeline\.py|validation\.json|{_COMPONENT}/({MODEL_FILE}))|"
+    rf"(best/)?(model_index\.json|pipeline\.py|validation\.json|pytorch_lora_weights\.safetensors|"
+    rf"{_COMPONENT}/({MODEL_FILE}))|"
     r"samples/(step-\d{6,}\.(png|npy)|prompts\.(txt|png))|"
     r"logs/(.*/)?(events\.out\.tfevents\.[^/]*|hparams\.yml)|"
     r"\.(partial|pending|old|publication)[^/]*(/.*)?"

@@ -32,7 +32,6 @@ from snowmelt.model_source import find_source
 from snowmelt.options import DataOptions
 from tests.evaluation.vision import save_vision_model
 from tests.pipelines.models import seal, tiny_pipeline, tiny_unet
-from tests.pipelines.test_text2img import make as make_text2img
 
 ROOT = Path(__file__).parent.parent
 
@@ -260,14 +259,6 @@ def test_bound(run: Callable[..., dict], data: Path, cache_dir: Path, tmp_path: 
     bits = variational_bound(pipeline, images, indices=rows.tolist())
     assert result["value"] == pytest.approx(bits.mean().item(), rel=1e-6)
     assert result["error"] == pytest.approx((bits.std() / 5**0.5).item(), rel=1e-6)
-
-
-def test_models_of_another_kind(run: Callable[..., dict], tmp_path: Path) -> None:
-    make_text2img(latent=False).save_pretrained(tmp_path / "text")
-    with pytest.raises(
-        UserError, match="--model: .* is a TextToImagePipeline; evaluated are models without a condition or by class"
-    ):
-        run(tmp_path / "report", model=tmp_path / "text")
 
 
 def test_folders_of_vision_models(run: Callable[..., dict], tmp_path: Path) -> None:

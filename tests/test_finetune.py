@@ -28,6 +28,7 @@ from pipelines import TextToImagePipeline, image_generators
 from snowmelt.config import parse
 from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError
+from snowmelt.evaluation import validation
 from snowmelt.objectives import RECIPES
 from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
 from snowmelt.publishing.export import export
@@ -35,6 +36,7 @@ from snowmelt.text.finetuning import load_source, make_trainable
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
+from tests.evaluation.vision import save_clip
 from tests.hub_server import Hub
 from tests.pipelines.models import quiet
 from tests.test_resume import interrupted
@@ -90,6 +92,29 @@ def tune(train: Callable[..., Path], photos: Path, sd: Path) -> Callable[..., Pa
         "ddpm_num_inference_steps": 2,
     }
     return lambda folder, **options: train(folder, **usual | options)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_it_is_watched(
+    rank: int | None, tune: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its held-out loss, and images of held-out captions; the best is saved as the run is, and cleared."""
+    monkeypatch.setattr(validation, "LEAST", 8)
+    options = {"rank": rank, "validation_share": 0.5, "eval_steps": 1, "learning_rate": 0.0, "use_ema": False}
+    scored = {"eval_metrics": ["clip_score"], "eval_clip_model_name_or_path": save_clip(tmp_path / "clip")}
+    run = tune(tmp_path / "run", **options, **scored, eval_num_images=2, max_train_steps=2)
+    first, second = ({k: v for k, v in x.items() if k.startswith("eval_")} for x in read_metrics(run))
+    assert first == second
+    assert 0.5 < first["eval_loss"] < 2
+    best = sorted(path.name for path in (run / "best").iterdir())
+    if rank:
+        assert best == ["pytorch_lora_weights.safetensors", "validation.json"]
+        saved, last = (load_file(folder / best[0]) for folder in (run / "best", run))
+        assert all(torch.equal(value, last[name]) for name, value in saved.items())
+    else:
+        assert StableDiffusionPipeline.from_pretrained(run / "best", safety_checker=None).unet is not None
+    tune(run, rank=rank, overwrite_output_dir=True, max_train_steps=1)
+    assert not (run / "best").exists()
 
 
 MEMORISE = {"train_batch_size": 8, "learning_rate": 3e-3, "logging_steps": 10}

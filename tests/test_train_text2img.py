@@ -13,11 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines import TextToImagePipeline
+from snowmelt.data.embedded import EMBEDDED
+from snowmelt.data.scenes.dataset import scenes
 from snowmelt.errors import UserError
+from snowmelt.evaluation import validation
+from snowmelt.evaluation.generation import draw
+from snowmelt.text.caption_conditioning import CaptionConditioning
 from snowmelt.text.prompt_grids import captioned_grid
 from snowmelt.tracking import read_metrics
 from tests.autoencoders import tiny_vae
 from tests.conftest import trained
+from tests.evaluation.vision import save_clip
 from tests.pipelines.models import quiet
 from tests.test_resume import interrupted
 from tests.text.models import save_pretrained
@@ -95,6 +101,143 @@ def test_resume_is_exact(variant: str, fit: Callable[..., Path], tmp_path: Path)
     fit(resumed, **options, resume_from_checkpoint="latest")
     assert trained(resumed, since=4) == trained(whole, since=4)
     assert [line["loss"] for line in read_metrics(resumed)] == [line["loss"] for line in read_metrics(whole)]
+
+
+WATCH = {"validation_share": 0.25, "eval_steps": 1, "lr_scheduler": "constant", "lr_warmup_steps": 0}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations that take less time."""
+    monkeypatch.setattr(validation, "LEAST", 16)
+
+
+def evaluations(run: Path) -> list[dict]:
+    """What metrics.jsonl tells of them."""
+    lines = [{k: v for k, v in line.items() if k.startswith("eval_") or k == "step"} for line in read_metrics(run)]
+    return [line for line in lines if len(line) > 1]
+
+
+@pytest.fixture
+def captions_seen(monkeypatch: pytest.MonkeyPatch) -> dict[float, list[list[str]]]:
+    """The captions that are drawn from now on, by the rate at which they are dropped."""
+    seen: dict[float, list[list[str]]] = {}
+    draw = CaptionConditioning.draw
+
+    def watched(self: CaptionConditioning, indices: torch.Tensor, seed: int) -> np.ndarray:
+        rows = draw(self, indices, seed)
+        seen.setdefault(self.dropout, []).append([self.texts[row] for row in rows])
+        return rows
+
+    monkeypatch.setattr(CaptionConditioning, "draw", watched)
+    return seen
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_held_out_loss(
+    frozen: bool, fit: Callable[..., Path], captions_seen: dict[float, list[list[str]]], tmp_path: Path
+) -> None:
+    """Of images that aren't trained on, by their captions, none dropped; of the same weights always the same."""
+    encoder = {"text_encoder": save_pretrained(tmp_path / "clip")} if frozen else {}
+    run = fit(tmp_path / "run", **WATCH, **encoder, learning_rate=0.0, use_ema=False, max_train_steps=3)
+    lines = evaluations(run)
+    assert [line.pop("step") for line in lines] == [1, 2, 3]
+    assert lines[0] == lines[1] == lines[2]
+    assert lines[0].keys() == {"eval_loss", *(f"eval_loss_q{q}" for q in range(1, 5))}
+    assert json.loads((run / "run.json").read_text())["num_images"] == 18
+    assert {*captions_seen} == {0.0, 0.3}
+    held_out = captions_seen[0.0]
+    assert held_out[:2] == held_out[2:4] == held_out[4:6]
+    assert "" not in held_out[0] + held_out[1]
+
+    def numbers(parts: list[list[str]]) -> set[str]:
+        return {text.split()[-1] for part in parts for text in part if "number" in text}
+
+    assert numbers(held_out)
+    assert not numbers(held_out) & numbers(captions_seen[0.3])
+    best = json.loads((run / "best/validation.json").read_text())
+    assert (best["step"], best["metric"]) == (1, "eval_loss")
+    assert (run / "evaluation.png").is_file()
+
+
+@pytest.mark.usefixtures("short")
+def test_resume_is_exact_while_watched(fit: Callable[..., Path], tmp_path: Path) -> None:
+    """The best step, patience and all that is trained; and to watch a split changes no step."""
+    options = WATCH | {"checkpointing_steps": 1, "learning_rate": 0.02, "patience": 5}
+    whole = fit(tmp_path / "whole", **options, max_train_steps=5)
+    parts = fit(tmp_path / "parts", **options, max_train_steps=3)
+    fit(parts, **options, max_train_steps=5, resume_from_checkpoint="latest")
+    for name in ("step-000003.png", "prompts.png"):
+        (parts / "samples" / name).unlink()
+    (whole / "samples/prompts.png").unlink()
+    assert trained(parts) == trained(whole)
+    assert evaluations(parts) == evaluations(whole)
+    assert len(evaluations(whole)) == 5
+
+
+@pytest.mark.usefixtures("short")
+def test_metrics_of_samples_by_held_out_captions(
+    fit: Callable[..., Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them decides; the best model is a pipeline that loads."""
+    asked = []
+    monkeypatch.setattr(validation, "draw", lambda *a, **k: asked.append(k["prompts"]) or draw(*a, **k))
+    rows = datasets.load_from_disk(photos)
+    saved = {"train": rows.select(range(0, 24, 2)), "test": rows.select(range(1, 24, 2))}
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "data")
+    clip = save_clip(tmp_path / "clip")
+    run = fit(
+        tmp_path / "run",
+        **WATCH | {"validation_share": None, "validation_split": "test", "dataset_name": tmp_path / "data"},
+        eval_metrics=["clip_score", "fd"],
+        eval_features=clip,
+        eval_clip_model_name_or_path=clip,
+        eval_num_images=6,
+        learning_rate=1e-2,
+    )
+    lines = evaluations(run)
+    assert [*lines[0]][:4] == ["step", "eval_clip_score", "eval_fd", "eval_loss"]
+    assert asked == 2 * [[f"a {colour} picture" for colour in ("red", "red", "green", "blue", "blue", "white")][:6]]
+    best = json.loads((run / "best/validation.json").read_text())
+    assert best["value"] == max(line["eval_clip_score"] for line in lines)
+    weights = load_file(run / "best/text_encoder/model.safetensors")
+    if best["step"] == 2:
+        last = load_file(run / "text_encoder/model.safetensors")
+        assert all(torch.equal(value, last[name]) for name, value in weights.items())
+    assert TextToImagePipeline.from_pretrained(run / "best").text_encoder is not None
+
+
+@pytest.mark.filterwarnings("ignore:prompt of")
+def test_alignment_decides(fit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EMBEDDED, "scenes", lambda: scenes(12))
+    options = {"dataset_name": "scenes", "resolution": 16, "eval_steps": 2, "eval_metrics": ["alignment"]}
+    run = fit(tmp_path / "run", **options, eval_num_images=4)
+    assert [*evaluations(run)[0]] == ["step", "eval_alignment_seen", "eval_alignment_held_out"]
+    assert json.loads((run / "best/validation.json").read_text())["metric"] == "eval_alignment_seen"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_share": 0.25}, "--validation_share: needs --eval_steps"),
+        ({"eval_steps": 1}, "--eval_steps: needs --validation_share 0.05, --validation_split or --eval_metrics"),
+        ({"eval_steps": 1, "validation_split": "train[:3]"}, r"--validation_split train\[:3\]: is trained on"),
+        ({"eval_steps": 1, "validation_split": "test"}, "--validation_split test: .* has train"),
+        ({"eval_steps": 1, "eval_metrics": ["fdd"]}, "--eval_metrics: invalid choice: 'fdd'"),
+        ({"eval_steps": 1, "eval_metrics": ["alignment"]}, "--eval_metrics alignment: is read off images of the embe"),
+        ({"eval_steps": 1, "eval_metrics": ["fd"]}, "--eval_features classifier: needs classes to tell apart"),
+        (
+            {"eval_steps": 1, "eval_metrics": ["clip_score"], "eval_clip_model_name_or_path": "/no/thing"},
+            "--eval_clip_model_name_or_path /no/thing: transformers can't load",
+        ),
+    ],
+)
+def test_evaluations_that_are_refused(options: dict, message: str, fit: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        fit(tmp_path / "run", **options)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_run_leaves(fit: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,16 +1,17 @@
 """Images with their captions, one or several each."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 
-from snowmelt.data.cache import ImageCache, build_cache
-from snowmelt.data.columns import image_column
+from snowmelt.data.cache import ImageCache
 from snowmelt.data.metadata import TEXT_COLUMNS
+from snowmelt.data.places import Source
 from snowmelt.data.reading import values_of
-from snowmelt.data.sources import open_dataset
+from snowmelt.data.sources import images_of, open_dataset
+from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
 
@@ -30,21 +31,35 @@ class Captions:
         return len(self.starts) - 1
 
 
-def load_captioned(
-    options: DataOptions, column: str | None, *, skip_empty: bool, most: int | None = None
-) -> tuple[ImageCache, Captions]:
-    """Open the data set that `options` name; decode its images, or find them decoded, and read their captions.
+@dataclass(frozen=True)
+class CaptionedSource(Source):
+    """Rows of a data set that have captions, and these: a list of them for each row."""
+
+    captions: list[list[str]]
+
+    def of(self, images: ImageCache) -> Captions:
+        """The captions of images that were decoded of these rows."""
+        found = [self.captions[row] for row in images.rows.tolist()]
+        starts = np.cumsum([0, *map(len, found)], dtype=np.int64)
+        return Captions([text for texts in found for text in texts], starts)
+
+
+def open_captioned(
+    options: DataOptions, column: str | None, *, skip_empty: bool, most: int | None = None, split: Split | None = None
+) -> CaptionedSource:
+    """Open the data set that `options` name, images undecoded, and read its captions.
 
     Args:
         options: name the data set.
         column: of the captions, strings or lists of strings; found by name or type when None.
-        skip_empty: leave out images without a caption instead of refusing them.
+        skip_empty: leave out rows without a caption instead of refusing them.
         most: take no more than the first so many rows.
+        split: which rows, instead of those of `options.split`.
 
     Raises:
         UserError: for anything in the options or the data that the user can mend.
     """
-    source = open_dataset(options)
+    source = open_dataset(options, split)
     dataset = source.dataset
     if most is not None:
         dataset = dataset.select(range(min(most, len(dataset))))
@@ -61,11 +76,27 @@ def load_captioned(
         print(f"left out {len(empty)} of {len(captions)} images that have no caption")
         kept = [row for row, texts in enumerate(captions) if texts]
         dataset, captions = dataset.select(kept), [captions[row] for row in kept]
-    column = image_column(dataset.features, options.image_column)
-    images = build_cache(replace(source, dataset=dataset), options, image_column=column)
-    found = [captions[row] for row in images.rows.tolist()]
-    starts = np.cumsum([0, *map(len, found)], dtype=np.int64)
-    return images, Captions([text for texts in found for text in texts], starts)
+    return CaptionedSource(dataset, source.pieces, source.place, source.name, captions)
+
+
+def load_captioned(
+    options: DataOptions, column: str | None, *, skip_empty: bool, most: int | None = None, split: Split | None = None
+) -> tuple[ImageCache, Captions]:
+    """Open the data set that `options` name; decode its images, or find them decoded, and read their captions.
+
+    Args:
+        options: name the data set.
+        column: of the captions; this and the others as in `open_captioned`.
+        skip_empty: leave out rows without a caption.
+        most: rows, at most.
+        split: which rows.
+
+    Raises:
+        UserError: for anything in the options or the data that the user can mend.
+    """
+    source = open_captioned(options, column, skip_empty=skip_empty, most=most, split=split)
+    images = images_of(source, options)
+    return images, source.of(images)
 
 
 def caption_column(features: datasets.Features, name: str | None) -> str:
@@ -84,7 +115,9 @@ def caption_column(features: datasets.Features, name: str | None) -> str:
         return name
     found = [column for column in TEXT_COLUMNS if column in texts] or texts
     if not found:
-        raise UserError(f"no column holds captions; {listing}; name one with --caption_column")
+        raise UserError(
+            f"no column holds captions; {listing}; name one with --caption_column, or take captioned images"
+        )
     if len(found) > 1:
         raise UserError(f"several columns may hold the captions: {', '.join(found)}; choose with --caption_column")
     return found[0]

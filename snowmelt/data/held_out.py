@@ -1,13 +1,21 @@
 """Images that are kept from training, to judge it by."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 import numpy as np
 
 from snowmelt.data.cache import ImageCache, Like
+from snowmelt.data.captions import CaptionedSource, Captions, open_captioned
 from snowmelt.data.loader import HELD_OUT
+from snowmelt.data.places import Source
 from snowmelt.data.sources import images_of, open_dataset
 from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.options import HeldOutOptions
+
+S = TypeVar("S", bound=Source)
 
 
 def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageCache, ImageCache | None]:
@@ -24,16 +32,58 @@ def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageC
         UserError: as `load_images`; or if the two have rows in common, other classes or channels that can't be
             converted, or either would be empty.
     """
-    source = open_dataset(config)
+    train, held_out = _decoded(config, partial(open_dataset, config))
+    if held_out is None:
+        return train[1], None
+    if labels and train[1].class_names != held_out[1].class_names:
+        raise UserError(
+            f"--validation_split {config.validation_split}: its class_names are {held_out[1].class_names}, but those "
+            f"of --split {config.split} are {train[1].class_names}"
+        )
+    return train[1], held_out[1]
+
+
+def load_captioned_splits(
+    config: HeldOutOptions, column: str | None, *, skip_empty: bool, most: int | None = None
+) -> tuple[tuple[ImageCache, Captions], tuple[ImageCache, Captions] | None]:
+    """What `load_splits` gives, with captions.
+
+    Args:
+        config: the options.
+        column: of the captions; found by name or type when None.
+        skip_empty: leave out images without a caption instead of refusing them.
+        most: train on, or divide, no more than the first so many rows.
+
+    Raises:
+        UserError: as `load_splits` and `load_captioned`.
+    """
+
+    def opened(split: Split | None = None) -> CaptionedSource:
+        return open_captioned(config, column, skip_empty=skip_empty, most=most if split is None else None, split=split)
+
+    (source, train), held_out = _decoded(config, opened)
+    return (train, source.of(train)), held_out and (held_out[1], held_out[0].of(held_out[1]))
+
+
+def _decoded(
+    config: HeldOutOptions, opened: Callable[..., S]
+) -> tuple[tuple[S, ImageCache], tuple[S, ImageCache] | None]:
+    """Sources and decoded images to train on and, where there are any, held out.
+
+    Args:
+        config: the options.
+        opened: opens the rows to train on, or those of the `Split` that it is given.
+    """
+    source = opened()
     if config.validation_share:
         ours, theirs = _split(len(source.dataset), config.validation_share, config.seed)
         train = images_of(source, config, ours)
         like = Like(train.channels, train.dtype, train.value_range, "the rest of the data")
-        return train, images_of(source, config, theirs, like)
+        return (source, train), (source, images_of(source, config, theirs, like))
     if config.validation_split is None:
-        return images_of(source, config), None
+        return (source, images_of(source, config)), None
     wanted = Split(config.validation_split, "validation_split")
-    other = open_dataset(config, wanted)
+    other = opened(wanted)
     for name, first, last in other.pieces:
         if any(ours == name and start < last and first < stop for ours, start, stop in source.pieces):
             raise UserError(
@@ -41,13 +91,8 @@ def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageC
                 "--validation_share 0.05"
             )
     train = images_of(source, config)
-    held_out = images_of(other, config, like=Like(train.channels, train.dtype, train.value_range, "--split"))
-    if labels and train.class_names != held_out.class_names:
-        raise UserError(
-            f"{wanted}: its class_names are {held_out.class_names}, but those of --split {config.split} are "
-            f"{train.class_names}"
-        )
-    return train, held_out
+    like = Like(train.channels, train.dtype, train.value_range, "--split")
+    return (source, train), (other, images_of(other, config, like=like))
 
 
 def _split(rows: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
-"""What is measured once, of the model itself: its likelihood, and how far it copies the training images."""
+"""What is measured of the model itself: its likelihood, how far it copies training images, whether it draws scenes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,19 +13,24 @@ from torch import Tensor
 
 from pipelines import IMAGE_CHANNELS
 from pipelines.unconditional import UnconditionalPipeline
-from snowmelt.evaluation.features import FeatureExtractor
+from snowmelt.errors import UserError
+from snowmelt.evaluation.alignment import scene_alignment
+from snowmelt.evaluation.features import FeatureExtractor, NoFeatures
+from snowmelt.evaluation.generation import draw, rounded
 from snowmelt.evaluation.likelihood import bits_per_dim
 from snowmelt.evaluation.memorization import draw_closest, memorization
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.table import Result
 from snowmelt.evaluation.variational_bound import variational_bound
+from snowmelt.loading import SamplerOptions
 
 
 @dataclass(frozen=True)
 class Case:
     """A model, its samples (N, C, H, W) in [0, 1], and the images that it was trained on and not trained on."""
 
-    pipeline: UnconditionalPipeline
+    pipeline: Any
+    options: SamplerOptions
     samples: Tensor
     real: RealImages
     held_out: RealImages | None
@@ -33,16 +39,63 @@ class Case:
     seed: int
     batch_size: int
     likelihood_images: int
+    num_images: int
     folder: Path
 
 
 @dataclass(frozen=True)
 class Extra:
-    """A row. `refuse` raises `UserError` where `compute` would, and at once; `keeps` asks for all samples."""
+    """A row.
+
+    `refuse` raises `UserError` where `compute` would, and at once; `keeps` asks for all samples, and `swept` to be
+    measured anew with each value of a sweep.
+    """
 
     compute: Callable[[Case], list[Result]]
-    refuse: Callable[[UnconditionalPipeline, RealImages | None], object]
+    refuse: Callable[[Any, RealImages | None], object]
     keeps: bool = False
+    swept: bool = False
+
+
+def draws_scenes(pipeline: Any, options: SamplerOptions, num_images: int, state: PartialState) -> list[Result]:
+    """How many of the scenes' prompts are right in all they say; in every process alike.
+
+    Half of them name combinations that training shows, half such as no training image shows.
+
+    Args:
+        pipeline: of a model of texts that makes RGB images.
+        options: of sampling.
+        num_images: prompts of both sorts together.
+        state: the processes, which draw them together.
+    """
+
+    def made(texts: list[str], indices: range) -> np.ndarray:
+        count = len(indices)
+        drawn = draw(pipeline, options, count, NoFeatures(), state, prompts=texts, prepare=rounded, keep=count)
+        return (drawn.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+    each = num_images // 2
+    results = []
+    for name, found in scene_alignment(made, count=each, seed=options.seed, batch_size=each).items():
+        right = found.attributes["all"]
+        title = f"Right in all they say, of {each} prompts of {name} combinations"
+        error = (right * (1 - right) / each) ** 0.5
+        results.append(Result(f"alignment_{name.replace(' ', '_')}", title, right, error, False))
+    return results
+
+
+def _alignment(case: Case) -> list[Result]:
+    return draws_scenes(case.pipeline, case.options, case.num_images, case.state)
+
+
+def check_scenes(channels: int) -> None:
+    """Refuse images of so many channels, of which the checker of scenes reads nothing.
+
+    Raises:
+        UserError: if they aren't RGB.
+    """
+    if channels != 3:
+        raise UserError(f"--metrics alignment: is read off RGB images; these have {channels} channels")
 
 
 def _likelihood(case: Case) -> list[Result]:
@@ -96,6 +149,7 @@ def _raw(pipeline: UnconditionalPipeline, held_out: RealImages | None, rows: np.
 EXTRAS: dict[str, Extra] = {
     "likelihood": Extra(_likelihood, lambda model, held_out: bits_per_dim(**_raw(model, held_out, np.arange(0)))),
     "memorization": Extra(_memorization, lambda model, held_out: None, keeps=True),
+    "alignment": Extra(_alignment, lambda model, held_out: check_scenes(model.channels), swept=True),
     "bound": Extra(
         _bound, lambda model, held_out: variational_bound(**_raw(model, held_out, np.arange(1)), num_timesteps=2)
     ),

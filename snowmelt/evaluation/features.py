@@ -49,6 +49,7 @@ class HubFeatures:
         name: its repository on the Hub, or a local folder.
         channels: of the images.
         device: where it computes.
+        flag: the option that names it.
 
     Raises:
         UserError: if it can't be loaded, lacks weights, or the images are of no kind that it takes.
@@ -57,8 +58,9 @@ class HubFeatures:
     accuracy = None
     head = None
 
-    def __init__(self, name: str, channels: int, device: torch.device) -> None:
-        _check_channels(name, channels)
+    def __init__(self, name: str, channels: int, device: torch.device, flag: str = "--features") -> None:
+        others = OTHERS if flag == "--features" else "give a model's local folder"
+        _check_channels(f"{flag} {name}", channels)
         try:
             settings = BaseImageProcessor.get_image_processor_dict(name)[0]
             self.net, report = AutoModel.from_pretrained(name, output_loading_info=True)
@@ -68,12 +70,12 @@ class HubFeatures:
             self._size = _side(settings)
         except Exception as error:  # whatever transformers raises at files that anybody may have written
             reason = one_line(error)[:500]
-            raise UserError(f"--features {name}: transformers can't load such a model ({reason}); {OTHERS}") from error
+            raise UserError(f"{flag} {name}: transformers can't load such a model ({reason}); {others}") from error
         missing = set(report["missing_keys"])
         # Classifiers are often saved without the pooling layer, which would be made anew at random.
         self._pooled = not missing
         if any("pooler" not in key for key in missing):
-            raise UserError(f"--features {name}: {len(missing)} weights are missing from it, such as {min(missing)}")
+            raise UserError(f"{flag} {name}: {len(missing)} weights are missing from it, such as {min(missing)}")
         self._device = device
         self.net.to(device).eval()
         self.fingerprint = digest(self.net, missing)
@@ -108,7 +110,7 @@ class InceptionFeatures:
     accuracy = None
 
     def __init__(self, channels: int, device: torch.device) -> None:
-        _check_channels("inception", channels)
+        _check_channels("--features inception", channels)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
@@ -133,6 +135,17 @@ class InceptionFeatures:
     def head(self, features: Tensor) -> Tensor:
         """Features (B, 2048) to logits (B, 1008) of ImageNet's classes, without the bias, as the papers have it."""
         return (features.to(self._device) @ self._net.fc.weight.T).cpu()
+
+
+class NoFeatures:
+    """In place of others where no metric compares features: none of any image."""
+
+    accuracy = None
+    head = None
+    name = fingerprint = "none"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.empty(len(images), 0)
 
 
 def make_features(name: str, train: RealImages, held_out: RealImages | None, device: torch.device) -> FeatureExtractor:
@@ -188,8 +201,9 @@ def _side(settings: dict[str, Any]) -> int:
     return int(size or 224)
 
 
-def _check_channels(name: str, channels: int) -> None:
+def _check_channels(option: str, channels: int) -> None:
     if channels not in IMAGE_CHANNELS:
         raise UserError(
-            f"--features {name}: takes gray, RGB and RGBA; these images have {channels} channels; take classifier"
+            f"{option}: takes gray, RGB and RGBA; these images have {channels} channels"
+            + ("; take classifier" if option.startswith("--features") else "")
         )

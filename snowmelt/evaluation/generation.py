@@ -1,21 +1,27 @@
-"""Samples of a pipeline and their features, drawn by all processes together."""
+"""Samples of a pipeline and what is measured of each, drawn by all processes together: by class, or by caption."""
 
 import contextlib
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from pipelines.base import ImagePipeline
 from pipelines.score_sde import ODE
-from pipelines.unconditional import UnconditionalPipeline
+from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError, one_line
+from snowmelt.evaluation.clip import ClipScore
 from snowmelt.evaluation.features import FeatureExtractor
+from snowmelt.evaluation.real import RealImages
+from snowmelt.evaluation.table import Images
 from snowmelt.loading import SamplerOptions, sample
 
 
@@ -24,14 +30,12 @@ class Samples:
     """Images 0 to N - 1 of a seed.
 
     Attributes:
-        features: (N, D).
-        labels: (N,) the classes that were asked for, None for an unconditional model.
+        measured: what the metrics are of: features, the classes that were asked for, scores by captions.
         images: (n, C, H, W), the first n of them, float32 in [0, 1].
         seconds: that it took, features included.
     """
 
-    features: Tensor
-    labels: Tensor | None
+    measured: Images
     images: Tensor
     seconds: float
 
@@ -58,7 +62,7 @@ def check_memory(count: int, numbers: int) -> None:
         )
 
 
-def evaluations(pipeline: UnconditionalPipeline, options: SamplerOptions, **arguments: Any) -> int:
+def evaluations(pipeline: ImagePipeline, options: SamplerOptions, **arguments: Any) -> int:
     """Evaluations of the network per image, found by beginning to sample one, or by sampling it with an adaptive ODE.
 
     Args:
@@ -98,8 +102,38 @@ def turns(count: int, state: PartialState) -> list[int]:
     return [(state.process_index + i * state.num_processes) % count for i in range(each)]
 
 
+def captioned_rows(images: int, count: int) -> np.ndarray:
+    """Rows (count,) of captioned images whose captions `count` samples take: all in order and again, or, of more, some.
+
+    Those are spread evenly, since data sets are often sorted.
+    """
+    return np.arange(count) % images if count >= images else np.arange(count) * images // count
+
+
+def prompts_of(captions: Captions, count: int) -> list[str]:
+    """The prompts of `count` samples: of each of `captioned_rows` the first caption."""
+    return [captions.of(row)[0] for row in captioned_rows(len(captions), count).tolist()]
+
+
+def real_scores(images: RealImages, rows: np.ndarray, clip: ClipScore, batch_size: int) -> Tensor:
+    """How well real images fit their own captions, of which the first is taken.
+
+    Args:
+        images: with captions.
+        rows: those to score, (B,).
+        clip: the model that scores them.
+        batch_size: images in a pass, at most.
+
+    Returns:
+        (B,).
+    """
+    parts = np.split(rows, range(batch_size, len(rows), batch_size))
+    assert images.captions is not None  # or there are no scores
+    return torch.cat([clip(images.batch(part), [images.captions.of(row)[0] for row in part]) for part in parts])
+
+
 def draw(
-    pipeline: UnconditionalPipeline,
+    pipeline: Any,
     options: SamplerOptions,
     count: int,
     extractor: FeatureExtractor,
@@ -107,9 +141,11 @@ def draw(
     *,
     prepare: Callable[[Tensor], Tensor],
     keep: int,
+    prompts: Sequence[str] = (),
+    clip: ClipScore | None = None,
     **arguments: Any,
 ) -> Samples:
-    """Sample images 0 to count - 1, classes in turn.
+    """Sample images 0 to count - 1: of a model of texts those of the prompts, else of all classes in turn.
 
     Batches are the same whatever the number of processes, and so to the last bit are the results; each process has all
     of them in the end.
@@ -122,22 +158,30 @@ def draw(
         state: the processes.
         prepare: makes of images (B, C, H, W) in [0, 1] what the extractor sees and what is kept.
         keep: how many images to return.
+        prompts: of the images, as many as these, for a model of texts.
+        clip: scores the images by them.
         arguments: further ones of the pipeline.
     """
     start = time.monotonic()
     batches = [range(i, min(i + options.batch_size, count)) for i in range(0, count, options.batch_size)]
     own = []
     for batch in (batches[i] for i in turns(len(batches), state)):
-        images = prepare(sample(pipeline, options, batch, output_type="pt", **arguments).images.float().cpu())
-        own.append((batch.start, extractor(images), images[: max(0, keep - batch.start)]))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "prompt of .* tokens cut")  # of thousands
+            drawn = sample(pipeline, options, batch, prompts=prompts, output_type="pt", **arguments)
+        images = prepare(drawn.images.float().cpu())
+        scores = clip(images, prompts[batch.start : batch.stop]) if clip else None
+        own.append((batch.start, extractor(images), scores, images[: max(0, keep - batch.start)]))
     parts = sorted({part[0]: part for part in gather_object(own)}.values(), key=lambda part: part[0])
-    classes = pipeline.num_classes
-    return Samples(
-        features=torch.cat([features for _, features, _ in parts]),
+    classes = 0 if prompts else pipeline.num_classes
+    _, features, found, kept = zip(*parts, strict=True)
+    measured = Images(
+        torch.cat(features),
         labels=torch.arange(count) % classes if classes else None,
-        images=torch.cat([images for _, _, images in parts]),
-        seconds=time.monotonic() - start,
+        clip_scores=torch.cat(found) if clip else None,
+        clip=clip.features.name if clip else "",
     )
+    return Samples(measured, torch.cat(kept), time.monotonic() - start)
 
 
 def rounded(images: Tensor) -> Tensor:

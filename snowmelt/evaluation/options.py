@@ -9,9 +9,11 @@ from typing import Any
 from snowmelt.config import option
 from snowmelt.errors import UserError
 from snowmelt.loading import PipelineOptions, SamplerOptions, checkpoints
+from snowmelt.options import METRICS as COMPARED
 from snowmelt.options import ImageOptions
+from snowmelt.text.options import CLIP, CLIP_HELP, TEXT_METRICS, CaptionColumnOptions, check_alignment
 
-METRICS = ("fd", "fd_inf", "kid", "is", "prdc", "accuracy", "memorization", "likelihood", "bound")
+METRICS = (*COMPARED, *TEXT_METRICS, "memorization", "likelihood", "bound")
 
 
 def _sampler(value: str) -> dict[str, Any]:
@@ -40,19 +42,21 @@ HOW = {"sampler": "NAME:STEPS", "predictor": "NAME:CORRECTOR_STEPS:STEPS"}
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(SamplerOptions, ImageOptions, PipelineOptions):
+class EvaluateConfig(SamplerOptions, CaptionColumnOptions, ImageOptions, PipelineOptions):
     """Evaluation."""
 
     split: str = option("train", "split of the images that samples are compared with")
     held_out_split: str | None = option(
         None,
-        "split that the model wasn't trained on: for the real-data baseline, likelihood, memorization, the classifier",
+        "split that the model wasn't trained on: for the real-data baseline, likelihood, memorization, the classifier, "
+        "and the captions of a model of texts",
     )
     num_images: int = option(5000, "images to sample", minimum=2)
     metrics: list[str] = option(["fd", "kid", "prdc"], f"of {' '.join(METRICS)}")
     features: str = option(
         "classifier", "trained on the labelled data itself; 'inception', or a vision model of transformers"
     )
+    clip_model_name_or_path: str = option(CLIP, CLIP_HELP)
     likelihood_images: int = option(200, "held-out images for likelihood and bound, which take long", minimum=2)
     sweep: list[str] = option(
         [],
@@ -69,6 +73,7 @@ class EvaluateConfig(SamplerOptions, ImageOptions, PipelineOptions):
         for name in ("likelihood", "bound"):
             if name in self.metrics and self.held_out_split is None:
                 raise UserError(f"--metrics {name}: is that of images not trained on; name them with --held_out_split")
+        check_alignment(self.metrics, self.dataset_name, "--metrics")
         if not self.metrics:
             raise UserError(f"--metrics: none given; take some of {', '.join(METRICS)}")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from snowmelt.data.cache import ImageCache
+from snowmelt.data.captions import Captions
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class RealImages:
         cache: the decoded images.
         split: their name.
         value_range: the values that are shown as 0 and 1.
+        captions: of the images, for a model of texts.
     """
 
     cache: ImageCache
     split: str
     value_range: tuple[float, float]
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.cache)

@@ -82,14 +82,15 @@ class Report:
         accuracy = self.features.get("accuracy")
         config = f" ({data['config']})" if data["config"] else ""
         facts = {
-            "samples": f"{self.num_images:,}",
+            "samples": f"{self.num_images:,}"
+            + (f", of captions of split {data['captions']}" if "captions" in data else ""),
             "compared with": f"{data['num_images']:,} images of {data['name']}{config}, split {data['split']}",
             "features": self.features["name"] + (f"; recognises {accuracy:.2%} of held-out images" if accuracy else ""),
             "sampler": f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps, {sampler['nfe']} network "
             f"evaluations, guidance {sampler['guidance_scale']:g}, eta {sampler['eta']:g}, seed {sampler['seed']}",
         }
         lines = [f"# Evaluation of {self.model}", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in facts.items()]
+        lines += [f"| {name} | {value} |" for name, value in facts.items() if value != "none"]
         lines += [f"\n**{warning}**" for warning in self.warnings]
         lines += ["", "## Results", "", *self._table()]
         for parameter, points in self._sweeps().items():

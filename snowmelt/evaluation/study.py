@@ -1,6 +1,8 @@
 """An evaluation from options to report, by one process or several."""
 
+import inspect
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +11,30 @@ from accelerate import PartialState
 
 from pipelines import IMAGE_CHANNELS, image_grid
 from pipelines.backbones import trained_size
+from pipelines.base import ImagePipeline
+from pipelines.text import max_tokens
+from pipelines.text2img import TextPipeline
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.config import on_hub
+from snowmelt.data.captions import load_captioned
 from snowmelt.data.sources import load_images
 from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
 from snowmelt.evaluation.classifier import FEATURES
+from snowmelt.evaluation.clip import ClipScore
 from snowmelt.evaluation.extras import EXTRAS, Case
-from snowmelt.evaluation.features import make_features
-from snowmelt.evaluation.generation import Samples, check_memory, draw, evaluations, rounded
+from snowmelt.evaluation.features import NoFeatures, make_features
+from snowmelt.evaluation.generation import (
+    Samples,
+    captioned_rows,
+    check_memory,
+    draw,
+    evaluations,
+    prompts_of,
+    real_scores,
+    rounded,
+)
 from snowmelt.evaluation.metrics import frechet_bias
 from snowmelt.evaluation.options import EvaluateConfig, Setting, settings_of
 from snowmelt.evaluation.real import RealImages
@@ -29,6 +45,7 @@ from snowmelt.guidance_model import guidance_arguments
 from snowmelt.loading import choose_pipeline, set_scheduler
 from snowmelt.model_source import find_source
 from snowmelt.options import DataOptions, ImageOptions
+from snowmelt.text.options import CaptionColumnOptions
 
 GRID_IMAGES = 64
 ENOUGH = 10
@@ -55,36 +72,48 @@ class Study:
         # Of what follows, each is quicker than the next: options, the model, the data, a classifier trained on them.
         self.source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
         pipeline = self.pipeline(config)
-        table.check_features(config.metrics, config.features, pipeline.num_classes)
+        self.by_text = isinstance(pipeline, TextPipeline)
+        classes = 0 if self.by_text else pipeline.num_classes
+        self._check_text()
+        table.check_features(config.metrics, config.features, classes)
         shape = self._shape(pipeline)
         kept = math.prod(shape) if self._keeps() else 0
-        check_memory(config.num_images, kept + FEATURES)
+        compared, scored = self._keeps() or table.compares_features(config.metrics), "clip_score" in config.metrics
+        # What is of no samples needs no more than are shown.
+        self.count = config.num_images if compared or scored else min(config.num_images, GRID_IMAGES)
+        check_memory(self.count, kept + FEATURES)
         self.nfe = [self._evaluations(setting.config) for setting in self.settings]
-        self.real = self._load(pipeline, Split(config.split))
         held_out = config.held_out_split and Split(config.held_out_split, "held_out_split")
-        self.held_out = self._load(pipeline, held_out) if held_out else None
+        self.real = self._load(pipeline, Split(config.split), captions=self.by_text and not held_out)
+        self.held_out = self._load(pipeline, held_out, captions=self.by_text) if held_out else None
+        self.prompted = (self.held_out or self.real) if self.by_text else None
+        captions = self.prompted.captions if self.prompted else None
+        self.prompts = prompts_of(captions, self.count) if captions else []
         table.check_counts(config.metrics, config.num_images, len(self.real))
-        table.check_classes(config.metrics, pipeline.num_classes, len(self.real.cache.class_names or []))
+        table.check_classes(config.metrics, classes, len(self.real.cache.class_names or []))
         for name in config.metrics:
             if name in EXTRAS:
                 EXTRAS[name].refuse(pipeline, self.held_out)
-        self.extractor = make_features(config.features, self.real, self.held_out, state.device)
+        self.clip = ClipScore(config.clip_model_name_or_path, shape[0], state.device) if scored else None
+        self.extractor = (
+            make_features(config.features, self.real, self.held_out, state.device) if compared else NoFeatures()
+        )
         self.reference = Reference(features_of(self.real, self.extractor, config.batch_size), config.split)
         table.check_counts(config.metrics, config.num_images, len(self.real), self.reference.features.shape[1])
-        check_memory(config.num_images, kept + self.reference.features.shape[1])
+        check_memory(self.count, kept + self.reference.features.shape[1])
         self.report = self._begin(pipeline)
 
-    def pipeline(self, config: EvaluateConfig) -> UnconditionalPipeline:
+    def pipeline(self, config: EvaluateConfig) -> Any:
         """The model as a setting has it, on this process's device.
 
         Raises:
-            UserError: for a model of text, or as `choose_pipeline` and `set_scheduler`.
+            UserError: for a model of another kind, or as `choose_pipeline` and `set_scheduler`.
         """
         pipeline = choose_pipeline(config)
-        if not isinstance(pipeline, UnconditionalPipeline):
+        if not isinstance(pipeline, UnconditionalPipeline | TextPipeline):
             raise UserError(
-                f"--model: {config.model} is a {type(pipeline).__name__}; evaluated are models without a condition or "
-                "by class"
+                f"--model: {config.model} is a {type(pipeline).__name__}; evaluated are models without a condition, by "
+                "class or by text"
             )
         set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
         pipeline.set_progress_bar_config(disable=True)
@@ -93,9 +122,8 @@ class Study:
     def run(self) -> Report:
         """Sample, measure and write the report, anew after each value of a sweep."""
         config, report = self.config, self.report
-        extras = [EXTRAS[name] for name in config.metrics if name in EXTRAS]
         pipeline = self.pipeline(config)
-        keep = config.num_images if self._keeps() else GRID_IMAGES
+        keep = self.count if self._keeps() else GRID_IMAGES
         samples = self._draw(pipeline, self.settings[0], keep)
         if self.state.is_main_process:
             report.baseline = self._baseline()
@@ -104,14 +132,20 @@ class Study:
             if pipeline.channels in IMAGE_CHANNELS:
                 pixels = (samples.images[:GRID_IMAGES] * 255).round().byte().permute(0, 2, 3, 1).numpy()
                 image_grid(pixels).save(config.folder / "samples.png")
-        for extra in extras:
-            report.results += extra.compute(self._case(pipeline, samples.images))
+        case = self._case(pipeline, config, samples)
+        extras = {name: EXTRAS[name].compute(case) for name in config.metrics if name in EXTRAS}
+        report.results += [result for results in extras.values() for result in results]
         self._save()
         for setting, nfe in zip(self.settings[1:], self.nfe[1:], strict=True):
             # A value that is the configuration's own needs no new samples.
-            drawn = samples if setting.config == config else self._draw(self.pipeline(setting.config), setting, 0)
+            drawn, swept = samples, {name: found for name, found in extras.items() if EXTRAS[name].swept}
+            if setting.config != config:
+                pipeline = self.pipeline(setting.config)
+                drawn = self._draw(pipeline, setting, 0)
+                case = self._case(pipeline, setting.config, drawn)
+                swept = {name: EXTRAS[name].compute(case) for name in swept}
             if self.state.is_main_process:
-                results = self._compare(drawn)
+                results = self._compare(drawn) + [result for found in swept.values() for result in found]
                 report.sweep.append(SweepPoint(setting.parameter, setting.shown, nfe, drawn.seconds, results))
                 self._save()
         return report
@@ -124,7 +158,16 @@ class Study:
         """Whether a metric needs all samples."""
         return any(EXTRAS[name].keeps for name in self.config.metrics if name in EXTRAS)
 
-    def _shape(self, pipeline: UnconditionalPipeline) -> tuple[int, int, int]:
+    def _check_text(self) -> None:
+        """Refuse options and metrics of captions where the model takes none."""
+        for name in CaptionColumnOptions.fields():
+            if getattr(self.config, name) and not self.by_text:
+                raise UserError(
+                    f"--{name}: is for a model that makes images from texts, and this takes none; leave it out"
+                )
+        table.check_text(self.config.metrics, self.by_text)
+
+    def _shape(self, pipeline: ImagePipeline) -> tuple[int, int, int]:
         """(C, R, R) of the model's images."""
         side, other = trained_size(pipeline.network)
         if side is None or side != other or side < 1:
@@ -132,34 +175,38 @@ class Study:
             raise UserError(f"--model: its network is of sample_size {size}; only square images can be evaluated")
         return pipeline.channels, side * pipeline.vae_scale_factor, side * pipeline.vae_scale_factor
 
-    def _load(self, pipeline: UnconditionalPipeline, split: Split) -> RealImages:
-        """A split in the model's size, channels and units."""
+    def _load(self, pipeline: ImagePipeline, split: Split, *, captions: bool) -> RealImages:
+        """A split in the model's size, channels and units, and perhaps its captions."""
         resolution = self._shape(pipeline)[1]
         given = {name: getattr(self.config, name) for name in ImageOptions.fields()}
-        cache = load_images(DataOptions(**given, split=split.spec, resolution=resolution, center_crop=True), split)
+        options, texts = DataOptions(**given, split=split.spec, resolution=resolution, center_crop=True), None
+        if captions:
+            column, skip_empty = self.config.caption_column, self.config.skip_empty_captions
+            cache, texts = load_captioned(options, column, skip_empty=skip_empty, split=split)
+        else:
+            cache = load_images(options, split)
         if cache.channels != pipeline.channels:
             raise UserError(
                 f"{split}: images of {cache.channels} channels, but the model's have {pipeline.channels}; give "
                 "the data that it was trained on, with the same --channels"
             )
-        return RealImages(cache, split.spec, pipeline.config.get("value_range") or cache.value_range)
+        return RealImages(cache, split.spec, pipeline.config.get("value_range") or cache.value_range, texts)
 
-    def _draw(self, pipeline: UnconditionalPipeline, setting: Setting, keep: int) -> Samples:
+    def _draw(self, pipeline: ImagePipeline, setting: Setting, keep: int) -> Samples:
         prepare = rounded if self.real.cache.dtype == "uint8" else torch.clone
-        count, options = self.config.num_images, setting.config
-        guidance = self._guidance(pipeline, options)
-        return draw(pipeline, options, count, self.extractor, self.state, prepare=prepare, keep=keep, **guidance)
+        options = setting.config
+        arguments = {"prompts": self.prompts, "clip": self.clip} | self._guidance(pipeline, options)
+        return draw(pipeline, options, self.count, self.extractor, self.state, prepare=prepare, keep=keep, **arguments)
 
-    def _guidance(self, pipeline: UnconditionalPipeline, config: EvaluateConfig) -> dict[str, Any]:
+    def _guidance(self, pipeline: ImagePipeline, config: EvaluateConfig) -> dict[str, Any]:
         return guidance_arguments(config, pipeline, config.guidance_scale, self.state.device)
 
     def _evaluations(self, config: EvaluateConfig) -> int:
         pipeline = self.pipeline(config)
-        return evaluations(pipeline, config, **self._guidance(pipeline, config))
+        return evaluations(pipeline, config, prompts=[""] * self.by_text, **self._guidance(pipeline, config))
 
     def _compare(self, samples: Samples) -> list[table.Result]:
-        images = Images(samples.features, samples.labels)
-        return table.compare(self.config.metrics, images, self.reference, self.extractor, self.config.seed)
+        return table.compare(self.config.metrics, samples.measured, self.reference, self.extractor, self.config.seed)
 
     def _baseline(self) -> dict[str, list[table.Result]]:
         """What real images get: those of the reference, and as many held-out ones."""
@@ -167,17 +214,24 @@ class Study:
         real = Images(self.reference.features, self.real.labels)
         own, results = table.baseline(config.metrics, config.num_images, real, self.reference, extractor, config.seed)
         found = {own: results}
-        if self.held_out is not None:
-            features = features_of(self.held_out, extractor, config.batch_size)
+        # Without a held-out split, images of the reference are beside the model's by their captions alone.
+        others, metrics = (self.held_out, config.metrics) if self.held_out else (self.prompted, ["clip_score"])
+        if others is not None:
+            features = features_of(others, extractor, config.batch_size)
             rows = np.random.default_rng([config.seed, 2]).permutation(len(features))[: config.num_images]
-            held_out = Images(features, self.held_out.labels).of(torch.from_numpy(rows))
-            title = f"{len(rows):,} images of {self.held_out.split}"
-            found[title] = table.compare(config.metrics, held_out, self.reference, extractor, config.seed)
-        return found
+            if self.prompted:
+                rows = np.unique(captioned_rows(len(others), config.num_images))
+            scores = real_scores(others, rows, self.clip, config.batch_size) if self.clip else None
+            images = Images(features, others.labels).of(torch.from_numpy(rows))
+            images = replace(images, clip_scores=scores)
+            title = f"{len(rows):,} images of {others.split}"
+            found[title] = table.compare(metrics, images, self.reference, extractor, config.seed)
+        return {title: results for title, results in found.items() if results}
 
-    def _warnings(self, classes: int) -> list[str]:
-        """What makes the figures less than they seem, for a model of so many classes."""
+    def _warnings(self, pipeline: Any) -> list[str]:
+        """What makes the figures less than they seem."""
         found = []
+        classes = 0 if self.by_text else pipeline.num_classes
         count, dimensions = min(self.config.num_images, len(self.reference)), self.reference.features.shape[1]
         if "fd" in self.config.metrics and count < ENOUGH * dimensions:
             bias = frechet_bias(self.reference.features, count, len(self.reference))
@@ -192,9 +246,14 @@ class Study:
                     f"The classes of split {self.real.split} are uneven ({counts.min():,} to {counts.max():,} images), "
                     "and samples take them in turn: that alone moves the distances."
                 )
+        if self.by_text:
+            most = max_tokens(pipeline.text_encoder, pipeline.tokenizer)
+            tokens = pipeline.tokenizer(self.prompts, verbose=False)["input_ids"]
+            if cut := sum(len(ids) > most for ids in tokens):
+                found.append(f"{cut:,} of {len(tokens):,} captions are cut to the {most} tokens that the model reads.")
         return found
 
-    def _begin(self, pipeline: UnconditionalPipeline) -> Report:
+    def _begin(self, pipeline: Any) -> Report:
         """A report of what is going to be measured."""
         config = self.config
         model = str(config.model) + (f" ({self.source.checkpoint})" if self.source.checkpoint else "")
@@ -206,6 +265,7 @@ class Study:
         guide = f"guided by {config.guidance_model or 'its own'}" if config.is_autoguided else ""
         guide += f" checkpoint {config.guidance_checkpoint}" if config.guidance_checkpoint else ""
         guide += f" EMA {config.guidance_ema:g}" if config.guidance_ema else ""
+        own_scale = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
         return Report(
             model=model,
             weights=self.source.digest(),
@@ -217,21 +277,22 @@ class Study:
                 "config": config.dataset_config_name,
                 "split": config.split,
                 "num_images": len(self.real),
+                **({"captions": self.prompted.split} if self.prompted else {}),
             },
-            num_images=config.num_images,
+            num_images=self.count,
             features=features,
             sampler={
                 "scheduler": ", ".join(filter(None, (scheduler, churn, guide))),
                 "num_inference_steps": config.num_inference_steps,
                 "nfe": self.nfe[0],
-                "guidance_scale": 1.0 if config.guidance_scale is None else config.guidance_scale,
+                "guidance_scale": own_scale if config.guidance_scale is None else config.guidance_scale,
                 "eta": config.eta,
                 "seed": config.seed,
             },
-            warnings=self._warnings(pipeline.num_classes),
+            warnings=self._warnings(pipeline),
         )
 
-    def _case(self, pipeline: UnconditionalPipeline, samples: torch.Tensor) -> Case:
-        names = ("seed", "batch_size", "likelihood_images", "folder")
+    def _case(self, pipeline: Any, options: EvaluateConfig, samples: Samples) -> Case:
+        names = ("seed", "batch_size", "likelihood_images", "num_images", "folder")
         given = {name: getattr(self.config, name) for name in names}
-        return Case(pipeline, samples, self.real, self.held_out, self.extractor, self.state, **given)
+        return Case(pipeline, options, samples.images, self.real, self.held_out, self.extractor, self.state, **given)

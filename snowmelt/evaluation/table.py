@@ -9,10 +9,14 @@ from torch import Tensor
 
 from snowmelt.errors import UserError
 from snowmelt.evaluation import metrics
+from snowmelt.evaluation.clip import clip_score
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.metrics import Estimate
 from snowmelt.evaluation.reference import Reference
+from snowmelt.text.options import TEXT_METRICS
 
+WITHOUT_TEXT = ("likelihood", "bound")
+"""Metrics of models that take no text."""
 HEADS = ("classifier", "inception")
 """Features, as `--features` names them, whose network is a classifier."""
 PRDC_IMAGES = 10_000
@@ -37,14 +41,19 @@ class Images:
     Attributes:
         features: (N, D).
         labels: (N,) the classes that they should be of, where that is known.
+        clip_scores: (N,) by their captions, where they were scored.
+        clip: the name of the model that scored them.
     """
 
     features: Tensor
-    labels: Tensor | None
+    labels: Tensor | None = None
+    clip_scores: Tensor | None = None
+    clip: str = ""
 
     def of(self, rows: Tensor) -> "Images":
         """The images of these rows."""
-        return Images(self.features[rows], None if self.labels is None else self.labels[rows])
+        labels, scores = (None if given is None else given[rows] for given in (self.labels, self.clip_scores))
+        return Images(self.features[rows], labels, scores, self.clip)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Metric:
         head: whether the extractor must have one.
         labels: whether the model must have classes, and the extractor know them.
         per_feature: the fewest images per dimension of the features.
+        features: whether it is of features at all.
     """
 
     compute: Callable[[Images, Reference, FeatureExtractor, int], list[Result]]
@@ -64,6 +74,7 @@ class Metric:
     head: bool = False
     labels: bool = False
     per_feature: int = 0
+    features: bool = True
 
 
 def _frechet(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
@@ -107,6 +118,13 @@ def _accuracy(images: Images, reference: Reference, extractor: FeatureExtractor,
     return [_result("accuracy", "Recognised as their class", value, False, extractor)]
 
 
+def _clip_score(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
+    if images.clip_scores is None:
+        return []
+    value = clip_score(images.clip_scores)
+    return [Result("clip_score", f"CLIP score ({images.clip})", value.value, value.error, False)]
+
+
 COMPARISONS: dict[str, Metric] = {
     "fd": Metric(_frechet),
     "fd_inf": Metric(_frechet_at_infinity, per_feature=5),
@@ -114,8 +132,27 @@ COMPARISONS: dict[str, Metric] = {
     "is": Metric(_inception_score, minimum=20, head=True),
     "prdc": Metric(_prdc, minimum=6),
     "accuracy": Metric(_accuracy, head=True, labels=True),
+    "clip_score": Metric(_clip_score, features=False),
 }
-"""What compares any images with the reference: the model's, and for the baseline real ones."""
+"""What compares any images with the reference, or their captions: the model's, and for the baseline real ones."""
+
+
+def compares_features(names: list[str]) -> bool:
+    """Whether a metric is of features."""
+    return any(name in COMPARISONS and COMPARISONS[name].features for name in names)
+
+
+def check_text(names: list[str], by_text: bool) -> None:
+    """Refuse metrics of texts where the model takes none, and those that it hasn't because it does.
+
+    Raises:
+        UserError: naming the first such metric.
+    """
+    found = [name for name in names if name in (WITHOUT_TEXT if by_text else TEXT_METRICS)]
+    if found and by_text:
+        raise UserError(f"--metrics {found[0]}: is of models without a condition or by class; leave it out")
+    if found:
+        raise UserError(f"--metrics {found[0]}: is of images made from texts, and the model takes none; leave it out")
 
 
 def check_counts(names: list[str], num_images: int, reference: int, dimensions: int = 0) -> None:

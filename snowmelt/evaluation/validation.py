@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,19 +17,29 @@ from snowmelt.augmentation import Augmentation
 from snowmelt.data.loader import VALIDATION, Cache
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
-from snowmelt.evaluation.features import make_features
-from snowmelt.evaluation.generation import draw, rounded, turns
+from snowmelt.evaluation.clip import FLAG, ClipScore
+from snowmelt.evaluation.extras import check_scenes, draws_scenes
+from snowmelt.evaluation.features import NoFeatures, make_features
+from snowmelt.evaluation.generation import draw, prompts_of, rounded, turns
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.files import read_mapping
 from snowmelt.loading import SamplerOptions
 from snowmelt.objectives import StepContext
-from snowmelt.options import UnconditionalConfig
+from snowmelt.options import UnconditionalConfig, ValidationOptions
 from snowmelt.sample_grids import few_steps
 from snowmelt.tasks.diffusion import DiffusionTask
 from snowmelt.tasks.task import Networks
-from snowmelt.tasks.unconditional import UnconditionalTask
+from snowmelt.text.caption_conditioning import CaptionConditioning
+from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import plot_evaluations, read_metrics
+
+if TYPE_CHECKING:  # each is for one script
+    from snowmelt.tasks.text_to_image import CaptionTask
+    from snowmelt.tasks.unconditional import UnconditionalTask
+
+Judged: TypeAlias = "UnconditionalTask | CaptionTask"
+JudgedConfig = UnconditionalConfig | TextToImageConfig
 
 BEST, NOTE = "best", "validation.json"
 BATCH = 256
@@ -39,17 +49,17 @@ LEAST, MOST = 1024, 8192
 
 
 class ValidationLoss:
-    """The task's loss on held-out images: each time with the same noise, at the same levels, evenly spread.
+    """The task's loss on held-out images: each time of the same noise and captions, at the same levels, spread evenly.
 
     Args:
-        task: what is trained.
-        fields: the held-out images, or their latents, as `image`, and what else the task needs of a batch.
+        task: what is trained, with the conditioning of the held-out images.
+        fields: these, or their latents, as `image`, and what else the task needs of a batch.
         config: batch size, seed and flips.
         accelerator: the processes, which share the batches.
     """
 
     def __init__(
-        self, task: DiffusionTask, fields: dict[str, Cache], config: UnconditionalConfig, accelerator: Accelerator
+        self, task: DiffusionTask, fields: dict[str, Cache], config: ValidationOptions, accelerator: Accelerator
     ) -> None:
         objective = replace(task.objective, low_discrepancy=True, history=None)
         # Held-out images are not augmented, and the network's condition says so.
@@ -85,6 +95,7 @@ class ValidationLoss:
         if self.config.random_flip:
             none = torch.zeros(len(rows), dtype=torch.bool, device=device)
             batch = {name: self.fields[name].mirrored(values, none) for name, values in batch.items()}
+        batch["indices"] = torch.from_numpy(rows)
         if self.task.labels:
             labels = self.fields["image"].labels
             assert labels is not None  # make_conditioning refused
@@ -98,18 +109,19 @@ class SampleMetrics:
 
     Args:
         config: which metrics, samples and features.
-        task: what is trained, whose images the samples are compared with; others say how good a classifier is.
+        task: what is trained, whose images the samples are compared with; others say how good a classifier is, and
+            have the captions that samples are drawn by.
         accelerator: the processes.
 
     Raises:
         UserError: for a metric that there isn't, or that can't be had.
     """
 
-    def __init__(self, config: UnconditionalConfig, task: UnconditionalTask, accelerator: Accelerator) -> None:
-        train, held_out = task.images, task.held_out[0] if task.held_out else None
-        unknown = [name for name in config.eval_metrics if name not in table.COMPARISONS]
-        if unknown:
-            raise UserError(f"--eval_metrics: {unknown[0]!r} is not one of {', '.join(table.COMPARISONS)}")
+    def __init__(self, config: JudgedConfig, task: Judged, accelerator: Accelerator) -> None:
+        train, held_out = task.images, task.held_out.images if task.held_out else None
+        conditioning = (task.held_out and task.held_out.conditioning) or task.conditioning
+        captions = conditioning.captions if isinstance(conditioning, CaptionConditioning) else None
+        self.prompts = prompts_of(captions, config.eval_num_images) if captions else []
         self.config = config
         self.pipeline = task.pipeline
         real = RealImages(train, config.split, train.value_range)
@@ -117,13 +129,19 @@ class SampleMetrics:
         if held_out is not None:
             others = RealImages(held_out, config.validation_split or "held out", held_out.value_range)
         try:
-            classes = task.pipeline(task.networks).num_classes
+            classes = 0 if captions else task.pipeline(task.networks).num_classes
             table.check_features(config.eval_metrics, config.eval_features, classes)
             table.check_counts(config.eval_metrics, config.eval_num_images, len(train))
             table.check_classes(config.eval_metrics, classes, len(train.class_names or []))
-            self.extractor = make_features(config.eval_features, real, others, accelerator.device)
+            if "alignment" in config.eval_metrics:
+                check_scenes(train.channels)
+            scored, compared = "clip_score" in config.eval_metrics, table.compares_features(config.eval_metrics)
+            name, device = getattr(config, "eval_clip_model_name_or_path", ""), accelerator.device
+            self.clip = ClipScore(name, train.channels, device) if scored else None
+            self.extractor = make_features(config.eval_features, real, others, device) if compared else NoFeatures()
         except UserError as error:  # whose flags are those of evaluate.py
-            raise UserError(re.sub("--(metrics|features|num_images)", r"--eval_\1", str(error))) from error
+            names = f"--(metrics|features|num_images|{FLAG.removeprefix('--')})"
+            raise UserError(re.sub(names, r"--eval_\1", str(error))) from error
         self.reference = Reference(features_of(real, self.extractor, BATCH), config.split)
         self.prepare = rounded if train.dtype == "uint8" else torch.clone
 
@@ -135,11 +153,16 @@ class SampleMetrics:
             num_inference_steps=config.ddpm_num_inference_steps,
             seed=config.seed,
         )
-        samples = draw(
-            pipeline, options, config.eval_num_images, self.extractor, PartialState(), prepare=self.prepare, keep=0
-        )
-        images = table.Images(samples.features, samples.labels)
-        return table.compare(config.eval_metrics, images, self.reference, self.extractor, config.seed)
+        count, extractor, state = config.eval_num_images, self.extractor, PartialState()
+        arguments: dict[str, Any] = {"prompts": self.prompts, "clip": self.clip, "prepare": self.prepare, "keep": 0}
+        images, results = None, []
+        for name in config.eval_metrics:
+            if name == "alignment":
+                results += draws_scenes(pipeline, options, count, state)
+                continue
+            images = images or draw(pipeline, options, count, extractor, state, **arguments).measured
+            results += table.compare([name], images, self.reference, extractor, config.seed)
+        return results
 
 
 class Validation:
@@ -151,7 +174,7 @@ class Validation:
         metrics: of samples; the first of them decides, or else the loss.
     """
 
-    def __init__(self, config: UnconditionalConfig, loss: ValidationLoss | None, metrics: SampleMetrics | None) -> None:
+    def __init__(self, config: JudgedConfig, loss: ValidationLoss | None, metrics: SampleMetrics | None) -> None:
         self.config = config
         self.loss = loss
         self.metrics = metrics
@@ -243,7 +266,7 @@ class Validation:
             print(f"{self.folder / BEST} is of step {kept}, after {path.parent.name}; the next evaluation replaces it")
 
 
-def make_validation(config: UnconditionalConfig, task: UnconditionalTask, accelerator: Accelerator) -> Validation:
+def make_validation(config: JudgedConfig, task: Judged, accelerator: Accelerator) -> Validation:
     """The evaluation during training that the options ask for.
 
     Args:
@@ -256,8 +279,8 @@ def make_validation(config: UnconditionalConfig, task: UnconditionalTask, accele
     """
     loss = None
     if task.held_out:
-        images, data = task.held_out
-        given = task.held_out_given
+        images, data, conditioning, given = task.held_out
+        judged = replace(task, conditioning=conditioning or task.conditioning, given=given)
         fields = {"image": data} | (given.fields(images) if given else {})
-        loss = ValidationLoss(replace(task, given=given), fields, config, accelerator)
+        loss = ValidationLoss(judged, fields, config, accelerator)
     return Validation(config, loss, SampleMetrics(config, task, accelerator) if config.eval_metrics else None)

@@ -65,6 +65,7 @@ SAMPLER: dict[str, Kind] = {
     "seed": int,
 }
 DATASET: dict[str, Kind] = {"name": (str, type(None)), "split": str, "num_images": int, "config": (str, type(None))}
+CAPTIONS: dict[str, Kind] = {"captions": str}
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,8 @@ def _report(
     accuracy: dict[str, Kind] = {"accuracy": NUMBER} if "accuracy" in report["features"] else {}
     checked(f"{path}: features", report["features"], FEATURES | accuracy)
     checked(f"{path}: sampler", report["sampler"], SAMPLER)
-    dataset = checked(f"{path}: dataset", report["dataset"], DATASET)
+    by_text = CAPTIONS if "captions" in report["dataset"] else {}
+    dataset = checked(f"{path}: dataset", report["dataset"], DATASET | by_text)
     for result in [*report["results"], *report["baseline"]]:
         checked(f"{path}: results", result, RESULT)
     if report.get("weights") != weights_digest(folders):

@@ -1,7 +1,7 @@
 """What trainings of diffusion models share: the loss."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -36,6 +36,42 @@ def encode_images(
     data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
     accelerator.print(space.describe(data))
     return data
+
+
+class HeldOut(NamedTuple):
+    """Images that a network in training is judged by."""
+
+    images: ImageCache
+    """Decoded."""
+    data: Cache
+    """As the network sees them."""
+    conditioning: Conditioning | None = None
+    """Where the task's own knows the images of training alone: that of these."""
+    given: ConditionImages | None = None
+    """What these are made of, by a model of given images."""
+
+
+def hold_out(
+    space: PixelSpace | LatentSpace,
+    images: ImageCache,
+    conditioning: Conditioning | None,
+    config: TrainingConfig,
+    given: ConditionImages | None = None,
+) -> HeldOut:
+    """Images to judge by, as the network sees them.
+
+    Args:
+        space: that the network works in.
+        images: the decoded images.
+        conditioning: of these images, where they need one of their own.
+        config: flips and precision.
+        given: what the images are made of, by a model of given images.
+
+    Raises:
+        UserError: if the images can't be encoded.
+    """
+    data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
+    return HeldOut(images, data, conditioning, given)
 
 
 @dataclass(frozen=True)

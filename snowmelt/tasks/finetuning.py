@@ -7,14 +7,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from snowmelt.data.captions import load_captioned
+from snowmelt.data.held_out import load_captioned_splits
 from snowmelt.objectives import describe
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace
-from snowmelt.tasks.diffusion import encode_images
+from snowmelt.tasks.diffusion import encode_images, hold_out
 from snowmelt.tasks.task import Networks
 from snowmelt.tasks.text_to_image import CaptionTask
-from snowmelt.text.finetuning import channels, load_source, make_trainable
+from snowmelt.text.finetuning import channels, load_source, make_conditioning, make_trainable
 from snowmelt.text.lora import save_lora
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.text.prompt_grids import grid_prompts
@@ -38,7 +38,7 @@ class FinetuningTask(CaptionTask):
             UserError: for options, data or a pipeline that can't be trained on.
         """
         source = load_source(config)
-        images, captions = load_captioned(
+        (images, captions), others = load_captioned_splits(
             replace(config, channels=channels(source)),
             config.caption_column,
             skip_empty=config.skip_empty_captions,
@@ -48,6 +48,10 @@ class FinetuningTask(CaptionTask):
         space = LatentSpace(vae.to(accelerator.device), pixels, "--pretrained_model_name_or_path") if vae else pixels
         space.channels(images)  # or they don't fit, which is known before anything is made
         objective, conditioning, networks = make_trainable(config, source, captions, accelerator.device)
+        held_out = None
+        if others:
+            conditions = make_conditioning(config, source, others[1], dropout=0.0)
+            held_out = hold_out(space, others[0], conditions, config)
         check_steps(source.scheduler, config)
         accelerator.print(describe(config, objective))
         return cls(
@@ -57,6 +61,7 @@ class FinetuningTask(CaptionTask):
             data=encode_images(space, images, config, accelerator),
             networks=networks,
             images=images,
+            held_out=held_out,
             prompts=grid_prompts(config, captions),
             config=config,
             source=source,

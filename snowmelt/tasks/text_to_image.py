@@ -13,16 +13,17 @@ from pipelines.backbones import COMPONENTS
 from pipelines.text2img import TextPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.data.cache import ImageCache
-from snowmelt.data.captions import Captions, load_captioned
+from snowmelt.data.captions import Captions
+from snowmelt.data.held_out import load_captioned_splits
 from snowmelt.errors import UserError
 from snowmelt.objectives import describe, make_objective
 from snowmelt.objectives.paths import SdePath
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask, encode_images
+from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, encode_images, hold_out
 from snowmelt.tasks.task import Networks, Preview
-from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
-from snowmelt.text.embeddings import cache_root, caption_embeddings
+from snowmelt.text.caption_conditioning import CaptionConditioning
+from snowmelt.text.embeddings import cache_root
 from snowmelt.text.networks import TextConditionedNetwork, make_text_encoder
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.text.pretrained_encoder import load_text_encoder
@@ -48,12 +49,14 @@ class CaptionTask(DiffusionTask):
     Attributes:
         networks: what is trained: the network by its `component`, and perhaps `text_encoder`.
         images: that they are trained on, decoded.
+        held_out: others, where there are any, with their captions as conditions.
         prompts: of the images of previews.
         config: the options.
     """
 
     networks: dict[str, ModelMixin]
     images: ImageCache
+    held_out: HeldOut | None
     prompts: list[str]
     config: TextToImageConfig
 
@@ -118,7 +121,7 @@ class TextToImageTask(CaptionTask):
         if isinstance(objective.path, SdePath):
             raise UserError(f"--objective {config.objective}: is for train_unconditional.py; take another")
         vae = load_autoencoder(config.autoencoder) if config.autoencoder else None
-        images, captions = load_captioned(
+        (images, captions), others = load_captioned_splits(
             config, config.caption_column, skip_empty=config.skip_empty_captions, most=config.max_train_samples
         )
         pixels = PixelSpace(images.value_range)
@@ -143,13 +146,14 @@ class TextToImageTask(CaptionTask):
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         networks = {ARCHITECTURES[architecture].backbone.component: network}
-        tokens = token_tables(tokenizer, conditioning.texts)
         if config.text_encoder is None:
             networks["text_encoder"] = text_encoder
-            conditioning.use_tables(**tokens)
-        else:
-            embeddings = caption_embeddings(tokens, text_encoder.to(accelerator.device), cache_root(config))
-            conditioning.embed_with(network, tokens, embeddings)
+        frozen = None if config.text_encoder is None else text_encoder.to(accelerator.device)
+        conditioning.tabulate(tokenizer, network, frozen, cache_root(config))
+        held_out = None
+        if others:
+            conditions = CaptionConditioning(others[1], 0.0).tabulate(tokenizer, network, frozen, cache_root(config))
+            held_out = hold_out(space, others[0], conditions, config)
         accelerator.print(describe(config, objective))
         return cls(
             objective=objective,
@@ -158,6 +162,7 @@ class TextToImageTask(CaptionTask):
             data=encode_images(space, images, config, accelerator),
             networks=networks,
             images=images,
+            held_out=held_out,
             prompts=grid_prompts(config, captions),
             config=config,
             text_encoder=text_encoder,

@@ -27,14 +27,14 @@ from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
-from snowmelt.image_conditions import ConditionImages, make_condition_images, read_condition
+from snowmelt.image_conditions import make_condition_images, read_condition
 from snowmelt.objectives import describe, make_objective
 from snowmelt.objectives.paths import SdePath, StraightPath
 from snowmelt.options import UnconditionalConfig
 from snowmelt.reflow import find_teacher, make_pairs
 from snowmelt.sample_grids import check_steps, paired_grid, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask, encode_images
+from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, encode_images, hold_out
 from snowmelt.tasks.task import Networks, Preview
 
 BACKBONES: dict[str, tuple[str, Any, Any]] = {
@@ -51,18 +51,16 @@ class UnconditionalTask(DiffusionTask):
     Attributes:
         network: the network.
         images: that it is trained on, decoded.
-        held_out: others, decoded and as the network sees them, where there are any.
+        held_out: others, where there are any.
         config: the options.
         noise: where `data` are samples of a flow model, the noise of each.
-        held_out_given: what held-out images are made of.
     """
 
     network: Any
     images: ImageCache
-    held_out: tuple[ImageCache, Cache] | None
+    held_out: HeldOut | None
     config: UnconditionalConfig
     noise: Cache | None = None
-    held_out_given: ConditionImages | None = None
 
     @classmethod
     def make(cls, config: UnconditionalConfig, accelerator: Accelerator) -> "UnconditionalTask":
@@ -113,10 +111,10 @@ class UnconditionalTask(DiffusionTask):
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         # Those of reflow are made by a model, below.
-        data, judged = images if teacher else encode_images(space, images, config, accelerator), None
+        data = images if teacher else encode_images(space, images, config, accelerator)
+        judged = None
         if held_out:
-            flip, precision = config.random_flip, config.mixed_precision
-            judged = held_out, space.encode(held_out, random_flip=flip, mixed_precision=precision)
+            judged = hold_out(space, held_out, None, config, given and given.of_held_out(config, held_out))
         task = cls(
             objective=objective,
             space=space,
@@ -128,7 +126,6 @@ class UnconditionalTask(DiffusionTask):
             images=images,
             held_out=judged,
             config=config,
-            held_out_given=given.of_held_out(config, held_out) if given and held_out else None,
         )
         if teacher is None:
             return task
@@ -199,8 +196,8 @@ class UnconditionalTask(DiffusionTask):
         """Samples of the first images of the seed, classes in turn; or between given images and the real ones."""
         if self.given is not None:
             images, given = self.images, self.given
-            if self.held_out is not None and self.held_out_given is not None:
-                images, given = self.held_out[0], self.held_out_given
+            if self.held_out is not None and self.held_out.given is not None:
+                images, given = self.held_out.images, self.held_out.given
             rows = np.arange(min(self.config.eval_batch_size, len(images)))
             labels = images.labels[rows].tolist() if self.labels and images.labels is not None else None
             pairs = given.pairs(images, rows, self.config.seed)

@@ -1,6 +1,7 @@
 """Captions as conditions of a network, the empty one in place of those that are dropped."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from pipelines.text import text_conditions
 from snowmelt.data.captions import Captions
 from snowmelt.data.loader import to_device
+from snowmelt.text.embeddings import caption_embeddings
 
 CAPTION = 0xCA  # the purpose of the random numbers here, so that they are no others'
 
@@ -54,6 +56,27 @@ class CaptionConditioning:
         self._network = network
         masks = {name: table for name, table in tokens.items() if name == "attention_mask"}
         self.use_tables(encoder_hidden_states=embeddings, **masks)
+
+    def tabulate(
+        self, tokenizer: Any, network: Any, text_encoder: Any, root: Path, *, masked: bool = True
+    ) -> "CaptionConditioning":
+        """Set the tables of a model: tokens, or where its text encoder isn't trained what that says of them.
+
+        Args:
+            tokenizer: of the text encoder.
+            network: that is conditioned.
+            text_encoder: that stays as it is, on the device that it is to run on; None if it is trained.
+            root: where embeddings are kept; see `caption_embeddings`.
+            masked: whether the encoder masks padding.
+
+        Raises:
+            UserError: as `caption_embeddings`.
+        """
+        tokens = token_tables(tokenizer, self.texts, masked)
+        if text_encoder is None:
+            return self.use_tables(**tokens)
+        self.embed_with(network, tokens, caption_embeddings(tokens, text_encoder, root))
+        return self
 
     def draw(self, indices: Tensor, seed: int) -> np.ndarray:
         """Rows (B,) of `texts` for images `indices` (B,)."""

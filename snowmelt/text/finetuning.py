@@ -16,8 +16,8 @@ from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError, one_line
 from snowmelt.objectives import Objective
 from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
-from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
-from snowmelt.text.embeddings import cache_root, caption_embeddings
+from snowmelt.text.caption_conditioning import CaptionConditioning
+from snowmelt.text.embeddings import cache_root
 from snowmelt.text.lora import add_lora
 from snowmelt.text.options import TextToImageConfig
 
@@ -93,23 +93,38 @@ def make_trainable(
     )
     pipeline.register_modules(scheduler=pretrained_scheduler(pipeline.scheduler, objective))
     pipeline.to(device)
-    unet, text_encoder = pipeline.unet, pipeline.text_encoder
+    unet, text_encoder = pipeline.unet, pipeline.text_encoder.eval()
     trained = {"unet": unet} | ({"text_encoder": text_encoder} if config.train_text_encoder else {})
     text_encoder.requires_grad_(config.train_text_encoder)
     if config.gradient_checkpointing:
         for net in trained.values():
             (net.enable_gradient_checkpointing if net is unet else net.gradient_checkpointing_enable)()
 
-    conditioning = CaptionConditioning(captions, config.caption_dropout)
-    # Stable Diffusion's encoder sees padding as text, ours masks it.
-    tokens = token_tables(pipeline.tokenizer, conditioning.texts, masked=isinstance(pipeline, TextToImagePipeline))
-    if config.train_text_encoder:
-        conditioning.use_tables(**tokens)
-    else:
-        conditioning.embed_with(unet, tokens, caption_embeddings(tokens, text_encoder.eval(), cache_root(config)))
+    conditioning = make_conditioning(config, pipeline, captions, config.caption_dropout)
     if config.rank:
         add_lora(trained, config.rank, config.seed)
     return objective, conditioning, trained
+
+
+def make_conditioning(
+    config: TextToImageConfig, pipeline: Any, captions: Captions, dropout: float
+) -> CaptionConditioning:
+    """Captions as conditions of a pretrained pipeline's network.
+
+    Args:
+        config: whether its text encoder is trained.
+        pipeline: of `load_source`, on the device.
+        captions: of the images.
+        dropout: the fraction of captions dropped.
+
+    Raises:
+        UserError: as `caption_embeddings`.
+    """
+    frozen = None if config.train_text_encoder else pipeline.text_encoder
+    # Stable Diffusion's encoder sees padding as text, ours masks it.
+    masked = isinstance(pipeline, TextToImagePipeline)
+    conditioning = CaptionConditioning(captions, dropout)
+    return conditioning.tabulate(pipeline.tokenizer, pipeline.unet, frozen, cache_root(config), masked=masked)
 
 
 def _check(pipeline: Any, config: TextToImageConfig, flag: str) -> None:

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
-from snowmelt.options import DiffusionConfig, LatentOptions, ObjectiveOptions
+from snowmelt.options import METRICS, DiffusionConfig, LatentOptions, ObjectiveOptions, ValidationOptions
+
+TEXT_METRICS = ("clip_score", "alignment")
+"""Metrics of images that were made from texts."""
+CLIP = "openai/clip-vit-base-patch32"
+CLIP_HELP = "CLIP model of transformers that clip_score is by"
 
 OF_SCRATCH = (
     "backbone",
@@ -28,13 +33,19 @@ OF_PRETRAINED = ("revision", "non_ema_revision", "variant", "rank", "train_text_
 
 
 @dataclass(kw_only=True)
-class CaptionOptions(Config):
-    """Captions."""
+class CaptionColumnOptions(Config):
+    """Captions: where they are."""
 
     caption_column: str | None = option(
         None, "column of the captions, strings or lists of strings; found by name or type when not given"
     )
     skip_empty_captions: bool = option(False, "leave out images without a caption instead of stopping")
+
+
+@dataclass(kw_only=True)
+class CaptionOptions(CaptionColumnOptions):
+    """Captions in training."""
+
     max_train_samples: int | None = option(None, "train on the first so many images only", minimum=1)
     caption_dropout: float = option(
         0.1, "fraction of captions replaced by the empty one, for classifier-free guidance", minimum=0, below=1
@@ -103,6 +114,23 @@ class PromptOptions(Config):
 
 
 @dataclass(kw_only=True)
+class TextValidationOptions(ValidationOptions):
+    """Evaluation of images made from captions."""
+
+    eval_metrics: list[str] = option(
+        [],
+        "metrics of samples, as evaluate.py has them; the first decides which step is best",
+        choices=(*METRICS, *TEXT_METRICS),
+        resumable=True,
+    )
+    eval_clip_model_name_or_path: str = option(CLIP, CLIP_HELP, resumable=True, path=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_alignment(self.eval_metrics, self.dataset_name, "--eval_metrics")
+
+
+@dataclass(kw_only=True)
 class TextToImageConfig(
     PretrainedOptions,
     ObjectiveOptions,
@@ -110,6 +138,7 @@ class TextToImageConfig(
     TextModelOptions,
     PromptOptions,
     CaptionOptions,
+    TextValidationOptions,
     DiffusionConfig,
 ):
     """Train a text-to-image diffusion model, of pixels or latents, from scratch or from a pretrained one."""
@@ -127,3 +156,20 @@ class TextToImageConfig(
             if getattr(self, name) != self.fields()[name].default:
                 why = f"that of --pretrained_model_name_or_path {source} is taken; leave it out"
                 raise UserError(f"--{name}: {why if source else 'needs --pretrained_model_name_or_path'}")
+
+
+def check_alignment(metrics: list[str], dataset_name: str | None, flag: str) -> None:
+    """Refuse `alignment` where it can't be read off the images.
+
+    Args:
+        metrics: that are asked for.
+        dataset_name: of the data.
+        flag: that they were given by.
+
+    Raises:
+        UserError: for other data than the scenes.
+    """
+    if "alignment" in metrics and dataset_name != "scenes":
+        raise UserError(
+            f"{flag} alignment: is read off images of the embedded scenes; give --dataset_name scenes, or leave it out"
+        )

@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 
 from snowmelt.data.captions import Captions, caption_column, load_captioned
+from snowmelt.data.held_out import load_captioned_splits
 from snowmelt.errors import UserError
-from snowmelt.options import DataOptions
+from snowmelt.options import DataOptions, HeldOutOptions
 
 TEXT, TEXTS, NUMBER = datasets.Value("string"), datasets.List(datasets.Value("string")), datasets.Value("int64")
 
@@ -75,6 +76,40 @@ def test_captions_stay_with_their_images_when_some_cannot_be_read(tmp_path):
     cache, captions = load_captioned(options, None, skip_empty=False)
     assert captions.texts == ["good"]
     assert len(cache) == len(captions) == 1
+
+
+@pytest.mark.parametrize("by", ["share", "split"])
+def test_held_out_captions_stay_with_their_images(tmp_path, by):
+    """Where some rows have no caption, and some images can't be read."""
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    paths, texts = [], []
+    for i in range(20):
+        paths.append(str(tmp_path / ("bad.png" if i == 5 else f"{i}.png")))
+        texts.append("" if i % 7 == 3 else f"shade {10 * i}")
+        if i != 5:
+            Image.new("L", (4, 4), 10 * i).save(paths[-1])
+    table = datasets.Dataset.from_dict({"image": paths, "text": texts}, features=features(text=TEXT))
+    parts = (
+        {"train": table} if by == "share" else {"train": table.select(range(12)), "test": table.select(range(12, 20))}
+    )
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "data")
+    chosen = {"validation_share": 0.3} if by == "share" else {"validation_split": "test"}
+    options = HeldOutOptions(
+        dataset_name=str(tmp_path / "data"),
+        resolution=4,
+        cache_dir=str(tmp_path / "cache"),
+        skip_bad_images=True,
+        **chosen,
+    )
+    both = load_captioned_splits(options, None, skip_empty=True, most=None if by == "share" else 9)
+    seen = []
+    for cache, captions in both:
+        shades = cache.as_tensor()[:, 0, 0, 0].tolist()
+        assert captions.texts == [f"shade {shade}" for shade in shades]
+        seen += [shade // 10 for shade in shades]
+    kept = [i for i in range(20) if i % 7 != 3 and i != 5 and (by == "share" or i < 9 or i >= 12)]
+    assert sorted(seen) == kept
+    assert len(both[1][1]) == (5 if by == "share" else 7)
 
 
 @pytest.mark.parametrize(

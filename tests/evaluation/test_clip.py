@@ -38,5 +38,5 @@ def test_clip_score(vision_models: Path) -> None:
 
 
 def test_models_without_text(vision_models: Path) -> None:
-    with pytest.raises(UserError, match="vit knows no text; take a CLIP model"):
+    with pytest.raises(UserError, match="--clip_model_name_or_path .*vit: knows no text; take a CLIP model"):
         ClipScore(str(vision_models / "vit"), 3, CPU)

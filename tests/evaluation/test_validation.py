@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 
 from pipelines import PixelDiffusionPipeline
 from snowmelt.conditioning import LabelConditioning, NoConditioning
+from snowmelt.data.captions import Captions
 from snowmelt.data.held_out import load_splits
 from snowmelt.errors import UserError
 from snowmelt.evaluation import classifier, validation
@@ -28,6 +29,7 @@ from snowmelt.objectives import RECIPES
 from snowmelt.options import UnconditionalConfig
 from snowmelt.spaces import PixelSpace
 from snowmelt.tasks.diffusion import DiffusionTask
+from snowmelt.text.caption_conditioning import CaptionConditioning
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
 
@@ -164,6 +166,17 @@ def test_loss_sees_labels(config):
     kept = labels != 10
     assert 0.1 < (~kept).double().mean() < 0.3
     assert (labels[kept] == torch.from_numpy(held_out.labels[rows])[kept]).all()
+
+
+def test_loss_sees_the_captions_of_its_images(config):
+    _, held_out = load_splits(config(validation_share=0.1))
+    captions = Captions([f"number {i}" for i in range(180)], np.arange(181))
+    conditioning = CaptionConditioning(captions, 0.0).use_tables(row=np.arange(181))
+    net, options = Zero(), config(validation_share=0.1, train_batch_size=64)
+    task = DiffusionTask(RECIPES["flow"], PixelSpace(), conditioning, held_out)
+    ValidationLoss(task, {"image": held_out}, options, Accelerator(cpu=True))({"unet": net}, 1)
+    rows = torch.cat([condition["row"] for _, _, condition in net.seen])
+    assert rows.tolist() == np.linspace(0, 179, 1024).round().astype(int).tolist()
 
 
 class Given:

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     CLIPConfig,
     CLIPModel,
+    CLIPTokenizer,
     ResNetConfig,
     ResNetModel,
     ViTConfig,
@@ -37,4 +38,14 @@ def save_vision_model(name: str, folder: Path) -> Path:
     settings = {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
     settings |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def save_clip(folder: Path) -> Path:
+    """An untrained CLIP model with a tokenizer that knows letters."""
+    save_vision_model("clip", folder)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = {"<|startoftext|>": 98, "<|endoftext|>": 99} | {letter: i for i, letter in enumerate(letters)}
+    words |= {f"{letter}</w>": i + len(letters) for i, letter in enumerate(letters)}
+    CLIPTokenizer(vocab=words, merges=[], model_max_length=16).save_pretrained(folder)
     return folder
