@@ -14,7 +14,7 @@ from snowmelt.data.loader import Cache
 from snowmelt.data.sources import load_images
 from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
-from snowmelt.options import UnconditionalConfig
+from snowmelt.options import DataOptions, UnconditionalConfig
 from snowmelt.spaces import LatentSpace, PixelSpace
 
 CLEAN, GIVEN = "pixels", "condition"
@@ -204,7 +204,7 @@ def make_condition_images(
 
 
 def load_column(
-    config: UnconditionalConfig, condition: Column, images: ImageCache, latent: bool, split: Split | None = None
+    config: DataOptions, condition: Column, images: ImageCache, latent: bool, split: Split | None = None
 ) -> ImageCache:
     """The images that the data set has beside those that are trained on, or those of a split.
 

@@ -210,11 +210,10 @@ def sample(
     interval = (options.guidance_interval[0], options.guidance_interval[1]) if options.guidance_interval else None
     try:
         return pipeline(
-            **given,
             guidance_interval=interval,
             num_inference_steps=options.num_inference_steps,
             generator=image_generators(options.seed, indices),
-            **arguments,
+            **given | arguments,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

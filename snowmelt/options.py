@@ -10,6 +10,7 @@ from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 COUPLINGS = ("independent", "ot", "nearest")
+PAIR_METRICS = ("psnr", "ssim")
 METRICS = ("fd", "fd_inf", "kid", "is", "prdc", "accuracy")
 """That compare images with others, of those that evaluate.py has."""
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")

@@ -1,20 +1,18 @@
 """How well an autoencoder gives images back: metrics, and reconstructions beside originals."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pipelines import IMAGE_CHANNELS, image_grid
+from snowmelt.evaluation.closeness import closeness
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.real import RealImages
-
-SSIM_SIDE = 11
-"""The window of SSIM, and so the smallest side that it is defined for."""
 
 
 @torch.no_grad()
@@ -41,20 +39,16 @@ def measure_reconstructions(
         `psnr`, in dB, and `ssim`, each the mean over the images, and `rfd`, their Frechet distance to the originals.
         `ssim` is left out for images smaller than its window of 11 pixels.
     """
-    psnr: list[Tensor] = []
-    ssim: list[Any] = []
+    close: list[Tensor] = []
     features: list[Tensor] = []
     for part in np.array_split(rows, -(-len(rows) // batch_size)):
         originals = images.batch(part)
         ours = reconstruct(vae, originals)
-        psnr.append(peak_signal_noise_ratio(ours, originals, 1.0, reduction="none", dim=(1, 2, 3)))
-        if originals.shape[-1] >= SSIM_SIDE:
-            ssim.append(structural_similarity_index_measure(ours, originals, reduction="none", data_range=1.0))
+        close.append(closeness(ours, originals))
         if extractor is not None:
             features.append(torch.stack([extractor(originals), extractor(ours)]))
-    values = {"psnr": torch.cat(psnr).mean().item()}
-    if ssim:
-        values["ssim"] = torch.cat(ssim).mean().item()
+    psnr, ssim = torch.cat(close).mean(0).tolist()
+    values = {"psnr": psnr} | ({} if math.isnan(ssim) else {"ssim": ssim})
     if extractor is not None:
         real, made = torch.cat(features, 1)
         values["rfd"] = FrechetDistance(real)(made)

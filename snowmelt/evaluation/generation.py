@@ -19,6 +19,7 @@ from pipelines.score_sde import ODE
 from snowmelt.data.captions import Captions
 from snowmelt.errors import UserError, one_line
 from snowmelt.evaluation.clip import ClipScore
+from snowmelt.evaluation.closeness import closeness
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.table import Images
@@ -143,9 +144,10 @@ def draw(
     keep: int,
     prompts: Sequence[str] = (),
     clip: ClipScore | None = None,
+    pairs: Any = None,
     **arguments: Any,
 ) -> Samples:
-    """Sample images 0 to count - 1: of a model of texts those of the prompts, else of all classes in turn.
+    """Sample images 0 to count - 1: of the prompts, or of given images, for a model of such, or of classes in turn.
 
     Batches are the same whatever the number of processes, and so to the last bit are the results; each process has all
     of them in the end.
@@ -160,6 +162,7 @@ def draw(
         keep: how many images to return.
         prompts: of the images, as many as these, for a model of texts.
         clip: scores the images by them.
+        pairs: the `Pairs` of a model of given images.
         arguments: further ones of the pipeline.
     """
     start = time.monotonic()
@@ -168,16 +171,22 @@ def draw(
     for batch in (batches[i] for i in turns(len(batches), state)):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "prompt of .* tokens cut")  # of thousands
-            drawn = sample(pipeline, options, batch, prompts=prompts, output_type="pt", **arguments)
+            given = pairs.arguments(batch) if pairs else {}
+            drawn = sample(pipeline, options, batch, prompts=prompts, output_type="pt", **arguments, **given)
         images = prepare(drawn.images.float().cpu())
         scores = clip(images, prompts[batch.start : batch.stop]) if clip else None
-        own.append((batch.start, extractor(images), scores, images[: max(0, keep - batch.start)]))
+        close = closeness(images, pairs.originals(batch)) if pairs else None
+        own.append((batch.start, extractor(images), scores, close, images[: max(0, keep - batch.start)]))
     parts = sorted({part[0]: part for part in gather_object(own)}.values(), key=lambda part: part[0])
     classes = 0 if prompts else pipeline.num_classes
-    _, features, found, kept = zip(*parts, strict=True)
+    _, features, found, close_to, kept = zip(*parts, strict=True)
+    labels = torch.arange(count) % classes if classes else None
+    if pairs:
+        labels = None if pairs.images.labels is None else pairs.images.labels[torch.from_numpy(pairs.rows)]
     measured = Images(
         torch.cat(features),
-        labels=torch.arange(count) % classes if classes else None,
+        labels=labels,
+        closeness=torch.cat(close_to) if pairs else None,
         clip_scores=torch.cat(found) if clip else None,
         clip=clip.features.name if clip else "",
     )

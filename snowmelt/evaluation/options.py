@@ -10,10 +10,10 @@ from snowmelt.config import option
 from snowmelt.errors import UserError
 from snowmelt.loading import PipelineOptions, SamplerOptions, checkpoints
 from snowmelt.options import METRICS as COMPARED
-from snowmelt.options import ImageOptions
+from snowmelt.options import PAIR_METRICS, ImageOptions
 from snowmelt.text.options import CLIP, CLIP_HELP, TEXT_METRICS, CaptionColumnOptions, check_alignment
 
-METRICS = (*COMPARED, *TEXT_METRICS, "memorization", "likelihood", "bound")
+METRICS = (*COMPARED, *TEXT_METRICS, *PAIR_METRICS, "memorization", "likelihood", "bound")
 
 
 def _sampler(value: str) -> dict[str, Any]:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from pipelines import IMAGE_CHANNELS, image_grid
+from pipelines import IMAGE_CHANNELS, ImageToImagePipeline, image_grid
 from pipelines.backbones import trained_size
 from pipelines.base import ImagePipeline
-from pipelines.text import max_tokens
 from pipelines.text2img import TextPipeline
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.config import on_hub
@@ -21,6 +20,7 @@ from snowmelt.data.sources import load_images
 from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
+from snowmelt.evaluation.caveats import caveats
 from snowmelt.evaluation.classifier import FEATURES
 from snowmelt.evaluation.clip import ClipScore
 from snowmelt.evaluation.extras import EXTRAS, Case
@@ -35,8 +35,8 @@ from snowmelt.evaluation.generation import (
     real_scores,
     rounded,
 )
-from snowmelt.evaluation.metrics import frechet_bias
 from snowmelt.evaluation.options import EvaluateConfig, Setting, settings_of
+from snowmelt.evaluation.pairs import blank, make_pairs
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.evaluation.report import Report, SweepPoint, check_output
@@ -48,9 +48,8 @@ from snowmelt.options import DataOptions, ImageOptions
 from snowmelt.text.options import CaptionColumnOptions
 
 GRID_IMAGES = 64
-ENOUGH = 10
-"""Images per dimension of the features from which on a Frechet distance isn't called biased: what is left by
-`frechet_bias` for isotropic features is then a fortieth of their variance."""
+PAIRS_SHOWN = 36
+"""Samples of given images in the grid, each between what was given and the original."""
 
 
 class Study:
@@ -72,9 +71,10 @@ class Study:
         # Of what follows, each is quicker than the next: options, the model, the data, a classifier trained on them.
         self.source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
         pipeline = self.pipeline(config)
-        self.by_text = isinstance(pipeline, TextPipeline)
+        self.by_text, by_image = isinstance(pipeline, TextPipeline), isinstance(pipeline, ImageToImagePipeline)
         classes = 0 if self.by_text else pipeline.num_classes
         self._check_text()
+        table.check_kind(config.metrics, self.by_text, by_image)
         table.check_features(config.metrics, config.features, classes)
         shape = self._shape(pipeline)
         kept = math.prod(shape) if self._keeps() else 0
@@ -89,6 +89,7 @@ class Study:
         self.prompted = (self.held_out or self.real) if self.by_text else None
         captions = self.prompted.captions if self.prompted else None
         self.prompts = prompts_of(captions, self.count) if captions else []
+        self.pairs = make_pairs(pipeline, self.held_out or self.real, self.count, config) if by_image else None
         table.check_counts(config.metrics, config.num_images, len(self.real))
         table.check_classes(config.metrics, classes, len(self.real.cache.class_names or []))
         for name in config.metrics:
@@ -130,8 +131,7 @@ class Study:
             report.results = self._compare(samples)
             config.folder.mkdir(parents=True, exist_ok=True)
             if pipeline.channels in IMAGE_CHANNELS:
-                pixels = (samples.images[:GRID_IMAGES] * 255).round().byte().permute(0, 2, 3, 1).numpy()
-                image_grid(pixels).save(config.folder / "samples.png")
+                self._grid(samples).save(config.folder / "samples.png")
         case = self._case(pipeline, config, samples)
         extras = {name: EXTRAS[name].compute(case) for name in config.metrics if name in EXTRAS}
         report.results += [result for results in extras.values() for result in results]
@@ -150,6 +150,13 @@ class Study:
                 self._save()
         return report
 
+    def _grid(self, samples: Samples) -> Any:
+        """The first samples, of given images between these and the originals."""
+        images, columns = samples.images[:GRID_IMAGES], None
+        if self.pairs:
+            images, columns = self.pairs.beside(images[:PAIRS_SHOWN]), 3 * round(PAIRS_SHOWN**0.5 / 2)
+        return image_grid((images * 255).round().byte().permute(0, 2, 3, 1).numpy(), columns)
+
     def _save(self) -> None:
         if self.state.is_main_process:
             self.report.save(self.config.folder)
@@ -165,7 +172,6 @@ class Study:
                 raise UserError(
                     f"--{name}: is for a model that makes images from texts, and this takes none; leave it out"
                 )
-        table.check_text(self.config.metrics, self.by_text)
 
     def _shape(self, pipeline: ImagePipeline) -> tuple[int, int, int]:
         """(C, R, R) of the model's images."""
@@ -195,7 +201,8 @@ class Study:
     def _draw(self, pipeline: ImagePipeline, setting: Setting, keep: int) -> Samples:
         prepare = rounded if self.real.cache.dtype == "uint8" else torch.clone
         options = setting.config
-        arguments = {"prompts": self.prompts, "clip": self.clip} | self._guidance(pipeline, options)
+        arguments: dict[str, Any] = {"prompts": self.prompts, "clip": self.clip, "pairs": self.pairs}
+        arguments |= self._guidance(pipeline, options)
         return draw(pipeline, options, self.count, self.extractor, self.state, prepare=prepare, keep=keep, **arguments)
 
     def _guidance(self, pipeline: ImagePipeline, config: EvaluateConfig) -> dict[str, Any]:
@@ -203,7 +210,8 @@ class Study:
 
     def _evaluations(self, config: EvaluateConfig) -> int:
         pipeline = self.pipeline(config)
-        return evaluations(pipeline, config, prompts=[""] * self.by_text, **self._guidance(pipeline, config))
+        given = blank(pipeline) if isinstance(pipeline, ImageToImagePipeline) else {}
+        return evaluations(pipeline, config, prompts=[""] * self.by_text, **given, **self._guidance(pipeline, config))
 
     def _compare(self, samples: Samples) -> list[table.Result]:
         return table.compare(self.config.metrics, samples.measured, self.reference, self.extractor, self.config.seed)
@@ -227,31 +235,6 @@ class Study:
             title = f"{len(rows):,} images of {others.split}"
             found[title] = table.compare(metrics, images, self.reference, extractor, config.seed)
         return {title: results for title, results in found.items() if results}
-
-    def _warnings(self, pipeline: Any) -> list[str]:
-        """What makes the figures less than they seem."""
-        found = []
-        classes = 0 if self.by_text else pipeline.num_classes
-        count, dimensions = min(self.config.num_images, len(self.reference)), self.reference.features.shape[1]
-        if "fd" in self.config.metrics and count < ENOUGH * dimensions:
-            bias = frechet_bias(self.reference.features, count, len(self.reference))
-            found.append(
-                f"{count:,} images are few for {dimensions} features: some {bias:.2g} of the Frechet distance is bias. "
-                f"Compare it with distances of as many images, or take {ENOUGH * dimensions:,} or more."
-            )
-        if classes and self.real.labels is not None:
-            counts = self.real.labels.bincount(minlength=classes)
-            if counts.max() > 2 * counts.min():
-                found.append(
-                    f"The classes of split {self.real.split} are uneven ({counts.min():,} to {counts.max():,} images), "
-                    "and samples take them in turn: that alone moves the distances."
-                )
-        if self.by_text:
-            most = max_tokens(pipeline.text_encoder, pipeline.tokenizer)
-            tokens = pipeline.tokenizer(self.prompts, verbose=False)["input_ids"]
-            if cut := sum(len(ids) > most for ids in tokens):
-                found.append(f"{cut:,} of {len(tokens):,} captions are cut to the {most} tokens that the model reads.")
-        return found
 
     def _begin(self, pipeline: Any) -> Report:
         """A report of what is going to be measured."""
@@ -278,6 +261,7 @@ class Study:
                 "split": config.split,
                 "num_images": len(self.real),
                 **({"captions": self.prompted.split} if self.prompted else {}),
+                **({"given_images": self.pairs.images.split} if self.pairs else {}),
             },
             num_images=self.count,
             features=features,
@@ -289,7 +273,7 @@ class Study:
                 "eta": config.eta,
                 "seed": config.seed,
             },
-            warnings=self._warnings(pipeline),
+            warnings=caveats(config, pipeline, self.real, self.reference, self.prompts),
         )
 
     def _case(self, pipeline: Any, options: EvaluateConfig, samples: Samples) -> Case:

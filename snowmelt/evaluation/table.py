@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from snowmelt.evaluation.clip import clip_score
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.metrics import Estimate
 from snowmelt.evaluation.reference import Reference
+from snowmelt.options import PAIR_METRICS
 from snowmelt.text.options import TEXT_METRICS
 
-WITHOUT_TEXT = ("likelihood", "bound")
-"""Metrics of models that take no text."""
+UNCONDITIONAL = ("likelihood", "bound")
+"""Metrics of models that take neither text nor images."""
 HEADS = ("classifier", "inception")
 """Features, as `--features` names them, whose network is a classifier."""
 PRDC_IMAGES = 10_000
@@ -43,17 +45,20 @@ class Images:
         labels: (N,) the classes that they should be of, where that is known.
         clip_scores: (N,) by their captions, where they were scored.
         clip: the name of the model that scored them.
+        closeness: PSNR and SSIM to the images that they belong to, (N, 2), of a model of given images.
     """
 
     features: Tensor
     labels: Tensor | None = None
     clip_scores: Tensor | None = None
     clip: str = ""
+    closeness: Tensor | None = None
 
     def of(self, rows: Tensor) -> "Images":
         """The images of these rows."""
-        labels, scores = (None if given is None else given[rows] for given in (self.labels, self.clip_scores))
-        return Images(self.features[rows], labels, scores, self.clip)
+        given = self.labels, self.clip_scores, self.closeness
+        labels, scores, close = (None if values is None else values[rows] for values in given)
+        return Images(self.features[rows], labels, scores, self.clip, close)
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,17 @@ def _accuracy(images: Images, reference: Reference, extractor: FeatureExtractor,
     return [_result("accuracy", "Recognised as their class", value, False, extractor)]
 
 
+def _closeness(
+    metric: str, column: int, images: Images, reference: Reference, extractor: FeatureExtractor, seed: int
+) -> list[Result]:
+    if images.closeness is None:
+        return []
+    values = images.closeness[:, column].double()
+    error = (values.std() / len(values) ** 0.5).item()
+    found = Result(metric, f"{metric.upper()} to the originals", values.mean().item(), error, False)
+    return [] if values.isnan().all() else [found]  # SSIM of images smaller than its window
+
+
 def _clip_score(images: Images, reference: Reference, extractor: FeatureExtractor, seed: int) -> list[Result]:
     if images.clip_scores is None:
         return []
@@ -133,6 +149,8 @@ COMPARISONS: dict[str, Metric] = {
     "prdc": Metric(_prdc, minimum=6),
     "accuracy": Metric(_accuracy, head=True, labels=True),
     "clip_score": Metric(_clip_score, features=False),
+    "psnr": Metric(partial(_closeness, "psnr", 0), features=False),
+    "ssim": Metric(partial(_closeness, "ssim", 1), features=False),
 }
 """What compares any images with the reference, or their captions: the model's, and for the baseline real ones."""
 
@@ -142,17 +160,24 @@ def compares_features(names: list[str]) -> bool:
     return any(name in COMPARISONS and COMPARISONS[name].features for name in names)
 
 
-def check_text(names: list[str], by_text: bool) -> None:
-    """Refuse metrics of texts where the model takes none, and those that it hasn't because it does.
+def check_kind(names: list[str], by_text: bool, by_image: bool) -> None:
+    """Refuse metrics of texts and of given images where the model takes none, and of likelihood where it does.
+
+    Args:
+        names: of the metrics.
+        by_text: whether it makes images from texts.
+        by_image: whether it makes images of others.
 
     Raises:
         UserError: naming the first such metric.
     """
-    found = [name for name in names if name in (WITHOUT_TEXT if by_text else TEXT_METRICS)]
-    if found and by_text:
-        raise UserError(f"--metrics {found[0]}: is of models without a condition or by class; leave it out")
-    if found:
-        raise UserError(f"--metrics {found[0]}: is of images made from texts, and the model takes none; leave it out")
+    for name in names:
+        if name in UNCONDITIONAL and (by_text or by_image):
+            raise UserError(f"--metrics {name}: is of models without a condition or by class; leave it out")
+        if name in TEXT_METRICS and not by_text:
+            raise UserError(f"--metrics {name}: is of images made from texts, and the model takes none; leave it out")
+        if name in PAIR_METRICS and not by_image:
+            raise UserError(f"--metrics {name}: is of images made of others, and the model takes none; leave it out")
 
 
 def check_counts(names: list[str], num_images: int, reference: int, dimensions: int = 0) -> None:
