@@ -7,6 +7,7 @@ from snowmelt.errors import UserError
 from snowmelt.optimization_options import OptimizationOptions
 from snowmelt.reflow_options import ReflowOptions
 from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
+from snowmelt.values import Resolution, to_size
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 COUPLINGS = ("independent", "ot", "nearest")
@@ -48,7 +49,9 @@ class DataOptions(ImageOptions):
     """Training data."""
 
     split: str = option("train", "split to train on")
-    resolution: int = option(64, "side, in pixels, to which the images' shorter side is resized", minimum=1)
+    resolution: Resolution = option(
+        64, "side in pixels, or HEIGHTxWIDTH, that images are resized to cover and cropped to", minimum=1
+    )
     center_crop: bool = option(False, "crop the centre; without it a random crop is drawn at each use")
     random_flip: bool = option(False, "mirror half of the images, at random, at each use")
     dataloader_num_workers: int = option(
@@ -57,6 +60,11 @@ class DataOptions(ImageOptions):
         minimum=0,
         resumable=True,
     )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of `resolution`."""
+        return to_size(self.resolution)
 
 
 @dataclass(kw_only=True)

@@ -48,7 +48,7 @@ def measure_reconstructions(
         originals = images.batch(part)
         ours = reconstruct(vae, originals)
         psnr.append(peak_signal_noise_ratio(ours, originals, 1.0, reduction="none", dim=(1, 2, 3)))
-        if originals.shape[-1] >= SSIM_SIDE:
+        if min(originals.shape[2:]) >= SSIM_SIDE:
             ssim.append(structural_similarity_index_measure(ours, originals, reduction="none", data_range=1.0))
         if extractor is not None:
             features.append(torch.stack([extractor(originals), extractor(ours)]))
