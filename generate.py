@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from snowmelt.config import option, parse
 from snowmelt.errors import UserError, run
-from snowmelt.loading import PipelineOptions, SamplerOptions, choose_pipeline, sample, set_scheduler
+from snowmelt.loading import PipelineOptions, SamplerOptions, SizeOptions, choose_pipeline, sample, set_scheduler
 from snowmelt.output_folder import SETTINGS_FILE, check_folder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ ELSEWHERE += ("upsampler", "output_dir", "overwrite_output_dir")
 
 
 @dataclass(kw_only=True)
-class GenerateConfig(SamplerOptions, PipelineOptions):
+class GenerateConfig(SizeOptions, SamplerOptions, PipelineOptions):
     """Output."""
 
     num_images: int = option(64, "images to generate", minimum=1, maximum=10_000_000)
@@ -79,6 +79,9 @@ class GenerateConfig(SamplerOptions, PipelineOptions):
         for name in ("mask", "strength", "noise_std", "jump_length", "jump_n_sample"):
             if getattr(self, name) is not None and self.image is None:
                 raise UserError(f"--{name}: is of an image to start from; give --image too")
+        if self.size and (self.interpolate or self.image is not None):
+            other = "interpolate" if self.interpolate else "image"
+            raise UserError(f"--{next(iter(self.size))}: not with --{other}, which takes the model's own size")
         if self.interpolate and self.image is not None:
             raise UserError("--image: not with --interpolate, which says where images start; give one of the two")
         if self.upsampler_noise_level is not None and self.upsampler is None:
@@ -95,19 +98,19 @@ def main() -> None:
     from accelerate import PartialState
 
     from pipelines import ImageToImagePipeline
-    from pipelines.backbones import trained_size
     from snowmelt.cascade import Upsampler
     from snowmelt.environment import check_fits, find_launch, use_all_cores
     from snowmelt.guidance_model import guidance_arguments
     from snowmelt.input_images import InputImages
     from snowmelt.interpolation import Interpolation
+    from snowmelt.sample_size import sampled_size
 
     use_all_cores(find_launch())
     state = PartialState(cpu=not torch.accelerator.is_available())
     pipeline = load(config).to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)
     guidance = guidance_arguments(config, pipeline, config.guidance_scale, state.device)
-    height, width = trained_size(pipeline.network)
+    height, width = sampled_size(pipeline, config.size)
     numbers = pipeline.data_channels * (height or 1) * (width or 1)
     check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
     between, inputs = None, None
@@ -182,6 +185,7 @@ def draw(pipeline: "PixelDiffusionPipeline", config: GenerateConfig, indices: li
         class_label=config.class_label,
         prompts=config.prompt,
         output_type="np",
+        **config.size,
         **arguments,
     )
 

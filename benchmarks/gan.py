@@ -119,7 +119,7 @@ def train_gan(config: UnconditionalConfig, size: int, seconds: float) -> tuple[G
     images, _ = load_splits(config, labels=True)
     space, classes = PixelSpace(images.value_range), len(images.class_names or [])
     torch.manual_seed(config.seed)
-    generator, discriminator = make_gan(size, images.channels, images.resolution, classes)
+    generator, discriminator = make_gan(size, images.channels, images.size[0], classes)
     ema = make_emas({"generator": generator}, config)["ema"]["generator"]
     adam_g, adam_d = (torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (generator, discriminator))
     precision = torch.autocast(DEVICE.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")

@@ -31,7 +31,7 @@ from snowmelt.config import load_yaml
 from snowmelt.data.sources import load_images
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.reference import features_of
-from snowmelt.image_conditions import call_arguments, shown
+from snowmelt.image_conditions import call_arguments, drawn_inputs
 from snowmelt.loading import load_pipeline
 from snowmelt.options import DataOptions, UnconditionalConfig
 from snowmelt.spaces import PixelSpace
@@ -150,7 +150,7 @@ def main() -> None:
             cells.append(f"{(extractor.head(features).argmax(1) == labels).double().mean():.1%}")
         return f"| {' | '.join(cells)} |"
 
-    rows = [shown(call_arguments(condition, inputs[:SHOWN]), tuple(originals.shape[1:]))]
+    rows = [drawn_inputs(call_arguments(condition, inputs[:SHOWN]), tuple(originals.shape[1:]))]
     rows += [x[:SHOWN] for x in (made["regression"], *samples[:2], originals)]
     pixels = (torch.cat(rows) * 255).round().byte().movedim(1, -1).numpy()
     image_grid(np.ascontiguousarray(pixels), SHOWN).convert("RGB").save(args.output_dir / "pairs.png")

@@ -20,6 +20,7 @@ from snowmelt.transformers import (
     pixart_conditions,
     transformer_config,
 )
+from snowmelt.values import multiples_near, to_resolution
 
 ATTENTION_HEAD_DIM = 64
 """diffusers' default of 8 makes attention the bottleneck; see benchmarks/train_throughput.py."""
@@ -106,6 +107,7 @@ class Architecture:
         conditions: its other arguments, and what the network is conditioned on -> arguments for that.
         initialize: changes its initial weights, where those of diffusers' class aren't good ones.
         essential: an argument that every configuration of the class has.
+        square: whether its `sample_size` is one number.
     """
 
     network: Any
@@ -113,6 +115,7 @@ class Architecture:
     conditions: Callable[..., dict[str, Any]]
     initialize: Callable[[Any], None]
     essential: str
+    square: bool = False
 
     @property
     def backbone(self) -> Backbone:
@@ -155,8 +158,8 @@ ARCHITECTURES = {
             _initialize_projection,
             "block_out_channels",
         ),
-        Architecture(DiTTransformer2DModel, transformer_config, dit_conditions, initialize_dit, "num_layers"),
-        Architecture(PixArtTransformer2DModel, transformer_config, pixart_conditions, _as_it_is, "num_layers"),
+        Architecture(DiTTransformer2DModel, transformer_config, dit_conditions, initialize_dit, "num_layers", True),
+        Architecture(PixArtTransformer2DModel, transformer_config, pixart_conditions, _as_it_is, "num_layers", True),
     )
 }
 
@@ -166,7 +169,7 @@ def make_network(
     size: str,
     config_name_or_path: str | None,
     *,
-    resolution: int,
+    resolution: int | tuple[int, int],
     channels: int,
     seed: int,
     condition_channels: int = 0,
@@ -176,13 +179,13 @@ def make_network(
     dropout: float | None = None,
     **conditions: Any,
 ) -> Any:
-    """A freshly initialized network for data (channels, resolution, resolution), which is images or their latents.
+    """A freshly initialized network for data (channels, height, width), which is images or their latents.
 
     Args:
         name: a key of `ARCHITECTURES`.
         size: a named size.
         config_name_or_path: a folder, JSON file or Hub name of a configuration of the class, taken instead of `size`.
-        resolution: side of the data.
+        resolution: side, or height and width, of the data. Named sizes are as deep as for a square of the longer side.
         channels: of the data.
         seed: of the initial weights.
         condition_channels: of conditions that are concatenated to the data in the network's input.
@@ -193,12 +196,15 @@ def make_network(
         conditions: what else the network is conditioned on, as its `Architecture` takes it.
 
     Raises:
-        UserError: if the configuration can't be read or the side isn't a multiple of what the network needs.
+        UserError: if the configuration can't be read, a side isn't a multiple of what the network needs, or the class
+            is for squares and the sides differ.
     """
     architecture = ARCHITECTURES[name]
-    config = _stored_config(architecture, config_name_or_path) or architecture.named_config(size, resolution)
-    _check_resolution(architecture.backbone.size_multiple(config), resolution, vae_scale_factor)
-    config |= {"sample_size": resolution, "in_channels": channels + condition_channels}
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    config = _stored_config(architecture, config_name_or_path) or architecture.named_config(size, max(height, width))
+    _check_size(architecture, config, height, width, vae_scale_factor)
+    config |= {"sample_size": height if height == width else (height, width)}
+    config |= {"in_channels": channels + condition_channels}
     config |= {"out_channels": channels if out_channels is None else out_channels}
     if fourier:
         config |= {"time_embedding_type": "fourier"}
@@ -219,14 +225,21 @@ def make_network(
     return network
 
 
-def _check_resolution(multiple: int, resolution: int, vae_scale_factor: int) -> None:
-    if resolution % multiple:
-        below = resolution - resolution % multiple
-        allowed = " or ".join(str(side * vae_scale_factor) for side in (below, below + multiple) if side)
-        what = "it" if vae_scale_factor == 1 else f"the latents' side, {resolution},"
+def _check_size(
+    architecture: Architecture, config: dict[str, Any], height: int, width: int, vae_scale_factor: int
+) -> None:
+    flag = f"--resolution {to_resolution(height * vae_scale_factor, width * vae_scale_factor)}"
+    if height != width and architecture.square:
         raise UserError(
-            f"--resolution {resolution * vae_scale_factor}: this network divides {what} by {multiple}; take {allowed}"
+            f"{flag}: a {architecture.network.__name__} is made for squares; take one number, or --backbone unet"
         )
+    multiple = architecture.backbone.size_multiple(config)
+    for side in (height, width):
+        if side % multiple:
+            given = side * vae_scale_factor
+            what = f"the latents' side, {side}," if vae_scale_factor > 1 else "it" if height == width else str(side)
+            near = multiples_near(given, multiple * vae_scale_factor) + ("" if height == width else f" for {given}")
+            raise UserError(f"{flag}: this network divides {what} by {multiple}; take {near}")
 
 
 def _stored_config(architecture: Architecture, name_or_path: str | None) -> dict[str, Any] | None:

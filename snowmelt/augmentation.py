@@ -15,7 +15,7 @@ AUGMENT_CHANNELS = 9
 SCALE = 2**0.2
 """Standard deviation of the factors by which images are scaled and stretched, as a factor."""
 SHIFT = 1 / 8
-"""Standard deviation of translations, in widths of the image."""
+"""Standard deviation of translations, in widths and heights of the image."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Augmentation:
         """Augmented images, and the network's condition on what was done, as constant planes.
 
         Args:
-            images: float32 (B, C, H, H).
+            images: float32 (B, C, H, W).
             generator: of the parameters, on the images' device.
 
         Returns:
-            Images (B, C, H, H), and planes (B, 9, H, H).
+            Images (B, C, H, W), and planes (B, 9, H, W).
         """
         size = (len(images), AUGMENT_CHANNELS, *images.shape[2:])
         if not self.p:
@@ -73,22 +73,24 @@ def conditions(a: Tensor) -> Tensor:
 
 
 def transform(images: Tensor, a: Tensor) -> Tensor:
-    """Images (B, C, H, H), moved as parameters (B, 8) say, interpolated by cubics and mirrored beyond their edges.
+    """Images (B, C, H, W), moved as parameters (B, 8) say, interpolated by cubics and mirrored beyond their edges.
 
     Those whose parameters are 0 stay as they are, to the last bit.
     """
-    side = images.shape[-1]
-    centres = (2 * torch.arange(side, device=images.device) + 1) / side - 1
-    y, x = torch.meshgrid(centres, centres, indexing="ij")  # in [-1, 1], of the pixels of the result
+    height, width = images.shape[2:]
+    rows, columns = ((2 * torch.arange(side, device=images.device) + 1) / side - 1 for side in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")  # in [-1, 1], of the pixels of the result
     flip_x, flip_y, scale, rotation, angle, stretch, shift_x, shift_y = a[..., None, None].unbind(1)
     # Where in the image they come from: what was done to it, undone from the last to the first.
     x, y = x - 2 * SHIFT * shift_x, y - 2 * SHIFT * shift_y
+    x = x * (width / height)  # in halves of the height, as y is
     x, y = _rotate(x, y, -angle)
     x, y = _rotate(x * SCALE**-stretch, y * SCALE**stretch, angle)
     x, y = _rotate(x, y, -rotation)
     x, y = x * SCALE**-scale * (1 - 2 * flip_x), y * SCALE**-scale * (1 - 2 * flip_y)
+    grid = torch.stack([x * (height / width), y], -1)
     moved = torch.nn.functional.grid_sample(
-        images, torch.stack([x, y], -1), mode="bicubic", padding_mode="reflection", align_corners=False
+        images, grid, mode="bicubic", padding_mode="reflection", align_corners=False
     )
     return torch.where(a.any(1).view(-1, 1, 1, 1), moved, images)
 

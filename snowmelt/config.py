@@ -18,7 +18,7 @@ import yaml
 
 from snowmelt.errors import UserError
 from snowmelt.files import checked, parse_yaml, read_text
-from snowmelt.values import check_value, element_type, number_reader
+from snowmelt.values import Resolution, check_value, element_type, number_reader, read_resolution
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -226,10 +226,10 @@ def _add_flag(group: Any, f: dataclasses.Field) -> None:
     if kind is bool:
         group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
     else:
-        metavar = None if f.metadata["choices"] else kind.__name__.upper()
+        metavar = None if f.metadata["choices"] else "SIZE" if kind == Resolution else kind.__name__.upper()
         group.add_argument(
             *flags,
-            type=str if kind is str else number_reader(kind),
+            type={str: str, Resolution: read_resolution}.get(kind) or number_reader(kind),
             nargs="*" if is_list else None,
             metavar=metavar,
             choices=f.metadata["choices"],

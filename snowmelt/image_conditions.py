@@ -16,6 +16,7 @@ from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions, UnconditionalConfig
 from snowmelt.spaces import LatentSpace, PixelSpace
+from snowmelt.values import to_size
 
 CLEAN, GIVEN = "pixels", "condition"
 """Fields of a batch: the clean images of what are latents there, and those of the data set's column."""
@@ -129,7 +130,7 @@ def call_arguments(condition: ImageCondition, inputs: Tensor) -> dict[str, Any]:
     return given | ({"mask_image": masks > 0} if condition.mask_channels else {})
 
 
-def shown(given: dict[str, Any], shape: tuple[int, ...]) -> Tensor:
+def drawn_inputs(given: dict[str, Any], shape: tuple[int, ...]) -> Tensor:
     """Images that are given to a pipeline as (B, C, H, W) in [0, 1] of a shape (C, H, W), gray where a mask is."""
     channels, *size = shape
     images = torch.nn.functional.interpolate(given["image"], size, mode="nearest")
@@ -185,7 +186,7 @@ def make_condition_images(
     if condition is None:
         return None
     try:
-        condition.check(images.channels, (config.resolution, config.resolution))
+        condition.check(images.channels, to_size(config.resolution))
     except ValueError as error:
         raise UserError(f"--condition {config.condition}: {error}") from error
     latent = isinstance(space, LatentSpace)

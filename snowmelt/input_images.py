@@ -17,7 +17,8 @@ from pipelines import ImageToImagePipeline, ScoreSdePipeline, estimate_noise_std
 from pipelines.backbones import trained_size
 from snowmelt.data.folders import IMAGE_SUFFIXES
 from snowmelt.errors import UserError, one_line
-from snowmelt.image_conditions import shown
+from snowmelt.files import shown
+from snowmelt.image_conditions import drawn_inputs
 
 ESTIMATED = 16
 """Images by which the standard deviation of noise is estimated."""
@@ -30,10 +31,12 @@ def image_size(pipeline: Any) -> tuple[int, int]:
     Raises:
         UserError: if it doesn't say.
     """
-    height, width = trained_size(pipeline.network)
-    if height is None or width is None:
-        raise UserError("--model: its network doesn't say which size it was trained for")
-    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+    size = trained_size(pipeline.network)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        given = shown(pipeline.network.config.sample_size)
+        raise UserError(f"--model: its network doesn't say which size it was trained for; its sample_size is {given}")
+    height, width = (side * pipeline.vae_scale_factor for side in size)
+    return height, width
 
 
 def image_files(flag: str, path: str) -> list[Path]:
@@ -159,7 +162,7 @@ class InputImages:
 
     def shown(self, indices: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
         """What they start from, (B, H, W, C) in [0, 1] of a shape (H, W, C), gray where it is made anew."""
-        return shown(self.arguments(indices), (shape[2], *shape[:2])).movedim(1, -1).numpy()
+        return drawn_inputs(self.arguments(indices), (shape[2], *shape[:2])).movedim(1, -1).numpy()
 
     def digest(self) -> str:
         """SHA-256 of the images' files and the masks'."""

@@ -112,6 +112,19 @@ class SamplerOptions(Config):
             raise UserError(f"--guidance_interval: LO must be less than HI, got {low} and {high}")
 
 
+@dataclass(kw_only=True)
+class SizeOptions(Config):
+    """Size of images."""
+
+    height: int | None = option(None, "of images in pixels; the trained one by default", minimum=1, maximum=65_536)
+    width: int | None = option(None, "of images in pixels; the trained one by default", minimum=1, maximum=65_536)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Of `height` and `width` those that are given."""
+        return {name: side for name in ("height", "width") if (side := getattr(self, name)) is not None}
+
+
 def load_pipeline(model: str, revision: str | None = None) -> "PixelDiffusionPipeline":
     """A pipeline, of whichever class of ours, from a folder or a repository of the Hub.
 

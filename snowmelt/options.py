@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from snowmelt.condition_options import ConditionOptions
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
 from snowmelt.optimization_options import OptimizationOptions
 from snowmelt.reflow_options import ReflowOptions
 from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
+from snowmelt.values import Resolution, to_size
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 COUPLINGS = ("independent", "ot", "nearest")
@@ -51,7 +53,9 @@ class DataOptions(ImageOptions):
     """Training data."""
 
     split: str = option("train", "split to train on")
-    resolution: int = option(64, "side, in pixels, to which the images' shorter side is resized", minimum=1)
+    resolution: Resolution = option(
+        64, "side in pixels, or HEIGHTxWIDTH, that images are resized to cover and cropped to", minimum=1
+    )
     center_crop: bool = option(False, "crop the centre; without it a random crop is drawn at each use")
     random_flip: bool = option(False, "mirror half of the images, at random, at each use")
     dataloader_num_workers: int = option(
@@ -60,6 +64,11 @@ class DataOptions(ImageOptions):
         minimum=0,
         resumable=True,
     )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of `resolution`."""
+        return to_size(self.resolution)
 
 
 @dataclass(kw_only=True)
@@ -107,28 +116,6 @@ class LatentOptions(Config):
         "train in the latent space of this autoencoder: its folder, that of a pipeline or run, or a Hub name",
         path=True,
     )
-
-
-@dataclass(kw_only=True)
-class ConditionOptions(Config):
-    """Image to image."""
-
-    condition: str | None = option(
-        None,
-        "make images of others: lowres:4, gray, mask, noise:0.3 or edges, which are made of them, or column:NAME",
-    )
-    conditioning_dropout_prob: float = option(
-        0.0, "fraction of these that is dropped, for image_guidance_scale; 0.1, say", minimum=0, below=1
-    )
-    max_noise_level: float | None = option(
-        None, "add noise of any level up to this to them, a condition too (Ho et al. 2022); 0.5, say", above=0, below=1
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("conditioning_dropout_prob", "max_noise_level"):
-            if getattr(self, name) and not self.condition:
-                raise UserError(f"--{name}: is of a --condition; give that too")
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines import ScoreSdePipeline, image_generators, make_scheduler
+from pipelines.backbones import trained_size
 from pipelines.samplers import make_sampler
 from pipelines.sampling import sample
 from pipelines.schedulers import family
@@ -71,8 +72,10 @@ def make_pairs(
     teacher.scheduler = make_scheduler("flow-euler", teacher.scheduler)
     count = config.reflow_pairs or len(images)
     labels = _labels(images, count, config) if config.class_conditional else None
-    side = student.network.config.sample_size
-    shape = (student.data_channels, side, side)
+    height, width = trained_size(student.network)
+    assert height is not None  # make_network says it
+    assert width is not None
+    shape = (student.data_channels, height, width)
     seed = int(np.random.SeedSequence((PAIRS, config.seed)).generate_state(1)[0])
 
     def generate(start: int, stop: int) -> np.ndarray:
@@ -118,7 +121,7 @@ def _check_alike(teacher: Any, student: UnconditionalPipeline, flag: str) -> Non
     theirs, ours = (
         {name: tuple(value.shape) for name, value in p.network.state_dict().items()} for p in (teacher, student)
     )
-    if theirs != ours or teacher.network.config.sample_size != student.network.config.sample_size:
+    if theirs != ours or trained_size(teacher.network) != trained_size(student.network):
         raise UserError(f"{flag}: its network is of another shape; {same}")
     if teacher.vae is not None and len({LatentSpace(p.vae, PixelSpace()).fingerprint for p in (teacher, student)}) > 1:
         raise UserError(f"{flag}: its autoencoder is another than --autoencoder; {same}")

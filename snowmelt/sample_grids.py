@@ -20,7 +20,7 @@ from pipelines import (
 from pipelines.base import ImagePipeline
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
-from snowmelt.image_conditions import shown
+from snowmelt.image_conditions import drawn_inputs
 from snowmelt.options import DiffusionConfig
 
 P = TypeVar("P", bound=ImagePipeline)
@@ -87,7 +87,7 @@ def paired_grid(
         output_type="pt",
         return_dict=False,
     )[0].cpu()
-    inputs = shown(given, tuple(originals.shape[1:]))
+    inputs = drawn_inputs(given, tuple(originals.shape[1:]))
     shown_images = torch.stack([inputs, samples, originals], 1).flatten(0, 1).movedim(1, -1).numpy()
     pixels: np.ndarray = (shown_images * 255).round().astype(np.uint8)
     if path is not None and pixels.shape[-1] in IMAGE_CHANNELS:

@@ -19,6 +19,7 @@ from snowmelt.data.cache import ImageCache
 from snowmelt.data.latent_cache import LatentCache, build_latents
 from snowmelt.errors import UserError, one_line
 from snowmelt.run_files import settle
+from snowmelt.values import to_resolution
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
 """diffusers' classes for images."""
@@ -39,6 +40,10 @@ class PixelSpace:
         """Number of channels of x0."""
         return images.channels
 
+    def size(self, images: ImageCache) -> tuple[int, int]:
+        """Height and width of x0."""
+        return images.size
+
     def bin_width(self, images: ImageCache) -> float | None:
         """Distance between two values of x0; None for float data, which have none."""
         return None if images.dtype.kind == "f" else 2 / (self.value_range[1] - self.value_range[0])
@@ -55,7 +60,7 @@ class PixelSpace:
 
     def describe(self, images: Any) -> str:
         """A line on what is trained on: number, channels and sides of the images."""
-        return f"{len(images)} images of {images.channels} x {images.resolution} x {images.resolution}"
+        return f"{len(images)} images of {images.channels} x {images.size[0]} x {images.size[1]}"
 
     def from_cache(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Cached images (B, C, H, W) to x0, float32 of the same shape."""
@@ -112,12 +117,16 @@ class LatentSpace:
                 f"{self.flag}: takes {expected} channels, the images have {images.channels}; convert them with "
                 f"--channels {expected}, or take another autoencoder"
             )
-        if images.resolution % self.vae_scale_factor:
+        if any(side % self.vae_scale_factor for side in images.size):
             raise UserError(
-                f"--resolution {images.resolution}: not a multiple of {self.vae_scale_factor}, by which {self.flag} "
-                "divides it"
+                f"--resolution {to_resolution(*images.size)}: not a multiple of {self.vae_scale_factor}, by which "
+                f"{self.flag} divides it"
             )
         return self.latent_channels
+
+    def size(self, images: ImageCache) -> tuple[int, int]:
+        """Height and width of x0."""
+        return images.size[0] // self.vae_scale_factor, images.size[1] // self.vae_scale_factor
 
     def bin_width(self, images: ImageCache) -> float | None:
         """None: latents may have any value."""
@@ -127,7 +136,7 @@ class LatentSpace:
         """What is trained on: latents of all images.
 
         Args:
-            images: the decoded images, square.
+            images: the decoded images, of one shape.
             random_flip: whether the mirror images are encoded too.
             mixed_precision: "no" to keep latents in float32, else they are kept in float16.
 

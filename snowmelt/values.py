@@ -12,12 +12,40 @@ from typing import Any
 from snowmelt.errors import UserError
 from snowmelt.files import shown
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+Resolution = int | str
+"""The side of a square, or a text HEIGHTxWIDTH of two sides that differ."""
+
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Resolution: "a whole number, or HEIGHTxWIDTH such as 64x96",
+}
 
 
-def element_type(annotation: Any) -> tuple[type, bool, bool]:
+def to_resolution(height: int, width: int) -> Resolution:
+    """Height and width, as options, files and messages write them."""
+    return height if height == width else f"{height}x{width}"
+
+
+def to_size(resolution: Resolution) -> tuple[int, int]:
+    """Height and width of a value that `check_value` has seen."""
+    height, _, width = str(resolution).partition("x")
+    return int(height), int(width or height)
+
+
+def multiples_near(side: int, multiple: int) -> str:
+    """The multiples next to a side that is none, as messages offer them."""
+    below = side - side % multiple
+    return " or ".join(str(near) for near in (below, below + multiple) if near)
+
+
+def element_type(annotation: Any) -> tuple[Any, bool, bool]:
     """(type of one value, may be None, is a list) of an annotation such as `int`, `str | None`, `list[float]`."""
     optional = False
+    if annotation == Resolution:
+        return annotation, False, False
     if isinstance(annotation, types.UnionType):
         arms = [a for a in typing.get_args(annotation) if a is not type(None)]
         annotation, optional = arms[0], True
@@ -45,13 +73,16 @@ def check_value(f: dataclasses.Field, value: Any) -> Any:
     return _element(name, kind, value, f.metadata)
 
 
-def _element(name: str, kind: type, value: Any, metadata: Any) -> Any:
+def _element(name: str, kind: Any, value: Any, metadata: Any) -> Any:
     value = _scalar(name, kind, value)
     choices = metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"--{name}: {value!r} is not one of {', '.join(choices)}")
     if kind in (int, float):
         _check_range(name, value, metadata)
+    if kind == Resolution:
+        for side in to_size(value):
+            _check_range(name, side, metadata)
     return value
 
 
@@ -73,16 +104,18 @@ def _check_range(name: str, value: float, metadata: Any) -> None:
     raise UserError(f"--{name}: must be {' and '.join(filter(None, limits)) or 'finite'}, got {value}")
 
 
-def _scalar(name: str, kind: type, value: Any) -> Any:
+def _scalar(name: str, kind: Any, value: Any) -> Any:
     if kind is str and isinstance(value, Path):
         value = str(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and number:
+    if kind in (int, Resolution) and number:
         if value != value // 1 or not math.isfinite(value):
-            raise UserError(f"--{name}: must be {KINDS[int]}, got {value!r}")
+            raise UserError(f"--{name}: must be {KINDS[kind]}, got {value!r}")
         return int(value)
+    if kind == Resolution and (sides := re.fullmatch(r"(\d{1,9})x(\d{1,9})", str(value), re.ASCII)):
+        return to_resolution(*map(int, sides.groups()))
     if kind is float and number:
         return _to_float(value)
     if kind is str and isinstance(value, str):
@@ -98,6 +131,11 @@ def _to_float(value: float) -> float:
         return float(value)
     except OverflowError:  # of a whole number beyond all floats
         return math.inf if value > 0 else -math.inf
+
+
+def read_resolution(text: str) -> Resolution:
+    """A resolution on the command line, as in YAML; what is none is left to `check_value`."""
+    return int(text) if re.fullmatch(r"[-+]?\d{1,9}", text, re.ASCII) else text
 
 
 def number_reader(kind: type) -> Callable[[str], Any]:

@@ -62,6 +62,18 @@ def test_scales_and_stretches_are_about_the_middle() -> None:
         torch.testing.assert_close(moved(blob(4, -2), **parameters), expected, atol=0.02, rtol=0)
 
 
+def test_images_that_are_not_square_keep_their_proportions() -> None:
+    """A quarter turn takes what is right of the middle below it, as many pixels away."""
+    padded = torch.nn.functional.pad(blob(5, -2), (8, 8))  # (32, 48)
+    turned = torch.nn.functional.pad(blob(2, 5), (8, 8))
+    middle = (..., slice(8, -8))  # beyond which images are mirrored
+    torch.testing.assert_close(moved(padded, ROTATION=math.pi / 2)[middle], turned[middle], atol=1e-3, rtol=0)
+    larger = torch.nn.functional.pad(blob(5 * SCALE, -2 * SCALE, 3 * SCALE, 3 * SCALE), (8, 8))
+    torch.testing.assert_close(moved(padded, SCALING=1)[middle], larger[middle], atol=0.02, rtol=0)
+    torch.testing.assert_close(moved(padded, SHIFT_X=1), padded.roll(6, 3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(moved(padded, SHIFT_Y=1), padded.roll(4, 2), atol=1e-3, rtol=0)
+
+
 def test_an_image_that_is_spared_stays_as_it_is() -> None:
     image = torch.randn(4, 1, 8, 8)
     a = torch.zeros(4, 8)

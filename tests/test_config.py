@@ -12,7 +12,7 @@ from snowmelt.errors import UserError
 from snowmelt.evaluation.options import EvaluateConfig
 from snowmelt.options import UnconditionalConfig
 from snowmelt.text.options import TextToImageConfig
-from snowmelt.values import check_value, element_type
+from snowmelt.values import Resolution, check_value, element_type
 from tests.conftest import ROOT, run_in_process, trained
 
 OF_DIFFUSERS = """
@@ -26,6 +26,7 @@ OF_DIFFUSERS = """
     --ddpm_num_steps 500 --ddpm_num_inference_steps 20 --ddpm_beta_schedule squaredcos_cap_v2
     --checkpointing_steps 50 --checkpoints_total_limit 2 --resume_from_checkpoint latest --preserve_input_precision
 """
+SIZES = "a whole number, or HEIGHTxWIDTH such as 64x96"
 OURS = """
     --max_train_steps 10 --seed 3 --objective flow --image_column image --label_column label --class_conditional
     --channels 1 --max_grad_norm 0.5 --compile --ema_widths 0.05 0.1 --no-use_ema
@@ -76,7 +77,13 @@ def test_default_recipe():
         ("--resolutoin=32", "unknown flag --resolutoin; did you mean --resolution?"),
         ("--zzz", "unknown flag --zzz; --help lists all"),
         ("--resol 32", "unknown flag --resol; "),
-        ("--resolution 1.5", "argument --resolution: invalid int value: '1.5'"),
+        ("--seed 1.5", "argument --seed: invalid int value: '1.5'"),
+        ("--resolution 1.5", f"--resolution: must be {SIZES}, got '1.5'"),
+        ("--resolution 64x", f"--resolution: must be {SIZES}, got '64x'"),
+        ("--resolution 64x96x3", f"--resolution: must be {SIZES}, got '64x96x3'"),
+        ("--resolution 8x-4", f"--resolution: must be {SIZES}, got '8x-4'"),
+        ("--resolution 0x8", "--resolution: must be at least 1, got 0"),
+        ("--resolution -8", "--resolution: must be at least 1, got -8"),
         ("--resolution 0", "--resolution: must be at least 1, got 0"),
         ("--label_dropout 1", "--label_dropout: must be at least 0 and less than 1, got 1.0"),
         ("--adam_beta1 1.5", "--adam_beta1: must be at least 0 and less than 1, got 1.5"),
@@ -99,11 +106,12 @@ def test_bad_flags(words, message):
     ("text", "message"),
     [
         ("learning_rat: 1", "unknown key 'learning_rat'; did you mean learning_rate?"),
-        ("resolution: '32'", "--resolution: must be a whole number, got '32'"),
-        ("resolution: 1.5", "--resolution: must be a whole number, got 1.5"),
-        ("resolution: true", "--resolution: must be a whole number, got True"),
-        ("resolution: null", "--resolution: must be a whole number, got None"),
-        ("resolution: [8]", "--resolution: must be a whole number, got [8]"),
+        ("resolution: '32'", f"--resolution: must be {SIZES}, got '32'"),
+        ("resolution: 1.5", f"--resolution: must be {SIZES}, got 1.5"),
+        ("resolution: true", f"--resolution: must be {SIZES}, got True"),
+        ("resolution: null", f"--resolution: must be {SIZES}, got None"),
+        ("resolution: [8]", f"--resolution: must be {SIZES}, got [8]"),
+        ("train_batch_size: '32'", "--train_batch_size: must be a whole number, got '32'"),
         ("use_ema: 1", "--use_ema: must be true or false, got 1"),
         ("use_ema: 'no'", "--use_ema: must be true or false, got 'no'"),
         ("learning_rate: fast", "--learning_rate: must be a number, got 'fast'"),
@@ -143,7 +151,7 @@ def test_no_is_a_word(tmp_path):
 
 @pytest.mark.parametrize("config", [UnconditionalConfig, TextToImageConfig, AutoencoderConfig, EvaluateConfig])
 def test_every_number_declares_where_its_range_begins(config):
-    numbers = {n: f for n, f in config.fields().items() if element_type(f.type)[0] in (int, float)}
+    numbers = {n: f for n, f in config.fields().items() if element_type(f.type)[0] in (int, float, Resolution)}
     without = [n for n, f in numbers.items() if f.metadata["minimum"] is None and f.metadata["above"] is None]
     assert len(numbers) >= 10
     assert not without

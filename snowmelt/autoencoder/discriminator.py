@@ -9,6 +9,7 @@ from snowmelt.autoencoder.equivariance import enlarged
 from snowmelt.autoencoder.options import AutoencoderConfig
 from snowmelt.data.cache import ImageCache
 from snowmelt.errors import UserError
+from snowmelt.values import to_resolution
 
 SMALLEST = 8
 
@@ -59,12 +60,13 @@ def make_discriminator(config: AutoencoderConfig, data: ImageCache) -> PatchDisc
     """
     if not config.disc_weight:
         return None
+    side = min(data.size)
     for refused, what in (
-        (data.resolution < SMALLEST, f"--resolution {data.resolution}: too small for the discriminator"),
+        (side < SMALLEST, f"--resolution {to_resolution(*data.size)}: too small for the discriminator"),
         (config.mixed_precision == "fp16", "--mixed_precision fp16: the discriminator needs bf16 or no"),
         (config.compile, "--compile: can't be had with the discriminator"),
     ):
         if refused:
             raise UserError(f"{what}; change that, or pass --disc_weight 0")
     torch.manual_seed(config.seed)
-    return PatchDiscriminator(data.channels, config.disc_width, min(3, (data.resolution // 4).bit_length() - 1))
+    return PatchDiscriminator(data.channels, config.disc_width, min(3, (side // 4).bit_length() - 1))

@@ -58,7 +58,10 @@ def draw_transformation(side: int, probability: float, seed: int) -> Transformat
 
 
 def enlarged(images: Tensor, side: int) -> Tensor:
-    """Images (B, C, S, S) as they are, or enlarged to the side that a network needs at least."""
-    if images.shape[-1] >= side:
+    """Images (B, C, H, W) as they are, or enlarged until the shorter side is what a network needs at least."""
+    height, width = images.shape[2:]
+    shorter = min(height, width)
+    if shorter >= side:
         return images
-    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
+    size = (height * side // shorter, width * side // shorter)
+    return F.interpolate(images, size, mode="bilinear", align_corners=False)

@@ -1,5 +1,6 @@
 """What an autoencoder makes of its data: measured, for the scaling of its latents and for signs of failure."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def measure_latents(vae: Any, data: ImageCache, *, seed: int, batch_size: int) -
         raw = torch.from_numpy(data.gather(rows[start : start + batch_size], None))
         for name, part in measure(vae, space.from_cache(raw.to(vae.device))).items():
             sums[name] = sums.get(name, 0) + part.cpu()
-    count = len(rows) * (data.resolution // vae_scale_factor(vae)) ** 2
+    count = len(rows) * math.prod(data.size) // vae_scale_factor(vae) ** 2
     mean = sums["first"] / count
     return LatentStatistics(
         mean=mean,

@@ -10,6 +10,7 @@ from snowmelt.autoencoder.options import AutoencoderConfig, AutoencoderOptions
 from snowmelt.data.cache import ImageCache
 from snowmelt.errors import UserError
 from snowmelt.spaces import load_autoencoder
+from snowmelt.values import multiples_near, to_resolution
 
 SIZES: dict[str, tuple[int, int]] = {
     # name: (channels at full resolution, residual blocks per level)
@@ -35,29 +36,34 @@ def make_autoencoder(config: AutoencoderConfig, data: ImageCache) -> Any:
     """A freshly initialized autoencoder for these images, or a pretrained one.
 
     Raises:
-        UserError: for a factor that the side of the images isn't a multiple of, latents of a single place that are to
-            be made smaller, channels that a pretrained one doesn't have, or a pretrained one that can't be read.
+        UserError: for a factor that a side of the images isn't a multiple of, latents of a single place, or of another
+            shape than a square, that are to be turned and made smaller, channels that a pretrained one doesn't have, or
+            a pretrained one that can't be read.
     """
     vae = _pretrained(config, data) if config.pretrained_model_name_or_path else _fresh(config, data)
     factor = vae_scale_factor(vae)
-    if data.resolution % factor:
-        below = data.resolution - data.resolution % factor
-        allowed = " or ".join(str(side) for side in (below, below + factor) if side)
-        raise UserError(f"--resolution {data.resolution}: not a multiple of the factor {factor}; take {allowed}")
-    if config.equivariance_prob and data.resolution == factor:
+    height, width = data.size
+    resolution = to_resolution(height, width)
+    for given in (height, width):
+        if given % factor:
+            instead = multiples_near(given, factor) + ("" if height == width else f" for {given}")
+            raise UserError(f"--resolution {resolution}: not a multiple of the factor {factor}; take {instead}")
+    if config.equivariance_prob and height != width:
+        raise UserError(f"--equivariance_prob: turns images, so they must be square; --resolution is {resolution}")
+    if config.equivariance_prob and height == factor:
         raise UserError(
             f"--equivariance_prob: latents of 1 x 1 can't be made smaller; take --resolution {2 * factor} or more"
         )
     return vae
 
 
-def named_config(options: AutoencoderOptions, channels: int, resolution: int) -> dict[str, Any]:
+def named_config(options: AutoencoderOptions, channels: int, side: int) -> dict[str, Any]:
     """Keyword arguments of the autoencoder's class.
 
     Args:
         options: `regularization`, `model_size`, `downsample_factor` and the sizes of the latents.
         channels: of the images.
-        resolution: side of the images in pixels.
+        side: of the images in pixels, the longer one; diffusers' tiles are of that side.
 
     Raises:
         UserError: for an unknown factor.
@@ -76,13 +82,13 @@ def named_config(options: AutoencoderOptions, channels: int, resolution: int) ->
         "layers_per_block": layers,
         "norm_num_groups": min(32, width // 2),
         "latent_channels": options.latent_channels or latent_channels,
-        "sample_size": resolution,
+        "sample_size": side,
     }
     return config | ({"num_vq_embeddings": options.num_vq_embeddings} if options.regularization == "vq" else {})
 
 
 def _fresh(config: AutoencoderConfig, data: ImageCache) -> Any:
-    arguments = named_config(config, data.channels, data.resolution)
+    arguments = named_config(config, data.channels, max(data.size))
     torch.manual_seed(config.seed)
     return CLASSES[config.regularization](**arguments)
 

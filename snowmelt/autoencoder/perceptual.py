@@ -38,9 +38,7 @@ class FeatureDistance(nn.Module):
         return torch.stack([(a - b).square().sum(1).flatten(1).mean(1) for a, b in pairs]).mean(0)
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        found = []
-        if x.shape[-1] > self.net.side:
-            x = F.interpolate(x, (self.net.side, self.net.side), mode="bilinear", antialias=True)
+        found, x = [], self.net.reduced(x)
         for layer in self.net.hidden:
             if isinstance(layer, nn.Flatten):  # what follows is for images of one size
                 break

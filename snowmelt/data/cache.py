@@ -21,6 +21,7 @@ from snowmelt.data.rows import readable
 from snowmelt.data.store import cache_root, check_space, in_units, open_store
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
+from snowmelt.values import to_resolution
 
 VERSION = 1  # of the pixels that are made of an image: raised when they change
 PIXELS, ROWS, SIZES = "pixels.bin", "rows.npy", "sizes.npy"
@@ -37,7 +38,7 @@ class ImageCache:
     dtype: np.dtype  # uint8, uint16 or float32
     value_range: tuple[float, float]  # the raw values that stand for -1 and +1
     channels: int
-    resolution: int
+    size: tuple[int, int]  # height and width that images are cropped to
     skipped: list[str]  # images that couldn't be decoded
     rows: np.ndarray  # (N,) int64, the row of the data set that each image comes from
     sizes: np.ndarray  # (N, 2) int64, heights and widths
@@ -46,30 +47,29 @@ class ImageCache:
         return len(self.rows)
 
     def gather(self, indices: np.ndarray, corners: np.ndarray | None) -> np.ndarray:
-        """Copy of some images, cropped to squares.
+        """Copy of some images, cropped to `size`.
 
         Args:
             indices: (B,) integers in 0..N-1.
             corners: (B, 2) integers, top and left of the crop in pixels; None crops the centres.
 
         Returns:
-            (B, C, R, R) of dtype `self.dtype`.
+            (B, C, H, W) of dtype `self.dtype`.
         """
         if self._images is not None:
             return self._images[indices]
-        side = self.resolution
+        height, width = self.size
         if corners is None:
-            corners = (self.sizes[indices] - side) // 2
-        batch = np.empty((len(indices), self.channels, side, side), self.dtype)
+            corners = (self.sizes[indices] - self.size) // 2
+        batch = np.empty((len(indices), self.channels, height, width), self.dtype)
         for out, index, (top, left) in zip(batch, indices.tolist(), corners.tolist(), strict=True):
-            height, width = self.sizes[index]
-            start = self._offsets[index]
-            image = self._pixels[start : start + self.channels * height * width]
-            out[:] = image.reshape(self.channels, height, width)[:, top : top + side, left : left + side]
+            start, shape = self._offsets[index], (self.channels, *self.sizes[index])
+            image = self._pixels[start : start + math.prod(shape)].reshape(shape)
+            out[:] = image[:, top : top + height, left : left + width]
         return batch
 
     def as_tensor(self) -> torch.Tensor | None:
-        """The whole set, (N, C, R, R), when every image is R x R; else None.
+        """The whole set, (N, C, H, W), when every image is H x W and nothing is cropped; else None.
 
         It is a view of the read-only file: writing to it in place ends the process.
         """
@@ -80,7 +80,7 @@ class ImageCache:
             return torch.from_numpy(self._images)
 
     def mirrored(self, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, R, R) of which those `chosen`, (B,) bool, are mirrored left to right."""
+        """Images (B, C, H, W) of which those `chosen`, (B,) bool, are mirrored left to right."""
         # torch can't flip uint16; the bits move just as well under another name.
         bits = values.view(torch.int16) if values.dtype == torch.uint16 else values
         return torch.where(chosen[:, None, None, None], bits.flip(-1), bits).view(values.dtype)
@@ -99,10 +99,10 @@ class ImageCache:
 
     @cached_property
     def _images(self) -> np.ndarray | None:
-        """(N, C, R, R) when every image is square."""
-        if (self.sizes != self.resolution).any():
+        """(N, C, H, W) when nothing is cropped."""
+        if (self.sizes != self.size).any():
             return None
-        shape = (len(self), self.channels, self.resolution, self.resolution)
+        shape = (len(self), self.channels, *self.size)
         # A plain ndarray: np.memmap's own indexing costs several times as much per batch.
         return self._pixels.view(np.ndarray).reshape(shape)
 
@@ -154,7 +154,7 @@ def build_cache(
         dtype=np.dtype(content["dtype"]),
         value_range=like.value_range if like else tuple(content["value_range"]),
         channels=content["channels"],
-        resolution=options.resolution,
+        size=options.size,
         skipped=content["skipped"],
         rows=rows,
         sizes=np.load(folder / SIZES),
@@ -190,7 +190,7 @@ def _build(folder: Path, source: Source, column: str, options: DataOptions, like
     preprocess = Preprocess(
         channels=_channels(headers, options, like),
         dtype=_dtype(headers, options, like),
-        resolution=options.resolution,
+        size=options.size,
         resampling=Image.Resampling[options.interpolation.upper()],
         center_crop=options.center_crop,
         background=background_color(options),
@@ -207,7 +207,7 @@ def _build(folder: Path, source: Source, column: str, options: DataOptions, like
 def _check_sizes(folder: Path, headers: list[Header], preprocess: Preprocess) -> None:
     """Refuse before any work what can't be held by the memory or the disk."""
     areas = [math.prod(preprocess.resized(h.width, h.height)) for h in headers]
-    resolution, channels = preprocess.resolution, preprocess.channels
+    resolution, channels = to_resolution(*preprocess.size), preprocess.channels
     # Two copies in float32 of the largest image, before or after the resize: less than is needed, but in the measure.
     largest = max(*areas, *(h.height * h.width for h in headers))
     needed, free = 8 * channels * largest, psutil.virtual_memory().available
@@ -216,7 +216,7 @@ def _check_sizes(folder: Path, headers: list[Header], preprocess: Preprocess) ->
             f"--resolution {resolution}: to resize one image takes {in_units(needed)} of memory, and "
             f"{in_units(free)} are free; give a smaller one"
         )
-    pixels = len(areas) * resolution**2 if preprocess.center_crop else sum(areas)
+    pixels = len(areas) * math.prod(preprocess.size) if preprocess.center_crop else sum(areas)
     check_space(
         folder, pixels * channels * preprocess.dtype.itemsize, f"the images, decoded at --resolution {resolution},"
     )

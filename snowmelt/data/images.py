@@ -114,14 +114,14 @@ class Preprocess:
 
     channels: int
     dtype: np.dtype
-    resolution: int
+    size: tuple[int, int]  # height and width of what is cropped
     resampling: Image.Resampling
     center_crop: bool
     background: tuple[int, int, int]
 
     @_decoding()
     def __call__(self, image: Opened) -> np.ndarray:
-        """Pixels (C, H, W) of dtype `self.dtype`, min(H, W) == resolution, H == W after a centre crop.
+        """Pixels (C, H, W) of dtype `self.dtype`: of `size` after a centre crop, else of it or longer on one side.
 
         Raises:
             One of `BAD_IMAGE` if it can't be decoded, or holds values that can't be represented.
@@ -130,8 +130,9 @@ class Preprocess:
             ImageOps.exif_transpose(image, in_place=True)
         pixels = self._pil_image(image) if header(image).is_pil else self._array(image)  # (H, W, C)
         if self.center_crop:
-            top, left = ((side - self.resolution) // 2 for side in pixels.shape[:2])
-            pixels = pixels[top : top + self.resolution, left : left + self.resolution]
+            height, width = self.size
+            top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+            pixels = pixels[top : top + height, left : left + width]
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def _pil_image(self, image: Any) -> np.ndarray:
@@ -168,9 +169,10 @@ class Preprocess:
         return _cast(np.broadcast_to(values, (*values.shape[:2], self.channels)), depth, self.dtype)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that has the shorter side at the resolution."""
-        scale = self.resolution / min(width, height)
-        return max(self.resolution, round(width * scale)), max(self.resolution, round(height * scale))
+        """(width, height) that covers `size`, one side being as long: of squares the shorter side."""
+        least_height, least_width = self.size
+        scale = max(least_height / height, least_width / width)
+        return max(least_width, round(width * scale)), max(least_height, round(height * scale))
 
 
 @cache

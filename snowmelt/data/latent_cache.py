@@ -17,6 +17,7 @@ from snowmelt.data.cache import ImageCache
 from snowmelt.data.passes import write_passes
 from snowmelt.data.store import open_store
 from snowmelt.errors import UserError
+from snowmelt.values import to_resolution
 
 VERSION = 1  # of what is kept of an image: raised when that changes
 VALUES = "latents.bin"
@@ -50,13 +51,13 @@ class LatentCache:
         return self.images.rows
 
     @property
-    def resolution(self) -> int:
-        """Side in pixels of the images."""
-        return self.images.resolution
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images."""
+        return self.images.size
 
     @property
     def sizes(self) -> np.ndarray:
-        """Heights and widths of the images, (N, 2) int64: all square."""
+        """Heights and widths of the images, (N, 2) int64: all the same."""
         return self.images.sizes
 
     def gather(self, indices: np.ndarray, corners: np.ndarray | None) -> np.ndarray:
@@ -94,17 +95,18 @@ def build_latents(
     A process that is killed leaves the latents that it has finished, and the next one resumes there.
 
     Args:
-        images: square ones.
+        images: that aren't cropped.
         encode: the encoder.
         autoencoder: a key of its weights and configuration.
         random_flip: keep the latents of the mirror images too.
         dtype: in which latents are kept, float16 or float32.
 
     Raises:
-        UserError: if the images aren't all square, a latent isn't finite in `dtype`, or the disk is full.
+        UserError: if the images aren't all of one shape, a latent isn't finite in `dtype`, or the disk is full.
     """
     if images.as_tensor() is None:
-        raise UserError("the images aren't all square, and each is encoded once; add --center_crop")
+        shape = "square" if images.size[0] == images.size[1] else f"of the shape {to_resolution(*images.size)}"
+        raise UserError(f"the images aren't all {shape}, and each is encoded once; add --center_crop")
     key = {
         "version": VERSION,
         "images": images.fingerprint,
@@ -125,7 +127,7 @@ def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]
     dtype = np.dtype(key["dtype"])
 
     def latents(batch: torch.Tensor) -> np.ndarray:
-        """(B, *shape) of images (B, C, R, R)."""
+        """(B, *shape) of images (B, C, H, W)."""
         values = encode(batch)
         if key["random_flip"]:
             every = torch.ones(len(batch), dtype=torch.bool)
@@ -148,7 +150,7 @@ def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]
         folder / VALUES,
         values_of,
         count=len(images),
-        batch=max(1, min(256, PIXELS_PER_PASS // images.resolution**2)),
+        batch=max(1, min(256, PIXELS_PER_PASS // math.prod(images.size))),
         size=math.prod(shape) * dtype.itemsize,
         what="the latents",
         doing="encoding images",

@@ -36,8 +36,8 @@ class Cache(Protocol):
         """A key of all that the values depend on."""
 
     @property
-    def resolution(self) -> int:
-        """Side in pixels of the squares that images are cropped to."""
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels that images are cropped to."""
 
     @property
     def sizes(self) -> np.ndarray:
@@ -123,14 +123,14 @@ def _check_aligned(fields: dict[str, Cache]) -> None:
     for other, field in others:
         if not np.array_equal(field.rows, first.rows):
             raise UserError(f"{other}: not of the same rows of the data set as {name}; some could not be decoded")
-        if first.resolution % field.resolution or not np.array_equal(
-            field.sizes * (first.resolution // field.resolution), first.sizes
-        ):
+        factor = first.size[0] // field.size[0]
+        shapes = (field.size, first.size), (field.sizes, first.sizes)
+        if not all(np.array_equal(np.multiply(small, factor), large) for small, large in shapes):
             raise UserError(f"{other}: its images don't have the shapes of those of {name}, which they belong to")
 
 
 def _resident(fields: dict[str, Cache], device: torch.device) -> dict[str, torch.Tensor] | None:
-    """The whole set on `device`, when its images are square and take less than half of the free memory."""
+    """The whole set on `device`, when nothing is cropped and they take less than half of the free memory."""
     tensors = {name: field.as_tensor() for name, field in fields.items()}
     held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     cuda = device.type == "cuda"
@@ -170,11 +170,11 @@ class _Reader(torch.utils.data.Dataset):
     def __getitem__(self, shard: Shard) -> Loaded:
         first = next(iter(self.fields.values()))
         # Corners are drawn on the grid of the coarsest field, on which all of them can begin.
-        unit = first.resolution // min(field.resolution for field in self.fields.values())
+        unit = first.size[0] // min(field.size[0] for field in self.fields.values())
         rng = np.random.default_rng([CROP, self.seed, shard.step, shard.number])
-        corners = unit * rng.integers((first.sizes[shard.indices] - first.resolution) // unit + 1)
+        corners = unit * rng.integers((first.sizes[shard.indices] - first.size) // unit + 1)
         return shard, {
-            name: torch.from_numpy(field.gather(shard.indices, corners * field.resolution // first.resolution))
+            name: torch.from_numpy(field.gather(shard.indices, corners * field.size[0] // first.size[0]))
             for name, field in self.fields.items()
         }
 

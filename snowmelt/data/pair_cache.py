@@ -57,14 +57,14 @@ class PairCache:
         return np.arange(self.count)
 
     @property
-    def resolution(self) -> int:
-        """Side of the data."""
-        return self.shape[-1]
+    def size(self) -> tuple[int, int]:
+        """Height and width of the data."""
+        return self.shape[1:]
 
     @property
     def sizes(self) -> np.ndarray:
-        """Heights and widths, (N, 2) int64: all square."""
-        return np.full((self.count, 2), self.resolution)
+        """Heights and widths, (N, 2) int64: all the same."""
+        return np.full((self.count, 2), self.size)
 
     def gather(self, indices: np.ndarray, corners: np.ndarray | None) -> np.ndarray:
         """Copy of those at `indices` (B,), (B, c, h, w), whole."""

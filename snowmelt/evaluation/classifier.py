@@ -25,31 +25,36 @@ HELD_OUT = 0.1
 
 
 class ConvNet(nn.Module):
-    """Convolutions at 64 pixels or less, each at half the side of the one before, down to 4; then 64 features.
+    """Convolutions at 64 pixels or less, each at half the sides of the one before, down to 4; then 64 features.
 
     Args:
         channels: of the images.
-        side: of the images; larger ones than 64 pixels are reduced to that.
+        size: height and width of the images; those with a side of more than 64 pixels are reduced to that.
         classes: number of them.
     """
 
-    def __init__(self, channels: int, side: int, classes: int) -> None:
+    def __init__(self, channels: int, size: tuple[int, int], classes: int) -> None:
         super().__init__()
-        self.side = side = min(side, LARGEST)
+        scale = min(1.0, LARGEST / max(size))
+        self.size = height, width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         layers: list[nn.Module] = []
-        width = 16
-        while side > SMALLEST:
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        features = 16
+        while max(height, width) > SMALLEST:
+            layers += [nn.Conv2d(channels, features, 3, padding=1, bias=False), nn.BatchNorm2d(features), nn.ReLU()]
             layers += [nn.MaxPool2d(2, ceil_mode=True)]
-            channels, width, side = width, min(2 * width, 128), (side + 1) // 2
-        self.hidden = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side**2, FEATURES), nn.ReLU())
+            channels, features, height, width = features, min(2 * features, 128), (height + 1) // 2, (width + 1) // 2
+        self.hidden = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, FEATURES), nn.ReLU())
         self.head = nn.Linear(FEATURES, classes)
+
+    def reduced(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), as they are or, where they are larger, as the layers take them."""
+        if max(images.shape[2:]) <= max(self.size):
+            return images
+        return F.interpolate(images, self.size, mode="bilinear", antialias=True)
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to (B, 64)."""
-        if images.shape[-1] > self.side:
-            images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
-        return self.hidden(2 * images - 1)
+        return self.hidden(2 * self.reduced(images) - 1)
 
 
 class ClassifierFeatures:
@@ -72,7 +77,7 @@ class ClassifierFeatures:
                 f"{'no labels' if train.labels is None else 'one class'}; name their column with --label_column, or "
                 "take --features inception or a vision model of transformers, as facebook/dinov2-small"
             )
-        self.net = ConvNet(train.cache.channels, train.cache.resolution, classes)
+        self.net = ConvNet(train.cache.channels, train.cache.size, classes)
         self._device = device
         self.fingerprint = hashlib.sha256(f"{VERSION} {train.fingerprint}".encode()).hexdigest()[:32]
         self.name = f"{FEATURES} features of a classifier trained on split {train.split}"
@@ -110,7 +115,7 @@ class ClassifierFeatures:
         kept, rows = np.split(rng.permutation(len(train)), [int(len(train) * HELD_OUT)])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.net = ConvNet(train.cache.channels, train.cache.resolution, self.net.head.out_features)
+            self.net = ConvNet(train.cache.channels, train.cache.size, self.net.head.out_features)
         self.net.to(self._device).train()
         _fit(self.net, train, rows, rng, self._device)
         self.net.eval()
@@ -137,16 +142,16 @@ def _normalize(net: ConvNet, features: Tensor) -> None:
 
 
 def _fit(net: ConvNet, train: RealImages, rows: np.ndarray, rng: np.random.Generator, device: torch.device) -> None:
-    """Train on these rows, shifted by up to a fourteenth of the side."""
+    """Train on these rows, shifted by up to a fourteenth of the shorter side."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
-    side, shift = train.cache.resolution, train.cache.resolution // 14
+    (height, width), shift = train.cache.size, min(train.cache.size) // 14
     labels = train.labels
     assert labels is not None
     for _ in tqdm(range(STEPS), "training the classifier of --features", unit="step", leave=False):
         batch = rng.choice(rows, BATCH)
         top, left = rng.integers(2 * shift + 1, size=2)
-        images = F.pad(train.batch(batch), (shift,) * 4, mode="replicate")[..., top : top + side, left : left + side]
+        images = F.pad(train.batch(batch), (shift,) * 4, mode="replicate")[..., top : top + height, left : left + width]
         logits = net.head(net.features(images.to(device)))
         loss = F.cross_entropy(logits, labels[batch].to(device))
         optimizer.zero_grad()

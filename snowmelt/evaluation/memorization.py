@@ -6,6 +6,7 @@ usual is known from images that were not trained on, measured in the same way (M
 as copies.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +109,7 @@ def memorization(
     Raises:
         UserError: if samples and images are of different shapes, or there are too few of them.
     """
-    shape = (train.cache.channels, train.cache.resolution, train.cache.resolution)
+    shape = (train.cache.channels, *train.cache.size)
     if tuple(samples.shape[1:]) != shape:
         raise UserError(f"memorization: samples of shape {tuple(samples.shape[1:])}, training images of {shape}")
     if len(train) < 3 or not len(samples):
@@ -180,7 +181,7 @@ def _show(axes, image: Tensor, title: str) -> None:  # type: ignore[no-untyped-d
 
 
 def _pixels(images: RealImages) -> Iterator[Tensor]:
-    size = max(1, min(ROWS, NUMBERS // (images.cache.channels * images.cache.resolution**2)))
+    size = max(1, min(ROWS, NUMBERS // (images.cache.channels * math.prod(images.cache.size))))
     for start in range(0, len(images), size):
         yield images.batch(np.arange(start, min(start + size, len(images)))).flatten(1)
 

@@ -15,9 +15,10 @@ from snowmelt.errors import UserError
 from snowmelt.evaluation.generation import captioned_rows
 from snowmelt.evaluation.options import EvaluateConfig
 from snowmelt.evaluation.real import RealImages
-from snowmelt.image_conditions import ConditionImages, load_column, shown
+from snowmelt.image_conditions import ConditionImages, drawn_inputs, load_column
 from snowmelt.options import DataOptions, ImageOptions
 from snowmelt.spaces import PixelSpace
+from snowmelt.values import to_resolution
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Pairs:
         """What is given, the sample and the original in turn, (3 N, C, H, W), of the first samples (N, C, H, W)."""
         indices = range(len(samples))
         originals = self.originals(indices)
-        inputs = shown(self.arguments(indices), tuple(originals.shape[1:]))
+        inputs = drawn_inputs(self.arguments(indices), tuple(originals.shape[1:]))
         return torch.stack([inputs, samples, originals], 1).flatten(0, 1)
 
 
@@ -88,7 +89,7 @@ def make_pairs(pipeline: ImageToImagePipeline, images: RealImages, count: int, c
     condition, given = pipeline.condition, None
     if isinstance(condition, Column):
         options = {name: getattr(config, name) for name in ImageOptions.fields()}
-        options |= {"resolution": images.cache.resolution, "center_crop": True, "split": images.split}
+        options |= {"resolution": to_resolution(*images.cache.size), "center_crop": True, "split": images.split}
         given = load_column(DataOptions(**options), condition, images.cache, False, Split(images.split))
         if given.channels != pipeline.input_channels:
             wanted = pipeline.input_channels

@@ -42,6 +42,6 @@ class RealImages:
         return hashlib.sha256(f"{self.cache.fingerprint}{self.value_range}".encode() + labels).hexdigest()
 
     def batch(self, rows: np.ndarray) -> Tensor:
-        """Images (B, C, R, R), float32 in [0, 1]; of those that aren't square, the centre."""
+        """Images (B, C, H, W), float32 in [0, 1]; of larger ones, the centre."""
         low, high = self.value_range
         return torch.from_numpy(self.cache.gather(rows, None)).float().sub_(low).div_(high - low).clamp_(0, 1)

@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 
 from pipelines import IMAGE_CHANNELS, ImageToImagePipeline, image_grid
-from pipelines.backbones import trained_size
 from pipelines.base import ImagePipeline
 from pipelines.text2img import TextPipeline
 from pipelines.unconditional import UnconditionalPipeline
@@ -42,10 +41,12 @@ from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.evaluation.report import Report, SweepPoint, check_output
 from snowmelt.evaluation.table import Images
 from snowmelt.guidance_model import guidance_arguments
+from snowmelt.input_images import image_size
 from snowmelt.loading import choose_pipeline, set_scheduler
 from snowmelt.model_source import find_source
 from snowmelt.options import DataOptions, ImageOptions
 from snowmelt.text.options import CaptionColumnOptions
+from snowmelt.values import to_resolution
 
 GRID_IMAGES = 64
 PAIRS_SHOWN = 36
@@ -174,16 +175,12 @@ class Study:
                 )
 
     def _shape(self, pipeline: ImagePipeline) -> tuple[int, int, int]:
-        """(C, R, R) of the model's images."""
-        side, other = trained_size(pipeline.network)
-        if side is None or side != other or side < 1:
-            size = pipeline.network.config.sample_size
-            raise UserError(f"--model: its network is of sample_size {size}; only square images can be evaluated")
-        return pipeline.channels, side * pipeline.vae_scale_factor, side * pipeline.vae_scale_factor
+        """(C, H, W) of the model's images."""
+        return pipeline.channels, *image_size(pipeline)
 
     def _load(self, pipeline: ImagePipeline, split: Split, *, captions: bool) -> RealImages:
         """A split in the model's size, channels and units, and perhaps its captions."""
-        resolution = self._shape(pipeline)[1]
+        resolution = to_resolution(*image_size(pipeline))
         given = {name: getattr(self.config, name) for name in ImageOptions.fields()}
         options, texts = DataOptions(**given, split=split.spec, resolution=resolution, center_crop=True), None
         if captions:

@@ -76,13 +76,19 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
         base=base,
         classes=classes,
         named=any(str(number) != name for number, name in classes.items()),
-        side=config.get("resolution") or facts.network.get("sample_size"),
+        size=_size(config.get("resolution") or facts.network.get("sample_size")),
         call=_call(facts, folder),
         images=sorted(p.name for p in folder.glob("*.png")),
         pipeline=_class_of(folder),
         stock=not (folder / "pipeline.py").is_file(),
     )
     ModelCard(text).save(folder / "README.md")
+
+
+def _size(given: Any) -> list[str]:
+    """Height and width, of a side, `HEIGHTxWIDTH` or a list of both, which is whatever stands in the files."""
+    sides = [str(side) for side in given] if isinstance(given, list) else str(given).split("x")
+    return [sides[0], sides[-1]] if sides else ["", ""]
 
 
 def _class_of(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Autoencoders, the first stage of latent diffusion."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,7 +121,7 @@ class AutoencoderTask:
 
     @property
     def _batch_size(self) -> int:
-        return max(1, min(64, PIXELS_PER_PASS // self.config.resolution**2))
+        return max(1, min(64, PIXELS_PER_PASS // math.prod(self.images.size)))
 
     def summary(self) -> str:
         """Where everything is, and how to use it."""

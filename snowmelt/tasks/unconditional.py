@@ -98,7 +98,7 @@ class UnconditionalTask(DiffusionTask):
             BACKBONES[config.backbone][0],
             config.model_size,
             config.model_config_name_or_path,
-            resolution=config.resolution // space.vae_scale_factor,
+            resolution=space.size(images),
             vae_scale_factor=space.vae_scale_factor,
             channels=channels,
             out_channels=2 * channels if objective.learns_variance else channels,

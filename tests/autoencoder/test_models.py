@@ -85,7 +85,7 @@ def test_discriminator_fits(side, places, config, data):
     """As many halvings as the side allows, at most three; each place of the largest sees 70 x 70 pixels."""
     from dataclasses import replace
 
-    net = make_discriminator(config(disc_weight=0.5), replace(data, resolution=side, channels=2))
+    net = make_discriminator(config(disc_weight=0.5), replace(data, size=(side, side), channels=2))
     assert net(torch.randn(2, 2, side, side)).shape[1:] == (1, places - 1, places - 1)
 
 

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    net = ConvNet(channels=2, side=16, classes=3)
+    net = ConvNet(channels=2, size=(16, 16), classes=3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean)

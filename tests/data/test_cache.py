@@ -80,6 +80,31 @@ def test_shorter_side_is_resized(load, folder):
     assert load(train_data_dir=str(folder), resolution=10).sizes.tolist() == [[10, 30]]
 
 
+def test_crops_of_another_shape_than_a_square(load, folder):
+    """An image covers 16 x 24 with one side as long; what is cropped begins where its values say."""
+    for name, (height, width) in {"tall": (21, 24), "wide": (16, 31), "large": (42, 48)}.items():
+        y, x = np.mgrid[:height, :width]
+        Image.fromarray(np.stack([y, x, np.full_like(y, height)], -1).astype(np.uint8)).save(folder / f"{name}.png")
+    options = {"train_data_dir": str(folder), "resolution": "16x24"}
+    cache = load(**options)
+    assert (cache.size, cache.as_tensor()) == ((16, 24), None)
+    rows = {int(cache.gather(np.array([n]), None)[0, 2, 0, 0]): n for n in range(3)}
+    assert cache.sizes[[rows[21], rows[16], rows[42]]].tolist() == [[21, 24], [16, 31], [21, 24]]
+    seen = set()
+    for seed in range(60):
+        which = np.array([rows[21], rows[16]])
+        for image in cache.gather(which, np.random.default_rng(seed).integers(cache.sizes[which] - cache.size + 1)):
+            top, left, height = image[:, 0, 0].tolist()
+            assert (image[:2] == np.mgrid[top : top + 16, left : left + 24]).all()
+            seen.add((height, top, left))
+    assert seen == {(21, top, 0) for top in range(6)} | {(16, 0, left) for left in range(8)}
+    centred = load(**options, center_crop=True)
+    assert centred.as_tensor().shape == (3, 3, 16, 24)
+    assert centred.gather(np.arange(3), None)[[rows[21], rows[16]], :2, 0, 0].tolist() == [[2, 0], [0, 3]]
+    assert (centred.as_tensor().numpy() == cache.gather(np.arange(3), None)).all()
+    assert load(**options | {"resolution": "24x16"}).fingerprint != cache.fingerprint
+
+
 def test_opened_again_without_decoding(load, monkeypatch):
     first = load(**DIGITS)
     monkeypatch.setattr(cache_module, "_build", None)

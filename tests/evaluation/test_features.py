@@ -177,9 +177,11 @@ def test_a_damaged_classifier_is_trained_anew(digits, capsys: pytest.CaptureFixt
 @pytest.mark.usefixtures("quick_classifier")
 def test_classifier_of_any_size(digits) -> None:
     """From 8 pixels to more than it looks at, with several channels."""
-    for channels, side in ((5, 9), (3, 200)):
-        net = classifier.ConvNet(channels, side, 10).eval()
-        assert net.features(photos(2, channels, side)).shape == (2, 64)
+    for channels, size in ((5, (9, 9)), (3, (200, 200)), (3, (16, 24)), (1, (200, 8))):
+        net = classifier.ConvNet(channels, size, 10).eval()
+        images = photos(2, channels, max(size))[..., : size[0], : size[1]]
+        assert net.features(images).shape == (2, 64)
+        assert max(net.reduced(images).shape[2:]) == min(64, max(size))
 
 
 def test_classifier_needs_labels(digits) -> None:
