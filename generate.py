@@ -97,7 +97,7 @@ def main() -> None:
     import torch
     from accelerate import PartialState
 
-    from pipelines import ImageToImagePipeline
+    from pipelines import GivenImagePipeline
     from snowmelt.cascade import Upsampler
     from snowmelt.environment import check_fits, find_launch, use_all_cores
     from snowmelt.guidance_model import guidance_arguments
@@ -114,7 +114,7 @@ def main() -> None:
     numbers = pipeline.data_channels * (height or 1) * (width or 1)
     check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
     between, inputs = None, None
-    if isinstance(pipeline, ImageToImagePipeline) and config.image is None:
+    if isinstance(pipeline, GivenImagePipeline) and config.image is None:
         raise UserError(f"--image: needed by this model, which makes images of others ({pipeline.condition.spec})")
     if config.interpolate:
         between = Interpolation(pipeline, config.interpolate, config, config.class_label, **guidance)

@@ -19,6 +19,7 @@ def main() -> None:
     # Here, not above, so that --help doesn't wait for torch and diffusers.
     from snowmelt import run_folder
     from snowmelt.environment import make_accelerator
+    from snowmelt.image_conditions import example_arguments
     from snowmelt.publishing.during import HubPush
     from snowmelt.tasks.finetuning import FinetuningTask
     from snowmelt.tasks.text_to_image import TextToImageTask
@@ -42,7 +43,8 @@ def main() -> None:
         trainer.fit()
         push.finish()
     base = config.pretrained_model_name_or_path if config.rank else None
-    accelerator.print(run_folder.summary(config, task.images, f"{task.prompts[0]!r}, ", base))
+    arguments = f"{task.prompts[0]!r}, {example_arguments(config.condition)}"
+    accelerator.print(run_folder.summary(config, task.images, arguments, base))
     if validation:
         accelerator.print(validation.summary())
 

@@ -3,6 +3,7 @@
 from pipelines.base import IMAGE_CHANNELS, SamplingOutput
 from pipelines.denoiser import Predictor, autoguided, conditioned, guided
 from pipelines.editing import estimate_noise_std
+from pipelines.given_image import GivenImagePipeline
 from pipelines.image2image import ImageToImagePipeline, SuperResolutionPipeline
 from pipelines.image_conditions import make_condition
 from pipelines.inversion import slerp
@@ -16,6 +17,7 @@ from pipelines.score_sde import ScoreSdePipeline
 from pipelines.seeding import image_generators
 from pipelines.text2img import TextToImagePipeline
 from pipelines.text2img_transformer import TextToImageTransformerPipeline
+from pipelines.text_image2image import TextImageToImagePipeline
 from pipelines.trajectory import image_grid, save_gif, save_strip
 
 PIPELINES = {
@@ -30,6 +32,7 @@ PIPELINES = {
         ScoreSdePipeline,
         ImageToImagePipeline,
         SuperResolutionPipeline,
+        TextImageToImagePipeline,
     )
 }
 """What a model_index.json may name: class names in files mean these, never whatever else bears the name."""
@@ -37,6 +40,7 @@ PIPELINES = {
 __all__ = [
     "IMAGE_CHANNELS",
     "PIPELINES",
+    "GivenImagePipeline",
     "ImageToImagePipeline",
     "LatentDiffusionPipeline",
     "LatentTransformerPipeline",
@@ -49,6 +53,7 @@ __all__ = [
     "SamplingOutput",
     "ScoreSdePipeline",
     "SuperResolutionPipeline",
+    "TextImageToImagePipeline",
     "TextToImagePipeline",
     "TextToImageTransformerPipeline",
     "Trajectory",

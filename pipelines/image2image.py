@@ -7,22 +7,19 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from diffusers.image_processor import PipelineImageInput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pipelines.arguments import MOST, boolean, check_generators, real, whole
-from pipelines.backbones import size_multiple
 from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
-from pipelines.denoiser import CONCATENATED
-from pipelines.editing import image_shape, read_mask
-from pipelines.image_conditions import Column, LowResolution, Masked, make_condition, network_condition
+from pipelines.given_image import GivenImagePipeline
+from pipelines.image_conditions import LowResolution
 from pipelines.labels import ClassLabels
 from pipelines.samplers import make_sampler
 from pipelines.unet import UNetPipeline
 
 
-class ImageToImagePipeline(UNetPipeline):
+class ImageToImagePipeline(GivenImagePipeline, UNetPipeline):
     """Generation of images that belong to given ones: colours for gray ones, what is missing, a picture for a map.
 
     What the network is given joins x_t in its input (Saharia et al. 2022, Palette).
@@ -57,35 +54,10 @@ class ImageToImagePipeline(UNetPipeline):
         image_guidance: bool = False,
     ) -> None:
         super().__init__(unet, scheduler, prediction_type, id2label, value_range)
-        make_condition(condition)
-        whole("condition_channels", condition_channels, 1, unet.config.in_channels - 1)
         if vae is not None and not isinstance(vae, torch.nn.Module):
             raise TypeError(f"vae: must be an autoencoder of diffusers, got {type(vae).__name__}")
         self.register_modules(vae=vae)
-        self.register_to_config(condition=condition, condition_channels=condition_channels)
-        if max_noise_level is not None:
-            self.register_to_config(max_noise_level=real("max_noise_level", max_noise_level, 0, 1))
-        if boolean("image_guidance", image_guidance):
-            self.register_to_config(image_guidance=True)
-
-    @property
-    def condition(self) -> Any:
-        """What images are made of, an `ImageCondition`."""
-        return make_condition(self.config["condition"])
-
-    @property
-    def input_channels(self) -> int:
-        """Channels of the images that are given."""
-        condition = self.condition
-        if isinstance(condition, Column) and self.vae is None:
-            return int(self.config["condition_channels"]) - (self.config.get("max_noise_level") is not None)
-        return int(condition.input_channels(self.channels)) - condition.mask_channels
-
-    @property
-    def input_multiple(self) -> int:
-        """What the sides of the images that are given must be multiples of."""
-        multiple = self.vae_scale_factor * size_multiple(self.network)
-        return multiple // math.gcd(multiple, self.condition.scale)
+        self._register_condition(condition, condition_channels, max_noise_level, image_guidance)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]  # the image is what is asked for, and nothing to start from
@@ -158,69 +130,24 @@ class ImageToImagePipeline(UNetPipeline):
         batch = whole("batch_size", len(inputs) if batch_size is None else batch_size, 1, MOST)
         inputs = self._one_each(inputs, batch)
         generator = check_generators(generator, batch)
-        given = {CONCATENATED: self._network_condition(inputs, mask, noise_level, generator)}
+        given = self._network_condition(inputs, mask, noise_level, generator)
         labels, scales = self._label_chain(batch, class_labels, guidance_scale, guidance_model)
-        chain = [conditions | given for conditions in labels]
-        if real("image_guidance_scale", image_guidance_scale) != 1:
-            if not self.config.get("image_guidance") or guidance_model is not None:
-                why = "not with a guidance_model" if guidance_model is not None else "it learned with every image"
-                raise ValueError(f"image_guidance_scale: must be 1 for this model: {why}")
-            chain.insert(0, chain[0] | {CONCATENATED: torch.zeros_like(given[CONCATENATED])})
-            scales.insert(0, image_guidance_scale)
+        if image_guidance_scale != 1 and guidance_model is not None:
+            raise ValueError("image_guidance_scale: must be 1 with a guidance_model")
+        chain, scales = self._with_image(labels, scales, given, image_guidance_scale)
         churn = check_churn(s_churn, s_tmin, s_tmax, s_noise)
         sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
         denoiser_of = self._guided(self._predictor(sampler), chain, scales, guidance_interval, guidance_model)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
         sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
-        shape = (batch, self.data_channels, *given[CONCATENATED].shape[2:])
+        shape = (batch, self.data_channels, *given.shape[2:])
         x0 = self._sample(denoiser_of, sampler, self._noise(shape, generator, latents), None, on_step)
 
-        def pasted(images: Tensor) -> Tensor:
-            return images if mask is None else torch.where(mask, images, inputs)
-
-        return self._finish(x0, seen, output_type, return_dict, pasted)
+        return self._finish(x0, seen, output_type, return_dict, self._pasted(inputs, mask))
 
     def invert(self, *args: Any, **kwargs: Any) -> Tensor:
         """Refused: the noise that makes an image depends on what it is made of."""
         raise ValueError("invert: not for a model of given images; it is for `UnconditionalPipeline`'s others")
-
-    def _inputs(self, image: PipelineImageInput, mask_image: Any) -> tuple[Tensor, Tensor | None]:
-        """The given images, (B, k, h, w) in [-1, 1], and the mask that belongs to them, bool (1 or B, 1, h, w)."""
-        condition, multiple = self.condition, self.input_multiple
-        inputs = self._pixels(image, self.input_channels, 1)
-        height, width = inputs.shape[2:]
-        if height % multiple or width % multiple:
-            raise ValueError(f"image: of {width} x {height} pixels; its sides must be multiples of {multiple}")
-        self._size(height * condition.scale, width * condition.scale)
-        if not isinstance(condition, Masked):
-            if mask_image is not None:
-                raise ValueError(f"mask_image: this model is conditioned on {condition.spec}; leave it out")
-            return inputs, None
-        if mask_image is None:
-            raise ValueError("mask_image: needed by this model, white where the image is missing")
-        return inputs, read_mask(mask_image, image_shape(image), len(inputs)).to(inputs.device)
-
-    def _network_condition(self, inputs: Tensor, mask: Tensor | None, noise_level: float, generator: Any) -> Tensor:
-        """What joins x_t in the network's input (B, K, h, w)."""
-        most = self.config.get("max_noise_level")
-        level = real("noise_level", noise_level, 0, most or 0.0)
-        if mask is not None:
-            inputs = Masked.join(inputs, mask.expand(len(inputs), -1, -1, -1))
-
-        def encode(images: Tensor) -> Tensor:
-            return images if self.vae is None else self.encode(images.expand(-1, self.channels, -1, -1))
-
-        def noise(shape: tuple[int, ...]) -> Tensor:
-            return randn_tensor(shape, generator=generator, device=self._execution_device)
-
-        levels = None if most is None else torch.full((len(inputs),), level)
-        given = network_condition(self.condition, inputs, encode, levels, noise if level else None)
-        if given.shape[1] != self.config["condition_channels"]:
-            raise ValueError(
-                f"condition_channels: the network takes {self.config['condition_channels']} of an image, and "
-                f"{self.config['condition']} makes {given.shape[1]}"
-            )
-        return given.to(self._execution_device)
 
 
 class SuperResolutionPipeline(ImageToImagePipeline):

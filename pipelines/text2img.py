@@ -26,7 +26,7 @@ from pipelines.arguments import (
 )
 from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
-from pipelines.denoiser import guided
+from pipelines.denoiser import Conditions, guided
 from pipelines.editing_pipeline import EditingPipeline
 from pipelines.samplers import make_sampler
 from pipelines.text import check_text_encoder, encode_tokens, max_tokens, text_channels, text_conditions
@@ -189,18 +189,9 @@ class TextPipeline(EditingPipeline):
         boolean("return_dict", return_dict)
         seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
-        prompts = self._embeddings("prompt", prompt, prompt_embeds, prompt_attention_mask)
-        conditions = self._repeated(*prompts, num_images_per_prompt)
-        batch_size = len(conditions["encoder_hidden_states"])
-        chain, scales = [conditions], []
-        if scale != 1:
-            if negative_prompt is None and negative_prompt_embeds is None:
-                negative_prompt = ""
-            negative = self._embeddings(
-                "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
-            )
-            chain.insert(0, self._repeated(*self._matching(*negative, prompts[0]), num_images_per_prompt))
-            scales.append(scale)
+        embeds = prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
+        chain, scales = self._text_chain(prompt, negative_prompt, *embeds, num_images_per_prompt, scale)
+        batch_size = len(chain[-1]["encoder_hidden_states"])
         jumps, given = (jump_length, jump_n_sample), (height, width)
         start = self._start(image, mask_image, strength, noise_std, jumps, given, batch_size, num_images_per_prompt)
         size = self._size(height, width) if start is None else start.data.shape[2:]
@@ -216,6 +207,29 @@ class TextPipeline(EditingPipeline):
         noise = self._noise((batch_size, self.data_channels, *size), generator, latents)
         x0 = self._sample(lambda *_: denoiser, sampler, noise, start, on_step)
         return self._finish(x0, seen, output_type, return_dict, start.pasted if start else None)
+
+    def _text_chain(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: Tensor | None,
+        prompt_attention_mask: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        negative_prompt_attention_mask: Tensor | None,
+        copies: int,
+        scale: float,
+    ) -> tuple[list[Conditions], list[float]]:
+        """Conditions on the texts, after those that they are guided away from, and scales, as `guided` takes them."""
+        prompts = self._embeddings("prompt", prompt, prompt_embeds, prompt_attention_mask)
+        chain = [self._repeated(*prompts, copies)]
+        if scale == 1:
+            return chain, []
+        if negative_prompt is None and negative_prompt_embeds is None:
+            negative_prompt = ""
+        negative = self._embeddings(
+            "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
+        )
+        return [self._repeated(*self._matching(*negative, prompts[0]), copies), *chain], [scale]
 
     def _embeddings(
         self, name: str, prompt: str | list[str] | None, embeds: Tensor | None, mask: Tensor | None

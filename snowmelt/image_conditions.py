@@ -16,7 +16,10 @@ from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions, UnconditionalConfig
 from snowmelt.spaces import LatentSpace, PixelSpace
+from snowmelt.text.options import TextToImageConfig
 from snowmelt.values import to_size
+
+Config = UnconditionalConfig | TextToImageConfig
 
 CLEAN, GIVEN = "pixels", "condition"
 """Fields of a batch: the clean images of what are latents there, and those of the data set's column."""
@@ -103,7 +106,7 @@ class ConditionImages:
         vae = self.space.vae
         return encode_images(vae, images.expand(-1, vae.config["in_channels"], -1, -1), images.device)
 
-    def of_held_out(self, config: UnconditionalConfig, images: ImageCache) -> "ConditionImages":
+    def of_held_out(self, config: Config, images: ImageCache) -> "ConditionImages":
         """The same of held-out images.
 
         Raises:
@@ -145,7 +148,7 @@ def example_arguments(spec: str | None) -> str:
     return f'image=Image.open("input.png"), {mask}' if spec else ""
 
 
-def read_condition(config: UnconditionalConfig) -> ImageCondition | None:
+def read_condition(config: Config) -> ImageCondition | None:
     """The condition that the options name, before any data are read.
 
     Raises:
@@ -153,8 +156,8 @@ def read_condition(config: UnconditionalConfig) -> ImageCondition | None:
     """
     if config.condition is None:
         return None
-    for name in ("augment_p", "self_condition", "reflow_from"):
-        if getattr(config, name):
+    for name in ("augment_p", "self_condition", "reflow_from", "max_train_samples"):
+        if getattr(config, name, None):
             raise UserError(f"--condition: isn't for --{name}; drop one of the two")
     if config.backbone != "unet":
         raise UserError(f"--backbone {config.backbone}: takes no --condition; take unet")
@@ -170,7 +173,7 @@ def read_condition(config: UnconditionalConfig) -> ImageCondition | None:
 
 
 def make_condition_images(
-    config: UnconditionalConfig, images: ImageCache, space: PixelSpace | LatentSpace
+    config: Config, images: ImageCache, space: PixelSpace | LatentSpace
 ) -> ConditionImages | None:
     """What the options ask for; None without a `condition`.
 

@@ -13,7 +13,7 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from pipelines import ImageToImagePipeline, ScoreSdePipeline, estimate_noise_std
+from pipelines import GivenImagePipeline, ScoreSdePipeline, estimate_noise_std
 from pipelines.backbones import trained_size
 from snowmelt.data.folders import IMAGE_SUFFIXES
 from snowmelt.errors import UserError, one_line
@@ -69,7 +69,7 @@ def read_image(pipeline: Any, path: Path, flag: str) -> Tensor:
     Raises:
         UserError: if it can't be read, or isn't of the model's channels.
     """
-    given = isinstance(pipeline, ImageToImagePipeline)
+    given = isinstance(pipeline, GivenImagePipeline)
     channels = pipeline.input_channels if given else pipeline.channels
     if path.suffix.lower() == ".npy":
         return _read_array(pipeline, path, flag, channels)
@@ -128,7 +128,7 @@ class InputImages:
     ) -> None:
         if isinstance(pipeline, ScoreSdePipeline) and (arguments["jump_length"] or arguments["jump_n_sample"]):
             raise UserError("--jump_n_sample: a score-based SDE repeats no steps; take --num_corrector_steps instead")
-        self.condition = pipeline.condition if isinstance(pipeline, ImageToImagePipeline) else None
+        self.condition = pipeline.condition if isinstance(pipeline, GivenImagePipeline) else None
         unfit = [name for name, value in {**arguments, "noise_std": noise_std}.items() if value is not None]
         if self.condition is not None and unfit:
             raise UserError(

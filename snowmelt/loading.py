@@ -244,10 +244,10 @@ def _sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptio
     Raises:
         UserError: for options that are another kind of model's.
     """
-    from pipelines import ImageToImagePipeline, ScoreSdePipeline
+    from pipelines import GivenImagePipeline, ScoreSdePipeline
 
     given = {name: value for name in GIVEN_OPTIONS if (value := getattr(options, name)) is not None}
-    if given and not isinstance(pipeline, ImageToImagePipeline):
+    if given and not isinstance(pipeline, GivenImagePipeline):
         raise UserError(f"--{next(iter(given))}: is for models of a --condition, and this one is none; leave it out")
     chosen = {name: value for name in SDE_OPTIONS if (value := getattr(options, name)) is not None}
     if isinstance(pipeline, ScoreSdePipeline):

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pipelines import (
     IMAGE_CHANNELS,
-    ImageToImagePipeline,
     ScoreSdePipeline,
     image_generators,
     image_grid,
     make_scheduler,
 )
 from pipelines.base import ImagePipeline
+from pipelines.given_image import GivenImagePipeline
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.image_conditions import drawn_inputs
@@ -59,12 +59,11 @@ def sample_grid(pipeline: UnconditionalPipeline, path: Path | None, config: Diff
 
 
 def paired_grid(
-    pipeline: ImageToImagePipeline,
+    pipeline: GivenImagePipeline,
     path: Path | None,
     config: DiffusionConfig,
     given: dict[str, Any],
     originals: Tensor,
-    class_labels: list[int] | None,
 ) -> np.ndarray:
     """Sample images of given ones, and save them as one: what was given, the sample, and the original.
 
@@ -72,16 +71,14 @@ def paired_grid(
         pipeline: the pipeline; of discrete time, it samples by DDIM from then on.
         path: as `sample_grid` takes it.
         config: number of steps and seed.
-        given: arguments of the pipeline's call.
+        given: arguments of the pipeline's call, with labels or prompts where it takes these.
         originals: (N, C, H, W) in [0, 1].
-        class_labels: N classes; None for a model of none.
 
     Returns:
         The samples, uint8 (N, H, W, C).
     """
     samples = few_steps(pipeline)(
         **given,
-        class_labels=class_labels,
         num_inference_steps=config.ddpm_num_inference_steps,
         generator=image_generators(config.seed, range(len(originals))),
         output_type="pt",

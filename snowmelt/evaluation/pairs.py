@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import ImageToImagePipeline
+from pipelines import GivenImagePipeline
 from pipelines.backbones import trained_size
 from pipelines.image_conditions import Column
 from snowmelt.data.splits import Split
@@ -64,7 +64,7 @@ class Pairs:
         return torch.stack([inputs, samples, originals], 1).flatten(0, 1)
 
 
-def blank(pipeline: ImageToImagePipeline) -> dict[str, Any]:
+def blank(pipeline: GivenImagePipeline) -> dict[str, Any]:
     """Arguments of a call that makes one image of a gray one."""
     sides = [
         int(side or 8) * pipeline.vae_scale_factor // pipeline.condition.scale
@@ -74,7 +74,7 @@ def blank(pipeline: ImageToImagePipeline) -> dict[str, Any]:
     return {"image": torch.full((1, pipeline.input_channels, *sides), 0.5), **masked}
 
 
-def make_pairs(pipeline: ImageToImagePipeline, images: RealImages, count: int, config: EvaluateConfig) -> Pairs:
+def make_pairs(pipeline: GivenImagePipeline, images: RealImages, count: int, config: EvaluateConfig) -> Pairs:
     """Pairs for `count` samples, of the images in order, or of some of more.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from pipelines import IMAGE_CHANNELS, ImageToImagePipeline, image_grid
+from pipelines import IMAGE_CHANNELS, GivenImagePipeline, image_grid
 from pipelines.base import ImagePipeline
 from pipelines.text2img import TextPipeline
 from pipelines.unconditional import UnconditionalPipeline
@@ -72,7 +72,7 @@ class Study:
         # Of what follows, each is quicker than the next: options, the model, the data, a classifier trained on them.
         self.source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
         pipeline = self.pipeline(config)
-        self.by_text, by_image = isinstance(pipeline, TextPipeline), isinstance(pipeline, ImageToImagePipeline)
+        self.by_text, by_image = isinstance(pipeline, TextPipeline), isinstance(pipeline, GivenImagePipeline)
         classes = 0 if self.by_text else pipeline.num_classes
         self._check_text()
         table.check_kind(config.metrics, self.by_text, by_image)
@@ -207,7 +207,7 @@ class Study:
 
     def _evaluations(self, config: EvaluateConfig) -> int:
         pipeline = self.pipeline(config)
-        given = blank(pipeline) if isinstance(pipeline, ImageToImagePipeline) else {}
+        given = blank(pipeline) if isinstance(pipeline, GivenImagePipeline) else {}
         return evaluations(pipeline, config, prompts=[""] * self.by_text, **given, **self._guidance(pipeline, config))
 
     def _compare(self, samples: Samples) -> list[table.Result]:

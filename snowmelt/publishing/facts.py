@@ -25,7 +25,12 @@ from snowmelt.run_folder import LORA_FILE, RUN_FILE
 from snowmelt.tracking import METRICS_FILE, read_metrics
 
 REPORT_FILE = "report.json"
-BY_TEXT = ("TextToImagePipeline", "TextToImageTransformerPipeline", "StableDiffusionPipeline")
+BY_TEXT = (
+    "TextToImagePipeline",
+    "TextToImageTransformerPipeline",
+    "StableDiffusionPipeline",
+    "TextImageToImagePipeline",
+)
 LAST = 10
 """Log lines whose mean is the last loss."""
 PUBLIC_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)

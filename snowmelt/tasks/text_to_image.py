@@ -4,21 +4,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from diffusers import ModelMixin
 from torch import nn
 
-from pipelines import TextToImagePipeline, TextToImageTransformerPipeline
+from pipelines import TextImageToImagePipeline, TextToImagePipeline, TextToImageTransformerPipeline
 from pipelines.backbones import COMPONENTS
 from pipelines.text2img import TextPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions
 from snowmelt.data.held_out import load_captioned_splits
+from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
+from snowmelt.image_conditions import make_condition_images, read_condition
 from snowmelt.objectives import describe, make_objective
 from snowmelt.objectives.paths import SdePath
-from snowmelt.sample_grids import check_steps
+from snowmelt.sample_grids import check_steps, paired_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, encode_images, hold_out
 from snowmelt.tasks.task import Networks, Preview
@@ -74,6 +77,11 @@ class CaptionTask(DiffusionTask):
         """Names of all networks in training."""
         return tuple(self.networks)
 
+    @property
+    def fields(self) -> dict[str, Cache]:
+        """`image`, and what the images are made of."""
+        return super().fields | ({} if self.given is None else self.given.fields(self.images))
+
     def module(self, networks: Networks) -> nn.Module:
         """The network, with the text encoder in front where that is trained too."""
         if "text_encoder" not in networks:
@@ -94,7 +102,12 @@ class CaptionTask(DiffusionTask):
         ]
 
     def preview(self, networks: Networks, path: Path | None) -> Preview:
-        """Samples of the prompts."""
+        """Samples of the prompts; of given images, those of the first training images, between these and themselves."""
+        if self.given is not None:
+            rows = np.arange(len(self.prompts)) % len(self.images)
+            given, originals = self.given.pairs(self.images, rows, self.config.seed)
+            given["prompt"] = self.prompts
+            return Preview(paired_grid(self.pipeline(networks), path, self.config, given, originals), {})
         return Preview(prompt_grid(self.pipeline(networks), path, self.config, self.prompts), {})
 
 
@@ -120,6 +133,7 @@ class TextToImageTask(CaptionTask):
         objective = make_objective(config, latent=config.autoencoder is not None)
         if isinstance(objective.path, SdePath):
             raise UserError(f"--objective {config.objective}: is for train_unconditional.py; take another")
+        read_condition(config)  # before the data, which take long
         vae = load_autoencoder(config.autoencoder) if config.autoencoder else None
         (images, captions), others = load_captioned_splits(
             config, config.caption_column, skip_empty=config.skip_empty_captions, most=config.max_train_samples
@@ -127,6 +141,7 @@ class TextToImageTask(CaptionTask):
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae.to(accelerator.device), pixels) if vae else pixels
         channels = space.channels(images)  # or they don't fit, which is known before anything is made
+        given = make_condition_images(config, images, space)
         objective = replace(objective, bin_width=space.bin_width(images))
         check_steps(objective.scheduler(), config)
         conditioning = CaptionConditioning(captions, config.caption_dropout)
@@ -141,6 +156,7 @@ class TextToImageTask(CaptionTask):
             channels=channels,
             out_channels=2 * channels if objective.learns_variance else channels,
             text_channels=text_encoder.config.hidden_size,
+            condition_channels=0 if given is None else given.channels,
             seed=config.seed,
         )
         if config.gradient_checkpointing:
@@ -153,12 +169,14 @@ class TextToImageTask(CaptionTask):
         held_out = None
         if others:
             conditions = CaptionConditioning(others[1], 0.0).tabulate(tokenizer, network, frozen, cache_root(config))
-            held_out = hold_out(space, others[0], conditions, config)
+            judged = given and given.of_held_out(config, others[0])
+            held_out = hold_out(space, others[0], conditions, config, judged)
         accelerator.print(describe(config, objective))
         return cls(
             objective=objective,
             space=space,
             conditioning=conditioning,
+            given=given,
             data=encode_images(space, images, config, accelerator),
             networks=networks,
             images=images,
@@ -171,13 +189,15 @@ class TextToImageTask(CaptionTask):
 
     def pipeline(self, networks: Networks) -> TextPipeline:
         """The pipeline that samples such networks, made anew at each call."""
-        made: TextPipeline = BACKBONES[self.config.backbone][1](
+        kind = BACKBONES[self.config.backbone][1] if self.given is None else TextImageToImagePipeline
+        made: TextPipeline = kind(
             networks[self.component],
             self.objective.scheduler(),
             networks.get("text_encoder", self.text_encoder),
             self.tokenizer,
             self.space.vae if isinstance(self.space, LatentSpace) else None,
             self.objective.pipeline_prediction_type,
+            **({} if self.given is None else self.given.settings()),
         )
         return made
 

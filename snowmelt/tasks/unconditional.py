@@ -199,7 +199,8 @@ class UnconditionalTask(DiffusionTask):
             if self.held_out is not None and self.held_out.given is not None:
                 images, given = self.held_out.images, self.held_out.given
             rows = np.arange(min(self.config.eval_batch_size, len(images)))
-            labels = images.labels[rows].tolist() if self.labels and images.labels is not None else None
-            pairs = given.pairs(images, rows, self.config.seed)
-            return Preview(paired_grid(self.pipeline(networks), path, self.config, *pairs, labels), {})
+            arguments, originals = given.pairs(images, rows, self.config.seed)
+            if self.labels and images.labels is not None:
+                arguments["class_labels"] = images.labels[rows].tolist()
+            return Preview(paired_grid(self.pipeline(networks), path, self.config, arguments, originals), {})
         return Preview(sample_grid(self.pipeline(networks), path, self.config), {})

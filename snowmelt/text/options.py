@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from snowmelt.condition_options import ConditionOptions
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
 from snowmelt.options import METRICS, DiffusionConfig, LatentOptions, ObjectiveOptions, ValidationOptions
@@ -26,6 +27,7 @@ OF_SCRATCH = (
     "ddpm_beta_start",
     "ddpm_beta_end",
     "variance_type",
+    "condition",
 )
 """Options of a model that is made here."""
 OF_PRETRAINED = ("revision", "non_ema_revision", "variant", "rank", "train_text_encoder")
@@ -135,6 +137,7 @@ class TextToImageConfig(
     PretrainedOptions,
     ObjectiveOptions,
     LatentOptions,
+    ConditionOptions,
     TextModelOptions,
     PromptOptions,
     CaptionOptions,
