@@ -183,7 +183,9 @@ def test_metrics_of_samples_by_held_out_captions(
     """The first of them decides; the best model is a pipeline that loads."""
     asked = []
     monkeypatch.setattr(validation, "draw", lambda *a, **k: asked.append(k["prompts"]) or draw(*a, **k))
-    rows = datasets.load_from_disk(photos)
+    rows = datasets.load_from_disk(photos).map(
+        lambda row, i: {"captions": [f"{row['captions'][0]} {i % 2}"]}, with_indices=True
+    )
     saved = {"train": rows.select(range(0, 24, 2)), "test": rows.select(range(1, 24, 2))}
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "data")
     clip = save_clip(tmp_path / "clip")
@@ -198,7 +200,7 @@ def test_metrics_of_samples_by_held_out_captions(
     )
     lines = evaluations(run)
     assert [*lines[0]][:4] == ["step", "eval_clip_score", "eval_fd", "eval_loss"]
-    assert asked == 2 * [[f"a {colour} picture" for colour in ("red", "red", "green", "blue", "blue", "white")][:6]]
+    assert asked == 2 * [[f"a {colour} picture 1" for colour in ("red", "red", "green", "blue", "blue", "white")][:6]]
     best = json.loads((run / "best/validation.json").read_text())
     assert best["value"] == max(line["eval_clip_score"] for line in lines)
     weights = load_file(run / "best/text_encoder/model.safetensors")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from snowmelt.evaluation.features import FeatureExtractor
+from snowmelt.evaluation.features import FeatureExtractor, NoFeatures
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.real import RealImages
 
@@ -47,6 +47,8 @@ def features_of(images: RealImages, extractor: FeatureExtractor, batch_size: int
         extractor: of the features.
         batch_size: images in a pass, at most.
     """
+    if isinstance(extractor, NoFeatures):
+        return torch.empty(len(images), 0)
     key = hashlib.sha256(f"{images.fingerprint} {extractor.fingerprint}".encode()).hexdigest()[:32]
     path = images.cache.path.parent / f"features-{key}.safetensors"
     with FileLock(path.with_suffix(".lock")):

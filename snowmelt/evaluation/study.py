@@ -225,7 +225,7 @@ class Study:
             features = features_of(others, extractor, config.batch_size)
             rows = np.random.default_rng([config.seed, 2]).permutation(len(features))[: config.num_images]
             if self.prompted:
-                rows = np.unique(captioned_rows(len(others), config.num_images))
+                rows = np.unique(captioned_rows(len(others), self.count))
             scores = real_scores(others, rows, self.clip, config.batch_size) if self.clip else None
             images = Images(features, others.labels).of(torch.from_numpy(rows))
             images = replace(images, clip_scores=scores)

@@ -42,8 +42,13 @@ def save_vision_model(name: str, folder: Path) -> Path:
 
 
 def save_clip(folder: Path) -> Path:
-    """An untrained CLIP model with a tokenizer that knows letters."""
+    """An untrained CLIP model that tells one text from another, with a tokenizer that knows letters."""
     save_vision_model("clip", folder)
+    model = CLIPModel.from_pretrained(folder)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+    model.save_pretrained(folder)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     words = {"<|startoftext|>": 98, "<|endoftext|>": 99} | {letter: i for i, letter in enumerate(letters)}
     words |= {f"{letter}</w>": i + len(letters) for i, letter in enumerate(letters)}
