@@ -96,8 +96,9 @@ def make_pairs(pipeline: GivenImagePipeline, images: RealImages, count: int, con
             raise UserError(
                 f"--model: takes {wanted} channels of column {condition.column}, which has {given.channels}"
             )
-    if pipeline.num_classes and images.labels is None:
+    by_class = bool(getattr(pipeline, "num_classes", 0))  # of which models of texts have none
+    if by_class and images.labels is None:
         raise UserError("--label_column: needed by this model of classes; name the column that has them")
     made_of = ConditionImages(condition, PixelSpace(images.value_range), pipeline.input_channels, given)
     rows = captioned_rows(len(images), count)
-    return Pairs(images, made_of, rows, config.seed, bool(pipeline.num_classes))
+    return Pairs(images, made_of, rows, config.seed, by_class)
