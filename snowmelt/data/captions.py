@@ -6,7 +6,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from snowmelt.data.cache import ImageCache, build_cache
+from snowmelt.data.buckets import build_images
+from snowmelt.data.cache import ImageCache
 from snowmelt.data.columns import image_column
 from snowmelt.data.metadata import TEXT_COLUMNS
 from snowmelt.data.reading import values_of
@@ -62,7 +63,7 @@ def load_captioned(
         kept = [row for row, texts in enumerate(captions) if texts]
         dataset, captions = dataset.select(kept), [captions[row] for row in kept]
     column = image_column(dataset.features, options.image_column)
-    images = build_cache(replace(source, dataset=dataset), options, image_column=column)
+    images = build_images(replace(source, dataset=dataset), options, image_column=column)
     found = [captions[row] for row in images.rows.tolist()]
     starts = np.cumsum([0, *map(len, found)], dtype=np.int64)
     return images, Captions([text for texts in found for text in texts], starts)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from snowmelt.data.cache import ImageCache, Like
+from snowmelt.data.agreement import Like
+from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import HELD_OUT
 from snowmelt.data.sources import images_of, open_dataset
 from snowmelt.data.splits import Split

@@ -19,7 +19,7 @@ from snowmelt.objectives import describe, make_objective
 from snowmelt.objectives.paths import SdePath
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask, encode_images
+from snowmelt.tasks.diffusion import DiffusionTask, check_shapes, encode_images
 from snowmelt.tasks.task import Networks, Preview
 from snowmelt.text.caption_conditioning import CaptionConditioning, token_tables
 from snowmelt.text.embeddings import cache_root, caption_embeddings
@@ -140,6 +140,7 @@ class TextToImageTask(CaptionTask):
             text_channels=text_encoder.config.hidden_size,
             seed=config.seed,
         )
+        check_shapes(network, images, space)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         networks = {ARCHITECTURES[architecture].backbone.component: network}

@@ -29,7 +29,7 @@ from snowmelt.options import UnconditionalConfig
 from snowmelt.reflow import find_teacher, make_pairs
 from snowmelt.sample_grids import check_steps, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask, encode_images
+from snowmelt.tasks.diffusion import DiffusionTask, check_shapes, encode_images
 from snowmelt.tasks.task import Networks, Preview
 
 BACKBONES: dict[str, tuple[str, Any, Any]] = {
@@ -98,6 +98,7 @@ class UnconditionalTask(DiffusionTask):
             condition_channels=channels if config.self_condition else AUGMENT_CHANNELS if config.augment_p else 0,
             seed=config.seed,
         )
+        check_shapes(network, images, space)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         # Those of reflow are made by a model, below.
