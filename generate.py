@@ -110,7 +110,7 @@ def main() -> None:
     pipeline = load(config).to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)
     guidance = guidance_arguments(config, pipeline, config.guidance_scale, state.device)
-    height, width = sampled_size(pipeline, config.size)
+    height, width = sampled_size(pipeline, config.size, str(config.model))
     numbers = pipeline.data_channels * (height or 1) * (width or 1)
     check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
     between, inputs = None, None

@@ -156,7 +156,7 @@ def read_condition(config: Config) -> ImageCondition | None:
     """
     if config.condition is None:
         return None
-    for name in ("augment_p", "self_condition", "reflow_from", "max_train_samples"):
+    for name in ("augment_p", "self_condition", "reflow_from", "max_train_samples", "aspect_ratio_buckets"):
         if getattr(config, name, None):
             raise UserError(f"--condition: isn't for --{name}; drop one of the two")
     if config.backbone != "unet":

@@ -56,6 +56,11 @@ class DataOptions(ImageOptions):
     resolution: Resolution = option(
         64, "side in pixels, or HEIGHTxWIDTH, that images are resized to cover and cropped to", minimum=1
     )
+    aspect_ratio_buckets: str | None = option(
+        None,
+        "shapes to train on, as 64,96;96,64;80,80 (HEIGHT,WIDTH): images are cropped to the nearest one, and a batch "
+        "is of one; resolution, that of samples, is among them",
+    )
     center_crop: bool = option(False, "crop the centre; without it a random crop is drawn at each use")
     random_flip: bool = option(False, "mirror half of the images, at random, at each use")
     dataloader_num_workers: int = option(
@@ -210,6 +215,9 @@ class HeldOutOptions(OptimizationOptions, DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.aspect_ratio_buckets and (self.validation_split or self.validation_share):
+            name = "validation_split" if self.validation_split else "validation_share"
+            raise UserError(f"--aspect_ratio_buckets: isn't for --{name}, whose images are of one size; drop one")
         if self.validation_split and self.validation_share:
             raise UserError("--validation_split and --validation_share: give one of the two")
 
@@ -240,6 +248,8 @@ class ValidationOptions(HeldOutOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.aspect_ratio_buckets and self.eval_metrics:
+            raise UserError("--aspect_ratio_buckets: isn't for --eval_metrics, of images of one size; evaluate.py is")
         judged = self.validation_split or self.validation_share or self.eval_metrics
         if self.eval_steps and not judged:
             raise UserError(
@@ -277,6 +287,8 @@ class UnconditionalConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.aspect_ratio_buckets and self.reflow_from:
+            raise UserError("--aspect_ratio_buckets: isn't for --reflow_from, whose pairs are of one size; drop one")
         if self.contrastive_weight and not self.class_conditional:
             raise UserError("--contrastive_weight: tells conditions apart; add --class_conditional, or leave it out")
         if self.contrastive_weight and self.train_batch_size == 1:

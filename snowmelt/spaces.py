@@ -15,6 +15,7 @@ from torch import Tensor
 from pipelines.vae import shift_and_scale, vae_scale_factor
 from snowmelt.checkpoint import STATE_FILE
 from snowmelt.config import on_hub
+from snowmelt.data.buckets import BucketedImages, join_latents
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.latent_cache import LatentCache, build_latents
 from snowmelt.errors import UserError, one_line
@@ -143,6 +144,9 @@ class LatentSpace:
         Raises:
             UserError: as `build_latents`.
         """
+        if isinstance(images, BucketedImages):
+            given: Any = {"random_flip": random_flip, "mixed_precision": mixed_precision}
+            return join_latents(images, [self.encode(part, **given) for part in images.parts])
         return build_latents(
             images,
             self.to_cache,

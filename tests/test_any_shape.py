@@ -14,10 +14,12 @@ from PIL import Image
 
 import generate
 from pipelines import image_generators
+from snowmelt.data.captions import load_captioned
 from snowmelt.errors import UserError
 from snowmelt.evaluation import classifier
 from snowmelt.evaluation.process import check_images
 from snowmelt.loading import load_pipeline
+from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import read_metrics
 from tests.autoencoders import tiny_vae
 from tests.conftest import run_in_process, trained
@@ -242,3 +244,91 @@ def test_autoencoders_bad_input(train, photos, tmp_path, options, message):
     words |= {"dataset_name": None, "train_data_dir": photos, "script": "train_autoencoder", "perceptual": "none"}
     with pytest.raises(UserError, match=message):
         train(tmp_path / "run", **words | options)
+
+
+BUCKETS = {"aspect_ratio_buckets": "16,24;24,16;20,20", "random_flip": True, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def mixed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images, and the same turned and cut to squares."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for path in photos.rglob("*.png"):
+        image = Image.open(path)
+        for name, made in (("wide", image), ("tall", image.rotate(90, expand=True)), ("even", image.resize((20, 20)))):
+            (folder / path.parent.name).mkdir(exist_ok=True)
+            made.save(folder / path.parent.name / f"{name}-{path.name}")
+    return folder
+
+
+@pytest.mark.parametrize("variant", ["pixels", "latents", "augmented"])
+def test_buckets(train, mixed, tmp_path, monkeypatch, capfd, variant):
+    options = UNCONDITIONAL | BUCKETS | {"train_data_dir": mixed}
+    if variant == "latents":
+        tiny_vae("vq", channels=1).save_pretrained(tmp_path / "vae")
+        options |= {"autoencoder": tmp_path / "vae", "center_crop": True}
+    elif variant != "pixels":
+        options |= {"augment_p": 0.5, "low_discrepancy": True, "coupling": "ot"}
+    run = train(tmp_path / "run", **options)
+    out = capfd.readouterr().out
+    shape = "x 12 x 8, mean" if variant == "latents" else "12 images of 1 x 24 x 16"
+    assert shape in out
+    resumes(train, run, tmp_path / "resumed", **options)
+    assert quiet(load_pipeline(str(run)))(num_inference_steps=1, output_type="np").images.shape == (1, 16, 24, 1)
+    if variant == "pixels":
+        capfd.readouterr()
+        assert sizes(generated(monkeypatch, run, tmp_path / "a", "--height", "24", "--width", "16")) == {(16, 24)}
+        assert "trained on" not in capfd.readouterr().out
+        generated(monkeypatch, run, tmp_path / "b", "--height", "24")
+        assert "images of 24 pixels; the network was trained on 16x24" in capfd.readouterr().out
+        words = ["--model", run, "--output_dir", tmp_path / "out", "--hub_model_id", "me/it"]
+        run_in_process([*map(str, words)], "publish")
+        assert "| shapes | 16,24; 24,16; 20,20 (height, width)" in (tmp_path / "out/README.md").read_text()
+
+
+def test_buckets_and_texts(train, mixed, tmp_path):
+    """Each image keeps its caption."""
+    import datasets
+
+    files = sorted(mixed.rglob("*.png"))
+    rows = {"image": [Image.open(path) for path in files], "text": [f"a ramp {path.parent.name}" for path in files]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "data")
+    given = TextToImageConfig(
+        dataset_name=str(tmp_path / "data"),
+        resolution="16x24",
+        aspect_ratio_buckets=BUCKETS["aspect_ratio_buckets"],
+        cache_dir=str(tmp_path / "cache"),
+        output_dir=str(tmp_path / "out"),
+    )
+    images, captions = load_captioned(given, None, skip_empty=False)
+    assert [captions.of(n)[0] for n in range(len(images))] == [rows["text"][row] for row in images.rows]
+    (tmp_path / "config.json").write_text(json.dumps(TEXT_UNET))
+    options = {"dataset_name": tmp_path / "data", "class_conditional": None, "resolution": "16x24"} | BUCKETS
+    options |= {"model_config_name_or_path": tmp_path / "config.json", "text_layers": 1, "vocab_size": 560}
+    options |= {"script": "train_text2img", "text_hidden_size": 64}
+    run = train(tmp_path / "run", **options)
+    assert quiet(load_pipeline(str(run)))("a", num_inference_steps=1, output_type="np").images.shape == (1, 16, 24, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"aspect_ratio_buckets": "16,24;25,16"},
+            "--aspect_ratio_buckets: 25,16 has a side that isn't a multiple of 2, by which",
+        ),
+        (
+            {"resolution": 20, "backbone": "dit", "model_config_name_or_path": None},
+            "--aspect_ratio_buckets: 16,24 isn't square, and this network makes squares alone; take --backbone unet",
+        ),
+        ({"validation_share": 0.1, "eval_steps": 1}, "--aspect_ratio_buckets: isn't for --validation_share"),
+        ({"eval_metrics": ["fd"], "eval_steps": 1}, "--aspect_ratio_buckets: isn't for --eval_metrics"),
+        (
+            {"reflow_from": "it", "objective": "flow", "random_flip": False},
+            "--aspect_ratio_buckets: isn't for --reflow_from",
+        ),
+    ],
+)
+def test_bad_buckets(train, mixed, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "run", **UNCONDITIONAL | BUCKETS | {"train_data_dir": mixed} | options)

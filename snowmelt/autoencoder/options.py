@@ -76,5 +76,7 @@ class AutoencoderConfig(AutoencoderOptions, ReportOptions, TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.aspect_ratio_buckets:
+            raise UserError("--aspect_ratio_buckets: isn't for autoencoders; take --resolution, and any shape later")
         if len(self.ema_widths) > 1:
             raise UserError("--ema_widths: takes one width here, since the latents are measured of one autoencoder")

@@ -15,7 +15,8 @@ import psutil
 import torch
 from PIL import Image
 
-from snowmelt.data.images import PIL_MODES, Header, Preprocess, background_color, header
+from snowmelt.data.agreement import Like, common_channels, common_dtype
+from snowmelt.data.images import Header, Preprocess, background_color, header
 from snowmelt.data.places import Source
 from snowmelt.data.rows import readable
 from snowmelt.data.store import cache_root, check_space, in_units, open_store
@@ -107,16 +108,6 @@ class ImageCache:
         return self._pixels.view(np.ndarray).reshape(shape)
 
 
-@dataclass(frozen=True)
-class Like:
-    """What images have in common with others, those that are trained on."""
-
-    channels: int
-    dtype: np.dtype
-    value_range: tuple[float, float]
-    where: str  # they are, as messages call it
-
-
 def build_cache(
     source: Source,
     options: DataOptions,
@@ -188,8 +179,8 @@ def _build(folder: Path, source: Source, column: str, options: DataOptions, like
     if not headers:
         raise UserError(f"none of the {len(source.dataset)} images can be decoded; check the files, or --image_column")
     preprocess = Preprocess(
-        channels=_channels(headers, options, like),
-        dtype=_dtype(headers, options, like),
+        channels=common_channels(headers, options, like),
+        dtype=common_dtype(headers, options, like),
         size=options.size,
         resampling=Image.Resampling[options.interpolation.upper()],
         center_crop=options.center_crop,
@@ -259,38 +250,6 @@ def _write(folder: Path, source: Source, column: str, options: DataOptions, prep
         "channels": preprocess.channels,
         "skipped": skipped,
     }
-
-
-def _channels(headers: list[Header], options: DataOptions, like: Like | None) -> int:
-    """Those that are asked for, or of the others, or that all images have; PIL images that differ become RGB."""
-    counts = Counter((h.channels, h.is_pil) for h in headers)
-    channels = options.channels or (like.channels if like else None)
-    if channels is None:
-        if len({c for c, _ in counts}) == 1:
-            return headers[0].channels
-        if any(not is_pil for _, is_pil in counts):
-            found = ", ".join(f"{n} with {c} ({PIL_MODES[c] if p else 'array'})" for (c, p), n in counts.most_common())
-            raise UserError(f"images differ in their channels: {found}; arrays aren't converted, so separate them")
-        channels = 3
-    for count, is_pil in counts:
-        if channels not in ((1, 3, 4) if is_pil else (1, 3) if count == 1 else (count,)):
-            kind = "PIL images can be given 1, 3 or 4" if is_pil else f"an array here has {count}"
-            if options.channels is None and like:
-                raise UserError(f"{like.where} has {channels} channels: {kind}")
-            raise UserError(f"--channels {channels}: {kind}")
-    return channels
-
-
-def _dtype(headers: list[Header], options: DataOptions, like: Like | None) -> np.dtype:
-    depths = Counter(h.depth for h in headers)
-    found = ", ".join(f"{n} {depth}" for depth, n in depths.most_common())
-    if like and (like.dtype == np.float32) != ("float32" in depths):
-        raise UserError(f"{like.where} has {like.dtype} images, and here are {found}; float images can't be mixed")
-    if "float32" in depths and len(depths) > 1:
-        raise UserError(f"images differ in their values: {found}; float images can't be mixed with others")
-    if like or "float32" in depths:
-        return like.dtype if like else np.dtype(np.float32)
-    return np.dtype(np.uint16 if options.preserve_input_precision and "uint16" in depths else np.uint8)
 
 
 def _shortened(names: list[str]) -> str:

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from snowmelt.data.cache import ImageCache, Like
+from snowmelt.data.agreement import Like
+from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import CaptionedSource, Captions, open_captioned
 from snowmelt.data.loader import HELD_OUT
 from snowmelt.data.places import Source

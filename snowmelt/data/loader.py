@@ -4,20 +4,27 @@ The order is one infinite stream: position p belongs to epoch p // N and shows r
 Optimizer step k takes positions k*G to (k+1)*G, where G = batch_size * world_size * accumulation, and its
 micro-step m on process r takes shard m * world_size + r of them. So the global batches don't depend on how they are
 shared out, none is ragged, and a run resumes at any step with no stored state.
+
+Images in buckets have such a stream for each bucket, and a step takes the next positions of one. Which one follows from
+the seed and k, and so does how many steps before k took theirs from it.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import psutil
 import torch
 
+from snowmelt.data.buckets import parts_of
 from snowmelt.errors import UserError
 
 # Purposes of random numbers, so that no two draw the same.
-ORDER, CROP, FLIP, NOISE, HELD_OUT, VALIDATION, PAIRS = range(7)
+ORDER, CROP, FLIP, NOISE, HELD_OUT, VALIDATION, PAIRS, BUCKET = range(8)
+
+GOLDEN = (5**0.5 - 1) / 2
 
 
 class Cache(Protocol):
@@ -61,7 +68,8 @@ class Shard(NamedTuple):
 
     step: int
     number: int  # of the step's shards
-    indices: np.ndarray  # (B,) int64
+    bucket: int
+    indices: np.ndarray  # (B,) int64, of the bucket's images
 
 
 Loaded = tuple[Shard, dict[str, torch.Tensor]]  # and its fields, as the caches give them
@@ -107,14 +115,17 @@ def batches(
     first = next(iter(fields.values()))
     if labels and first.labels is None:
         raise UserError("the data set has no labels; name their column with --label_column")
-    _check_aligned(fields)
-    shards = _shards(len(first), batch_size, seed, start_step, rank, world_size, accumulation)
-    resident = _resident(fields, device)
+    buckets = [dict(zip(fields, parts, strict=True)) for parts in zip(*map(parts_of, fields.values()), strict=True)]
+    for bucket in buckets:
+        _check_aligned(bucket)
+    lengths = [len(part) for part in parts_of(first)]
+    shards = _shards(lengths, batch_size, seed, start_step, rank, world_size, accumulation)
+    resident = _resident(buckets, device)
     if resident is not None:
         loaded = _from_memory(resident, shards)
     else:
-        loaded = _from_workers(fields, seed, shards, device, num_workers)
-    return _finished(fields, loaded, seed, device, random_flip, labels)
+        loaded = _from_workers(buckets, seed, shards, device, num_workers)
+    return _finished(buckets, loaded, seed, device, random_flip, first.labels if labels else None)
 
 
 def _check_aligned(fields: dict[str, Cache]) -> None:
@@ -129,53 +140,54 @@ def _check_aligned(fields: dict[str, Cache]) -> None:
             raise UserError(f"{other}: its images don't have the shapes of those of {name}, which they belong to")
 
 
-def _resident(fields: dict[str, Cache], device: torch.device) -> dict[str, torch.Tensor] | None:
-    """The whole set on `device`, when nothing is cropped and they take less than half of the free memory."""
-    tensors = {name: field.as_tensor() for name, field in fields.items()}
-    held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+def _resident(buckets: list[dict[str, Cache]], device: torch.device) -> list[dict[str, torch.Tensor]] | None:
+    """The whole set on `device`, when nothing is cropped and it takes less than half of the free memory."""
+    tensors = [{name: field.as_tensor() for name, field in fields.items()} for fields in buckets]
+    held = [{name: tensor for name, tensor in all_of.items() if tensor is not None} for all_of in tensors]
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-    if len(held) < len(tensors) or 2 * sum(tensor.nbytes for tensor in held.values()) > free:
+    needed = sum(tensor.nbytes for all_of in held for tensor in all_of.values())
+    if [*map(len, held)] != [*map(len, tensors)] or 2 * needed > free:
         return None
-    return {name: tensor.to(device) for name, tensor in held.items()}
+    return [{name: tensor.to(device) for name, tensor in all_of.items()} for all_of in held]
 
 
-def _from_memory(tensors: dict[str, torch.Tensor], shards: Iterator[Shard]) -> Iterator[Loaded]:
+def _from_memory(tensors: list[dict[str, torch.Tensor]], shards: Iterator[Shard]) -> Iterator[Loaded]:
     for shard in shards:
-        indices = torch.from_numpy(shard.indices)
-        yield shard, {name: t.index_select(0, to_device(indices, t.device)) for name, t in tensors.items()}
+        indices, held = torch.from_numpy(shard.indices), tensors[shard.bucket]
+        yield shard, {name: t.index_select(0, to_device(indices, t.device)) for name, t in held.items()}
 
 
 def _from_workers(
-    fields: dict[str, Cache], seed: int, shards: Iterator[Shard], device: torch.device, num_workers: int
+    buckets: list[dict[str, Cache]], seed: int, shards: Iterator[Shard], device: torch.device, num_workers: int
 ) -> Iterator[Loaded]:
     loader = torch.utils.data.DataLoader(
-        _Reader(fields, seed),
+        _Reader(buckets, seed),
         batch_size=None,
         sampler=shards,
         num_workers=num_workers,
         collate_fn=_unchanged,
         pin_memory=device.type == "cuda",
     )
-    for (step, number, indices), values in loader:
-        moved = {name: value.to(device, non_blocking=True) for name, value in values.items()}
-        yield Shard(step, number, indices), moved
+    for shard, values in loader:
+        yield Shard(*shard), {name: value.to(device, non_blocking=True) for name, value in values.items()}
 
 
 class _Reader(torch.utils.data.Dataset):
-    def __init__(self, fields: dict[str, Cache], seed: int) -> None:
-        self.fields = fields
+    def __init__(self, buckets: list[dict[str, Cache]], seed: int) -> None:
+        self.buckets = buckets
         self.seed = seed
 
     def __getitem__(self, shard: Shard) -> Loaded:
-        first = next(iter(self.fields.values()))
+        fields = self.buckets[shard.bucket]
+        first = next(iter(fields.values()))
         # Corners are drawn on the grid of the coarsest field, on which all of them can begin.
-        unit = first.size[0] // min(field.size[0] for field in self.fields.values())
+        unit = first.size[0] // min(field.size[0] for field in fields.values())
         rng = np.random.default_rng([CROP, self.seed, shard.step, shard.number])
         corners = unit * rng.integers((first.sizes[shard.indices] - first.size) // unit + 1)
         return shard, {
             name: torch.from_numpy(field.gather(shard.indices, corners * field.size[0] // first.size[0]))
-            for name, field in self.fields.items()
+            for name, field in fields.items()
         }
 
 
@@ -185,24 +197,23 @@ def _unchanged(loaded: Any) -> Any:
 
 
 def _finished(
-    fields: dict[str, Cache],
+    buckets: list[dict[str, Cache]],
     loaded: Iterator[Loaded],
     seed: int,
     device: torch.device,
     random_flip: bool,
-    labels: bool,
+    labels: np.ndarray | None,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    classes = next(iter(fields.values())).labels
+    starts = np.cumsum([0, *(len(next(iter(fields.values()))) for fields in buckets)])
     for shard, values in loaded:
-        batch = values
+        batch, fields, indices = values, buckets[shard.bucket], starts[shard.bucket] + shard.indices
         if random_flip:
             rng = np.random.default_rng([FLIP, seed, shard.step, shard.number])
             chosen = to_device(torch.from_numpy(rng.random(len(shard.indices)) < 0.5), device)
             batch = {name: fields[name].mirrored(value, chosen) for name, value in values.items()}
-        batch["indices"] = torch.from_numpy(shard.indices)
-        if labels:
-            assert classes is not None  # batches() refused
-            batch["label"] = to_device(torch.from_numpy(classes[shard.indices]), device)
+        batch["indices"] = torch.from_numpy(indices)
+        if labels is not None:
+            batch["label"] = to_device(torch.from_numpy(labels[indices]), device)
         yield batch
 
 
@@ -212,23 +223,43 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _shards(
-    rows: int, batch_size: int, seed: int, step: int, rank: int, world_size: int, accumulation: int
+    lengths: list[int], batch_size: int, seed: int, start_step: int, rank: int, world_size: int, accumulation: int
 ) -> Iterator[Shard]:
-    @lru_cache(maxsize=2)
-    def permutation(epoch: int) -> np.ndarray:
-        return np.random.default_rng([ORDER, seed, epoch]).permutation(rows)
+    @lru_cache(maxsize=2 * len(lengths))
+    def permutation(bucket: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng([ORDER, seed, epoch]).permutation(lengths[bucket])
 
-    def stretch(position: int) -> np.ndarray:
+    def stretch(bucket: int, position: int) -> np.ndarray:
         parts, missing = [], batch_size
         while missing:
-            epoch, first = divmod(position, rows)
-            part = permutation(epoch)[first : first + missing]
+            epoch, first = divmod(position, lengths[bucket])
+            part = permutation(bucket, epoch)[first : first + missing]
             parts.append(part)
             position, missing = position + len(part), missing - len(part)
         return np.concatenate(parts)
 
-    while True:
+    for step, (bucket, before) in enumerate(_buckets(lengths, seed, start_step), start_step):
         for micro_step in range(accumulation):
             number = micro_step * world_size + rank
-            yield Shard(step, number, stretch((step * world_size * accumulation + number) * batch_size))
-        step += 1
+            position = (before * world_size * accumulation + number) * batch_size
+            yield Shard(step, number, bucket, stretch(bucket, position))
+
+
+def _buckets(lengths: list[int], seed: int, start_step: int) -> Iterator[tuple[int, int]]:
+    """The bucket of each step from `start_step` on, and how many earlier steps were of it.
+
+    Steps are points of [0, 1), on which each bucket has an interval as long as its fraction of the images. The points
+    are multiples of the golden ratio, modulo 1: of any number of them in a row an interval gets its share, but for a
+    few (Kuipers & Niederreiter 1974, chapter 2, theorem 3.4).
+    """
+    edges = np.cumsum(lengths[:-1]) / sum(lengths)
+    first = np.random.default_rng([BUCKET, seed]).random()
+
+    def of(steps: np.ndarray) -> np.ndarray:
+        return np.searchsorted(edges, (first + GOLDEN * steps) % 1, side="right")
+
+    counts = np.bincount(of(np.arange(start_step)), minlength=len(lengths))
+    for step in count(start_step):
+        bucket = int(of(np.array(step)))
+        yield bucket, int(counts[bucket])
+        counts[bucket] += 1

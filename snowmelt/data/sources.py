@@ -12,7 +12,9 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from snowmelt.data.cache import ImageCache, Like, build_cache
+from snowmelt.data.agreement import Like
+from snowmelt.data.buckets import build_images
+from snowmelt.data.cache import ImageCache
 from snowmelt.data.columns import image_column, read_labels
 from snowmelt.data.embedded import EMBEDDED
 from snowmelt.data.folders import class_by_parent, class_by_path, find, listed, open_files, splits
@@ -58,7 +60,7 @@ def images_of(
     if rows is not None:
         labels = None if labels is None else labels[rows]
         source = replace(source, dataset=source.dataset.select(rows))
-    cache = build_cache(source, options, image_column=column, labels=labels, class_names=class_names, like=like)
+    cache = build_images(source, options, image_column=column, labels=labels, class_names=class_names, like=like)
     return cache if rows is None else replace(cache, rows=rows[cache.rows])
 
 

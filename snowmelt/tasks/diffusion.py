@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.backbones import backbone_of, size_multiple
 from pipelines.denoiser import CONCATENATED
 from snowmelt.augmentation import Augmentation
 from snowmelt.conditioning import Conditioning
+from snowmelt.data.buckets import check_buckets, parts_of
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import Cache
 from snowmelt.image_conditions import ConditionImages
@@ -34,7 +36,8 @@ def encode_images(
         UserError: if the images can't be encoded.
     """
     data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
-    accelerator.print(space.describe(data))
+    for part in parts_of(data):
+        accelerator.print(space.describe(part))
     return data
 
 
@@ -72,6 +75,21 @@ def hold_out(
     """
     data = space.encode(images, random_flip=config.random_flip, mixed_precision=config.mixed_precision)
     return HeldOut(images, data, conditioning, given)
+
+
+def check_shapes(network: Any, images: ImageCache, space: PixelSpace | LatentSpace) -> None:
+    """Refuse buckets of images that the network doesn't take.
+
+    Args:
+        network: the network.
+        images: the decoded images, in buckets or not.
+        space: that the network works in.
+
+    Raises:
+        UserError: naming the first such bucket.
+    """
+    backbone = backbone_of(network)
+    check_buckets(images, size_multiple(network) * space.vae_scale_factor, backbone is not None and backbone.square)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from snowmelt.data.held_out import load_captioned_splits
 from snowmelt.objectives import describe
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace
-from snowmelt.tasks.diffusion import encode_images, hold_out
+from snowmelt.tasks.diffusion import check_shapes, encode_images, hold_out
 from snowmelt.tasks.task import Networks
 from snowmelt.tasks.text_to_image import CaptionTask
 from snowmelt.text.finetuning import channels, load_source, make_conditioning, make_trainable
@@ -47,6 +47,7 @@ class FinetuningTask(CaptionTask):
         pixels, vae = PixelSpace(images.value_range), source.vae
         space = LatentSpace(vae.to(accelerator.device), pixels, "--pretrained_model_name_or_path") if vae else pixels
         space.channels(images)  # or they don't fit, which is known before anything is made
+        check_shapes(source.unet, images, space)
         objective, conditioning, networks = make_trainable(config, source, captions, accelerator.device)
         held_out = None
         if others:

@@ -23,7 +23,7 @@ from snowmelt.objectives import describe, make_objective
 from snowmelt.objectives.paths import SdePath
 from snowmelt.sample_grids import check_steps, paired_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, encode_images, hold_out
+from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, check_shapes, encode_images, hold_out
 from snowmelt.tasks.task import Networks, Preview
 from snowmelt.text.caption_conditioning import CaptionConditioning
 from snowmelt.text.embeddings import cache_root
@@ -159,6 +159,7 @@ class TextToImageTask(CaptionTask):
             condition_channels=0 if given is None else given.channels,
             seed=config.seed,
         )
+        check_shapes(network, images, space)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         networks = {ARCHITECTURES[architecture].backbone.component: network}

@@ -34,7 +34,7 @@ from snowmelt.options import UnconditionalConfig
 from snowmelt.reflow import find_teacher, make_pairs
 from snowmelt.sample_grids import check_steps, paired_grid, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
-from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, encode_images, hold_out
+from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, check_shapes, encode_images, hold_out
 from snowmelt.tasks.task import Networks, Preview
 
 BACKBONES: dict[str, tuple[str, Any, Any]] = {
@@ -108,6 +108,7 @@ class UnconditionalTask(DiffusionTask):
             condition_channels=joined if given is None else given.channels,
             seed=config.seed,
         )
+        check_shapes(network, images, space)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         # Those of reflow are made by a model, below.

@@ -121,11 +121,11 @@ def test_a_set_is_resident_only_within_half_of_the_memory(digits, mixed, monkeyp
         available = 2 * 1797 * 64
 
     monkeypatch.setattr(loader.psutil, "virtual_memory", lambda: Memory)
-    assert loader._resident({"image": digits}, CPU) is not None
+    assert loader._resident([{"image": digits}], CPU) is not None
     Memory.available -= 1
-    assert loader._resident({"image": digits}, CPU) is None
+    assert loader._resident([{"image": digits}], CPU) is None
     Memory.available = 2**60
-    assert loader._resident({"image": mixed}, CPU) is None
+    assert loader._resident([{"image": mixed}], CPU) is None
 
 
 def test_labels_and_images_are_those_of_the_indices(digits):
