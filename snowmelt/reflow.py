@@ -145,7 +145,8 @@ def _solve(teacher: Any, noise: Tensor, labels: np.ndarray | None, config: Uncon
         known = None if labels is None or rows is null else labels[rows]
         sampler = make_sampler(teacher.scheduler)
         try:
-            denoiser_of = teacher._conditional(teacher._predictor(sampler), int(rows.sum()), known, scale, None)
+            chain = teacher._label_chain(int(rows.sum()), known, scale)
+            denoiser_of = teacher._guided(teacher._predictor(sampler), *chain, None)
             denoiser = teacher._denoiser(denoiser_of, None)
             sampler.set_timesteps(config.reflow_steps, None, device)
         except ValueError as error:
