@@ -8,7 +8,7 @@ from snowmelt.errors import UserError
 from snowmelt.optimization_options import OptimizationOptions
 from snowmelt.reflow_options import ReflowOptions
 from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
-from snowmelt.values import Resolution, to_size
+from snowmelt.values import Resolution, to_buckets, to_size
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 COUPLINGS = ("independent", "ot", "nearest")
@@ -69,6 +69,12 @@ class DataOptions(ImageOptions):
         minimum=0,
         resumable=True,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        buckets = self.aspect_ratio_buckets
+        if buckets is not None and self.size not in to_buckets(buckets):
+            raise UserError(f"--resolution {self.resolution}: is that of samples; take one of the sizes {buckets}")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -72,10 +72,7 @@ def make_pairs(
     teacher.scheduler = make_scheduler("flow-euler", teacher.scheduler)
     count = config.reflow_pairs or len(images)
     labels = _labels(images, count, config) if config.class_conditional else None
-    height, width = trained_size(student.network)
-    assert height is not None  # make_network says it
-    assert width is not None
-    shape = (student.data_channels, height, width)
+    shape: Any = (student.data_channels, *trained_size(student.network))
     seed = int(np.random.SeedSequence((PAIRS, config.seed)).generate_state(1)[0])
 
     def generate(start: int, stop: int) -> np.ndarray:

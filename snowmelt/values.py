@@ -35,6 +35,23 @@ def to_size(resolution: Resolution) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
+def to_buckets(text: str) -> list[tuple[int, int]]:
+    """Heights and widths of --aspect_ratio_buckets, written as in diffusers' scripts.
+
+    Raises:
+        UserError: if it is something else, a side is 0, or a size is there twice.
+    """
+    flag = f"--aspect_ratio_buckets {text}"
+    if not re.fullmatch(r"(\s*\d{1,9}\s*,\s*\d{1,9}\s*(;(?=.)|$))+", text, re.ASCII):
+        raise UserError(f"{flag}: must be sizes HEIGHT,WIDTH, such as 64,96;96,64;80,80")
+    sizes = [tuple(map(int, pair.split(","))) for pair in text.split(";")]
+    if min(map(min, sizes)) < 1:
+        raise UserError(f"{flag}: holds a side of 0; take at least 1")
+    if len(set(sizes)) < len(sizes):
+        raise UserError(f"{flag}: holds a size twice; leave one out")
+    return [(height, width) for height, width in sizes]
+
+
 def multiples_near(side: int, multiple: int) -> str:
     """The multiples next to a side that is none, as messages offer them."""
     below = side - side % multiple

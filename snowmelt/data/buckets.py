@@ -6,13 +6,12 @@ the first bucket, then those of the second, and so on.
 
 import hashlib
 import json
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from diffusers.training_utils import find_nearest_bucket, parse_buckets_string
+from diffusers.training_utils import find_nearest_bucket
 from PIL.ExifTags import Base
 
 from snowmelt.data.agreement import Like, common_channels, common_dtype
@@ -24,7 +23,7 @@ from snowmelt.data.rows import readable
 from snowmelt.data.store import cache_root, open_store
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
-from snowmelt.values import to_resolution
+from snowmelt.values import to_buckets, to_resolution
 
 VERSION = 1  # of the choice of a bucket: raised when that changes
 NEAREST = "nearest.npy"
@@ -89,13 +88,13 @@ def build_images(
         like: take the channels, the type and the range of values of these.
 
     Raises:
-        UserError: as `build_cache`; for buckets that are no sizes, or have no images; for float images in buckets.
+        UserError: as `build_cache`; for buckets that have no images; for float images in buckets.
     """
     if options.aspect_ratio_buckets is None:
         return build_cache(
             source, options, image_column=image_column, labels=labels, class_names=class_names, like=like
         )
-    sizes = _sizes(options)
+    sizes = to_buckets(options.aspect_ratio_buckets)
     nearest, like = _sort(source, options, image_column, sizes)
     parts, rows = [], [np.flatnonzero(nearest == number) for number in range(len(sizes))]
     for size, own in zip(sizes, rows, strict=True):
@@ -156,25 +155,6 @@ def check_buckets(images: ImageCache, multiple: int, square: bool) -> None:
             raise UserError(f"{what} isn't square, and this network makes squares alone; take --backbone unet")
         if any(side % multiple for side in part.size):
             raise UserError(f"{what} has a side that isn't a multiple of {multiple}, by which the network divides it")
-
-
-def _sizes(options: DataOptions) -> list[tuple[int, int]]:
-    """Heights and widths of the buckets."""
-    flag = f"--aspect_ratio_buckets {options.aspect_ratio_buckets}"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sides that aren't multiples of 8, which many networks take
-            sizes = parse_buckets_string(options.aspect_ratio_buckets)
-    except ValueError as error:
-        raise UserError(f"{flag}: must be sizes HEIGHT,WIDTH, such as 64,96;96,64;80,80") from error
-    if len(set(sizes)) < len(sizes):
-        raise UserError(f"{flag}: holds a size twice; leave one out")
-    if options.size not in sizes:
-        raise UserError(
-            f"--resolution {options.resolution}: is none of --aspect_ratio_buckets {options.aspect_ratio_buckets}; "
-            f"give the one that samples are to have, such as {to_resolution(*sizes[0])}"
-        )
-    return sizes
 
 
 def _sort(source: Source, options: DataOptions, column: str, sizes: list[tuple[int, int]]) -> tuple[np.ndarray, Like]:

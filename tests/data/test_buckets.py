@@ -149,9 +149,10 @@ def test_labels_and_gray_among_colours(load, folder):
     [
         ("16,24;24,16;8,64", "--aspect_ratio_buckets: 8,64 is nearest to no image; leave it out"),
         ("16x24", "--aspect_ratio_buckets 16x24: must be sizes HEIGHT,WIDTH, such as 64,96;96,64;80,80"),
-        ("16,24;0,8", "--aspect_ratio_buckets 16,24;0,8: must be sizes HEIGHT,WIDTH"),
+        ("16,24;", "--aspect_ratio_buckets 16,24;: must be sizes HEIGHT,WIDTH"),
+        ("16,24;0,8", "--aspect_ratio_buckets 16,24;0,8: holds a side of 0; take at least 1"),
         ("16,24;20,20;16,24", "--aspect_ratio_buckets 16,24;20,20;16,24: holds a size twice; leave one out"),
-        ("24,16;20,20", "--resolution 16x24: is none of --aspect_ratio_buckets 24,16;20,20; give the one that samples"),
+        ("24,16;20,20", "--resolution 16x24: is that of samples; take one of the sizes 24,16;20,20"),
     ],
 )
 def test_bad_buckets(load, folder, buckets, message):
