@@ -32,12 +32,14 @@ from snowmelt.evaluation import validation
 from snowmelt.objectives import RECIPES
 from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
 from snowmelt.publishing.export import export
+from snowmelt.tasks.finetuning import FinetuningTask
 from snowmelt.text.finetuning import load_source, make_trainable
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
 from tests.evaluation.vision import save_clip
 from tests.hub_server import Hub
+from tests.pipelines import test_text2img
 from tests.pipelines.models import quiet
 from tests.test_resume import interrupted
 from tests.text.models import tiny_encoder, tiny_tokenizer
@@ -210,6 +212,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "lora": {"rank": 2},
     "lora, with text encoder and average": {"rank": 2, "train_text_encoder": True, "use_ema": True},
+    "lora, bf16": {"rank": 2, "train_text_encoder": True, "use_ema": True, "mixed_precision": "bf16"},
 }
 
 
@@ -229,6 +232,64 @@ def test_resume_is_exact(variant: str, tune: Callable[..., Path], tmp_path: Path
     tune(resumed, **options, resume_from_checkpoint="latest")
     assert trained(resumed, since=2) == trained(whole, since=2)
     assert [line["loss"] for line in read_metrics(resumed)] == [line["loss"] for line in read_metrics(whole)]
+
+
+def test_what_is_frozen_takes_half_the_memory(
+    tune: Callable[..., Path], sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16; the matrices are float32, and so is what is saved."""
+    seen: list[Any] = []
+    make = FinetuningTask.make
+
+    def recorded(*args: Any) -> Any:
+        seen.append(make(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(FinetuningTask, "make", recorded)
+    run = tune(tmp_path / "run", rank=2, mixed_precision="bf16", max_train_steps=2)
+    unet = seen[0].networks["unet"]
+    assert {p.dtype for p in unet.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.dtype for p in unet.parameters() if p.requires_grad} == {torch.float32}
+    frozen = sum(p.nbytes for p in unet.parameters() if not p.requires_grad)
+    whole = StableDiffusionPipeline.from_pretrained(sd).unet
+    assert 2 * frozen == sum(p.nbytes for p in whole.parameters())
+    assert {t.dtype for t in load_file(run / "pytorch_lora_weights.safetensors").values()} == {torch.float32}
+
+
+def test_several_loras_are_scaled_and_fused(tune: Callable[..., Path], tmp_path: Path) -> None:
+    """Of a model of our own: together they are the sum of what each adds, times its scale."""
+    model = tmp_path / "model"
+    test_text2img.make().save_pretrained(model)
+    for name, seed in (("a", 1), ("b", 2)):
+        given = {"pretrained_model_name_or_path": model, "rank": 2, "learning_rate": 0.1, "seed": seed}
+        tune(tmp_path / name, **given, max_train_steps=3)
+    pipeline = quiet(TextToImagePipeline.from_pretrained(model))
+    name, weight = next((n, p.clone()) for n, p in pipeline.unet.named_parameters() if "attn2.to_q.weight" in n)
+    call = {"num_inference_steps": 2, "output_type": "np"}
+
+    def images() -> np.ndarray:
+        made: np.ndarray = pipeline("a", generator=torch.Generator().manual_seed(0), **call).images
+        return made
+
+    plain = images()
+    for adapter in "ab":
+        pipeline.load_lora_weights(tmp_path / adapter, adapter_name=adapter)
+    pipeline.set_adapters(["a", "b"], [0.5, 2.0])
+    together = images()
+    assert np.abs(together - plain).max() > 1e-3
+    added = torch.zeros_like(weight)
+    for adapter, scale in (("a", 0.5), ("b", 2.0)):
+        matrices = load_file(tmp_path / adapter / "pytorch_lora_weights.safetensors")
+        key = "unet." + name.removesuffix(".weight")
+        down, up = (matrices[f"{key}.{part}.weight"] for part in ("lora.down", "lora.up"))
+        added += scale * up @ down
+    pipeline.fuse_lora(adapter_names=["a", "b"])
+    fused = dict(pipeline.unet.named_parameters())[name.replace("to_q.weight", "to_q.base_layer.weight")]
+    assert torch.allclose(fused, weight + added, atol=1e-6)
+    assert np.abs(images() - together).max() < 1e-4
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+    assert np.abs(images() - plain).max() < 1e-4
 
 
 @pytest.mark.parametrize("rank", [None, 4])

@@ -102,7 +102,7 @@ def make_trainable(
 
     conditioning = make_conditioning(config, pipeline, captions, config.caption_dropout)
     if config.rank:
-        add_lora(trained, config.rank, config.seed)
+        add_lora(trained, config.rank, config.seed, config.mixed_precision)
     return objective, conditioning, trained
 
 

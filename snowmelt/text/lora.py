@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
 
 from snowmelt.errors import UserError
@@ -19,13 +20,19 @@ TARGETS = {
 """The projections of attention, by the names that diffusers and transformers give them."""
 
 
-def add_lora(parts: dict[str, Any], rank: int, seed: int) -> None:
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_lora(parts: dict[str, Any], rank: int, seed: int, mixed_precision: str | None) -> None:
     """Give networks LoRA matrices, which change nothing yet, and freeze all else of them.
+
+    What is frozen is kept in the precision that it computes in, which halves its memory; the matrices are in float32.
 
     Args:
         parts: the networks, by the keys of `TARGETS`.
         rank: of the matrices.
         seed: of their initial values.
+        mixed_precision: "bf16", "fp16" or "no".
 
     Raises:
         UserError: if peft isn't installed.
@@ -36,8 +43,11 @@ def add_lora(parts: dict[str, Any], rank: int, seed: int) -> None:
         raise UserError(f"--rank: {error}; pip install 'snowmelt[lora]'") from error
     for name, net in parts.items():
         net.requires_grad_(False)
+        if mixed_precision in DTYPES:
+            torch.nn.Module.to(net, DTYPES[mixed_precision])  # its own `to` would warn of modules that it hasn't
         torch.manual_seed(seed)
         net.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS[name]))
+        cast_training_params(net)
 
 
 def save_lora(folder: Path, parts: dict[str, Any]) -> None:
