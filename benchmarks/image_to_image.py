@@ -15,7 +15,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
@@ -23,9 +22,9 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from tqdm import trange
 
-from benchmarks.real_images import DEVICE, classifier_features, first, load_splits
+from benchmarks.real_images import DEVICE, classifier_features, first, load_splits, picture
 from benchmarks.scripts import add_arguments, run, trained
-from pipelines import image_generators, image_grid
+from pipelines import image_generators
 from pipelines.image_conditions import network_condition
 from snowmelt.config import load_yaml
 from snowmelt.data.sources import load_images
@@ -152,11 +151,10 @@ def main() -> None:
 
     rows = [drawn_inputs(call_arguments(condition, inputs[:SHOWN]), tuple(originals.shape[1:]))]
     rows += [x[:SHOWN] for x in (made["regression"], *samples[:2], originals)]
-    pixels = (torch.cat(rows) * 255).round().byte().movedim(1, -1).numpy()
-    image_grid(np.ascontiguousarray(pixels), SHOWN).convert("RGB").save(args.output_dir / "pairs.png")
+    picture(torch.cat(rows), SHOWN).save(args.output_dir / "pairs.png")
     print(f"\n{condition.spec}, {len(originals)} images of {args.held_out_split}; {args.steps} steps of training each;")
     print(f"{args.num_inference_steps} steps of sampling.\n")
-    print("| | PSNR | SSIM | Frechet distance | class found |\n|---|---|---|---|---|")
+    print("| image | PSNR | SSIM | Frechet distance | class found |\n|---|---|---|---|---|")
     print("\n".join(row(name, images) for name, images in (made | {"originals": originals}).items()))
 
 

@@ -12,12 +12,11 @@ what is known of them, and a row per `jump_n_sample`.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.real_images import DEVICE, classifier_features, first, load_splits
-from pipelines import image_generators, image_grid
+from benchmarks.real_images import DEVICE, classifier_features, first, load_splits, picture
+from pipelines import image_generators
 from pipelines.backbones import num_class_embeds
 from snowmelt.input_images import image_size
 from snowmelt.loading import load_pipeline
@@ -95,8 +94,7 @@ def main() -> None:
         filled = torch.where(mask, mean, images)
         lines += [row(name, what, result, mask) for what, result in ({"the mean": filled} | made).items()]
         shown = torch.cat([x[:SHOWN] for x in (images, torch.where(mask, 0.5, images), *made.values())])
-        pixels = (shown * 255).round().byte().movedim(1, -1).numpy()
-        image_grid(np.ascontiguousarray(pixels), SHOWN).convert("RGB").save(args.output_dir / f"{name}.png")
+        picture(shown, SHOWN).save(args.output_dir / f"{name}.png")
     print(
         f"\n{args.num_images} images of {args.split}, {args.num_inference_steps} steps, jumps of {args.jump_length}.\n"
     )

@@ -13,12 +13,11 @@ the images that the strokes were made of.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.real_images import DEVICE, classifier_features, first, load_splits
-from pipelines import image_generators, image_grid
+from benchmarks.real_images import DEVICE, classifier_features, first, load_splits, picture
+from pipelines import image_generators
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.reference import features_of
 from snowmelt.input_images import image_size
@@ -74,15 +73,14 @@ def main() -> None:
         return torch.cat(parts)
 
     results = {"strokes": drawn} | {f"strength {s:g}": made(s) for s in args.strengths} | {"images": images}
-    print("| | difference from the strokes | Frechet distance | class found |\n|---|---|---|---|")
+    print("| image | difference from the strokes | Frechet distance | class found |\n|---|---|---|---|")
     for name, found in results.items():
         features = extractor(found)
         kept = (extractor.head(features).argmax(1) == labels).double().mean()
         difference = (found - drawn).square().mean().sqrt()
         print(f"| {name} | {difference:.3f} | {reference(features):.2f} | {kept:.1%} |")
     shown = torch.cat([x[:SHOWN] for x in results.values()])
-    pixels = (shown * 255).round().byte().movedim(1, -1).numpy()
-    image_grid(np.ascontiguousarray(pixels), SHOWN).convert("RGB").save(args.output_dir / "strokes.png")
+    picture(shown, SHOWN).save(args.output_dir / "strokes.png")
 
 
 if __name__ == "__main__":

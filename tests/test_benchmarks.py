@@ -18,9 +18,11 @@ from benchmarks import (
     chains,
     couplings,
     ddim_against_ddpm,
+    image_to_image,
     inpainting,
     latent_against_pixels,
     predictor_corrector,
+    strokes,
     systems,
 )
 from snowmelt.evaluation import classifier
@@ -188,6 +190,43 @@ def test_inpainting(pictures, tmp_path, capsys, monkeypatch):
     assert all(float(row[2]) > 0.01 for row in rows[1:])
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
     assert inpainting.masks(16)["centre"].float().mean() == pytest.approx(0.2, abs=0.1)
+
+
+@pytest.mark.slow
+def test_strokes(pictures, tmp_path, capsys, monkeypatch):
+    """Nothing of the strokes is changed at strength 0."""
+    monkeypatch.setattr(classifier, "STEPS", 10)
+    tiny_pipeline(FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--dataset_name", str(pictures), "--num_images", "12"]
+    words += ["--num_inference_steps", "4", "--strengths", "0", "0.5", "--output_dir", str(tmp_path / "out")]
+    with patch.object(sys, "argv", ["strokes", *words]):
+        strokes.main()
+    rows = table(capsys.readouterr().out, "image")
+    assert [row[0] for row in rows] == ["strokes", "strength 0", "strength 0.5", "images"]
+    assert rows[0][1:] == rows[1][1:]
+    assert float(rows[2][1]) > 0.05
+    assert (tmp_path / "out" / "strokes.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["lowres:2", "mask"])
+def test_image_to_image(condition, scripts, pictures, tmp_path, capsys):
+    """The originals are at no distance; a second call trains nothing."""
+    usual = {"train_batch_size": 4, "learning_rate": 1e-3, "resolution": 16, "model_size": "tiny", "center_crop": True}
+    path = recipe(tmp_path / "recipe.yaml", **usual, eval_batch_size=1, save_images_epochs=0, mixed_precision="no")
+    words = ["--dataset_name", str(pictures), "--config", str(path), "--steps", "2", "--num_images", "12"]
+    words += ["--condition", condition, "--num_inference_steps", "2", "--output_dir", str(tmp_path / "out")]
+    words += ["--ddpm_num_inference_steps", "2"]
+    found = []
+    for _ in range(2):
+        with patch.object(sys, "argv", ["image_to_image", *words]):
+            image_to_image.main()
+        found.append(table(capsys.readouterr().out, "image"))
+    assert [row[0] for row in found[0]] == ["given", "regression", "a sample", "mean of 8", "originals"]
+    assert found[0][4][1:3] == ["inf", "1.000"]
+    assert found[0] == found[1]
+    assert scripts == ["train_unconditional"]
+    assert (tmp_path / "out" / "pairs.png").exists()
 
 
 def recipe(path: Path, **options: object) -> Path:
