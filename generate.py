@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from snowmelt.config import option, parse
 from snowmelt.errors import UserError, run
-from snowmelt.loading import PipelineOptions, SamplerOptions, SizeOptions, choose_pipeline, sample, set_scheduler
+from snowmelt.loading import (
+    PipelineOptions,
+    SamplerOptions,
+    SizeOptions,
+    choose_pipeline,
+    sample,
+    sampler_arguments,
+    set_scheduler,
+)
 from snowmelt.output_folder import SETTINGS_FILE, check_folder
 
 if TYPE_CHECKING:
@@ -114,6 +122,8 @@ def main() -> None:
     numbers = pipeline.data_channels * (height or 1) * (width or 1)
     check_fits("batch_size", min(config.batch_size, config.num_images), numbers, state.device)
     between, inputs = None, None
+    if isinstance(pipeline, GivenImagePipeline) and config.interpolate:
+        raise UserError(f"--interpolate: not for a model that makes images of others ({pipeline.condition.spec})")
     if isinstance(pipeline, GivenImagePipeline) and config.image is None:
         raise UserError(f"--image: needed by this model, which makes images of others ({pipeline.condition.spec})")
     if config.interpolate:
@@ -165,6 +175,7 @@ def load(config: GenerateConfig) -> "PixelDiffusionPipeline":
     """
     pipeline = choose_pipeline(config)
     set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
+    sampler_arguments(pipeline, config)  # refuses what doesn't fit, before anything is written
     if config.trajectory and not is_drawable(pipeline):
         raise UserError(f"--trajectory: can't draw images of {pipeline.channels} channels")
     if config.bit_depth == 16 and pipeline.channels != 1:

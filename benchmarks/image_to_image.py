@@ -4,10 +4,10 @@
         [--num_images 1000] [--num_inference_steps 25] [flags of train_unconditional.py]
 
 Both train on the recipe's images for as many steps: train_unconditional.py by flow matching, and the same network to
-give back the clean image at once, by the squared error, with the recipe's optimizer and average of weights. On held-out
-images, whose conditions are the same for all: PSNR and SSIM, the Frechet distance to the training split in the features
-of a classifier trained on it (lower is better), and the fraction whose class it still finds. "mean of 8" is that of
-eight samples of each. What is given is resized by cubics, its mask filled with gray. In --output_dir it leaves
+give back the clean image at once, by the squared error, with AdamW at the recipe's rate and an average of weights. On
+held-out images, whose conditions are the same for all: PSNR and SSIM, the Frechet distance to the training split in the
+features of a classifier trained on it (lower is better), and the fraction whose class it still finds. "mean of 8" is
+that of eight samples of each. What is given is resized by cubics, its mask filled with gray. In --output_dir it leaves
 pairs.png: rows of what is given, the regression, two samples, and the originals.
 """
 
@@ -53,9 +53,10 @@ def regression(pipeline: Any, images: Tensor, space: PixelSpace, recipe: dict[st
     generator = torch.Generator().manual_seed(0)
     for _ in trange(steps, desc="regression"):
         chosen = torch.randint(len(images), (recipe["train_batch_size"],), generator=generator)
-        x0 = space.from_cache(images[chosen]).to(DEVICE)
-        inputs = pipeline.condition.degrade(x0, generator)
-        given = joined(pipeline.condition, inputs, pipeline.config.get("max_noise_level"))
+        clean = space.from_cache(images[chosen])
+        inputs = pipeline.condition.degrade(clean, generator)
+        given = joined(pipeline.condition, inputs, pipeline.config.get("max_noise_level")).to(DEVICE)
+        x0 = clean.to(DEVICE)
         loss = (regressed(unet, given, x0.shape) - x0).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

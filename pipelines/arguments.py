@@ -223,6 +223,9 @@ def check_image(value: Any, smallest: int) -> None:
     if len(kinds) != 1 or None in kinds:
         raise TypeError("image: must be a PIL image, an array, a tensor, or a list of one of these")
     if kinds == {PIL.Image.Image}:
+        deep = next((image.mode for image in given if image.mode[0] in "IF"), None)
+        if deep is not None:  # PIL's conversions would cut off what is above 255
+            raise ValueError(f"image: a PIL image of mode {deep}, which isn't of 8 bits; give an array in [0, 1]")
         sides = [side for image in given for side in image.size]
     else:
         shapes = {tuple(image.shape) for image in given}

@@ -111,7 +111,7 @@ class EditingPipeline(ImagePipeline):
         )
         pixels = processor.preprocess(image, height, width).to(self._execution_device, torch.float32)
         if pixels.shape[1] != channels:
-            raise ValueError(f"image: has {pixels.shape[1]} channels, the model's images have {channels}")
+            raise ValueError(f"image: has {pixels.shape[1]} channels, and the model takes {channels}")
         return pixels
 
     def _one_each(self, pixels: Tensor, batch: int, copies: int = 1) -> Tensor:

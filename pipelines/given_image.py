@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import PIL.Image
 import torch
-from diffusers.image_processor import PipelineImageInput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from pipelines.arguments import boolean, real, whole
+from pipelines.arguments import boolean, check_value_range, real, whole
 from pipelines.backbones import size_multiple
 from pipelines.denoiser import CONCATENATED, Conditions
 from pipelines.editing import image_shape, read_mask
@@ -21,7 +21,12 @@ class GivenImagePipeline(EditingPipeline):
     """Base of pipelines of such models: what joins x_t in the networks' input (Saharia et al. 2022, Palette)."""
 
     def _register_condition(
-        self, condition: str, condition_channels: int, max_noise_level: float | None, image_guidance: bool
+        self,
+        condition: str,
+        condition_channels: int,
+        max_noise_level: float | None,
+        image_guidance: bool,
+        condition_range: tuple[float, float] | None,
     ) -> None:
         """Keep these settings, which `ImageToImagePipeline` explains."""
         make_condition(condition)
@@ -31,6 +36,8 @@ class GivenImagePipeline(EditingPipeline):
             self.register_to_config(max_noise_level=real("max_noise_level", max_noise_level, 0, 1))
         if boolean("image_guidance", image_guidance):
             self.register_to_config(image_guidance=True)
+        if condition_range is not None:
+            self.register_to_config(condition_range=check_value_range(condition_range))
 
     @property
     def condition(self) -> Any:
@@ -51,21 +58,35 @@ class GivenImagePipeline(EditingPipeline):
         multiple = self.vae_scale_factor * size_multiple(self.network)
         return multiple // math.gcd(multiple, self.condition.scale)
 
-    def _inputs(self, image: PipelineImageInput, mask_image: Any) -> tuple[Tensor, Tensor | None]:
-        """The given images, (B, k, h, w) in [-1, 1], and the mask that belongs to them, bool (1 or B, 1, h, w)."""
+    def _inputs(self, image: Any, mask_image: Any, batch: int | None, copies: int = 1) -> tuple[Tensor, Tensor | None]:
+        """The given images, (B, k, h, w) in [-1, 1], and the mask that belongs to them, bool (1 or B, 1, h, w).
+
+        Args:
+            image: as a call takes it.
+            mask_image: as a call takes it.
+            batch: B; None for as many as there are images.
+            copies: images of each that is given, which follow each other.
+        """
         condition, multiple = self.condition, self.input_multiple
+        sizes = {one.size for one in image if isinstance(one, PIL.Image.Image)} if isinstance(image, list) else set()
+        if len(sizes) > 1:
+            shown = " and ".join(f"{width} x {height}" for width, height in sorted(sizes))
+            raise ValueError(f"image: of different sizes, {shown}; make them one")
         inputs = self._pixels(image, self.input_channels, 1)
         height, width = inputs.shape[2:]
         if height % multiple or width % multiple:
             raise ValueError(f"image: of {width} x {height} pixels; its sides must be multiples of {multiple}")
         self._size(height * condition.scale, width * condition.scale)
+        batch = len(inputs) if batch is None else batch
         if not isinstance(condition, Masked):
             if mask_image is not None:
                 raise ValueError(f"mask_image: this model is conditioned on {condition.spec}; leave it out")
-            return inputs, None
+            return self._one_each(inputs, batch, copies), None
         if mask_image is None:
             raise ValueError("mask_image: needed by this model, white where the image is missing")
-        return inputs, read_mask(mask_image, image_shape(image), len(inputs)).to(inputs.device)
+        mask = read_mask(mask_image, image_shape(image), batch // copies).to(inputs.device)
+        mask = mask if len(mask) == 1 else mask.repeat_interleave(copies, 0)
+        return self._one_each(inputs, batch, copies), mask
 
     def _network_condition(self, inputs: Tensor, mask: Tensor | None, noise_level: float, generator: Any) -> Tensor:
         """What joins x_t in the network's input (B, K, h, w)."""

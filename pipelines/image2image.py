@@ -13,7 +13,7 @@ from pipelines.arguments import MOST, boolean, check_generators, real, whole
 from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
 from pipelines.given_image import GivenImagePipeline
-from pipelines.image_conditions import LowResolution
+from pipelines.image_conditions import LowResolution, make_condition
 from pipelines.labels import ClassLabels
 from pipelines.samplers import make_sampler
 from pipelines.unet import UNetPipeline
@@ -32,6 +32,7 @@ class ImageToImagePipeline(GivenImagePipeline, UNetPipeline):
         vae: a stock autoencoder, or None for a network of pixels.
         max_noise_level: the largest `noise_level` that the network was trained with, if it was.
         image_guidance: whether it was trained with dropped images, for `image_guidance_scale`.
+        condition_range: the values of a float column that 0 and 1 of given images stand for.
 
     The other arguments are those of `UNetPipeline`.
     """
@@ -52,12 +53,13 @@ class ImageToImagePipeline(GivenImagePipeline, UNetPipeline):
         vae: Any = None,
         max_noise_level: float | None = None,
         image_guidance: bool = False,
+        condition_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(unet, scheduler, prediction_type, id2label, value_range)
         if vae is not None and not isinstance(vae, torch.nn.Module):
             raise TypeError(f"vae: must be an autoencoder of diffusers, got {type(vae).__name__}")
         self.register_modules(vae=vae)
-        self._register_condition(condition, condition_channels, max_noise_level, image_guidance)
+        self._register_condition(condition, condition_channels, max_noise_level, image_guidance, condition_range)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]  # the image is what is asked for, and nothing to start from
@@ -126,9 +128,9 @@ class ImageToImagePipeline(GivenImagePipeline, UNetPipeline):
         boolean("return_dict", return_dict)
         seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
-        inputs, mask = self._inputs(image, mask_image)
-        batch = whole("batch_size", len(inputs) if batch_size is None else batch_size, 1, MOST)
-        inputs = self._one_each(inputs, batch)
+        given_size = None if batch_size is None else whole("batch_size", batch_size, 1, MOST)
+        inputs, mask = self._inputs(image, mask_image, given_size)
+        batch = len(inputs)
         generator = check_generators(generator, batch)
         given = self._network_condition(inputs, mask, noise_level, generator)
         labels, scales = self._label_chain(batch, class_labels, guidance_scale, guidance_model)
@@ -156,35 +158,12 @@ class SuperResolutionPipeline(ImageToImagePipeline):
     The arguments are those of `ImageToImagePipeline`.
     """
 
-    def __init__(
-        self,
-        unet: UNet2DModel,
-        scheduler: Any,
-        condition: str = "",
-        condition_channels: int = 1,
-        prediction_type: str | None = None,
-        id2label: dict | None = None,
-        value_range: tuple[float, float] | None = None,
-        vae: Any = None,
-        max_noise_level: float | None = None,
-        image_guidance: bool = False,
-    ) -> None:
-        super().__init__(
-            unet,
-            scheduler,
-            condition,
-            condition_channels,
-            prediction_type,
-            id2label,
-            value_range,
-            vae,
-            max_noise_level,
-            image_guidance,
-        )
-        if not isinstance(self.condition, LowResolution):
-            raise ValueError(f"condition: {condition!r} isn't of low resolution, as 'lowres:4' is")
-
     @property
     def scale(self) -> int:
         """Side of the images that are made over that of those given."""
         return int(self.condition.scale)
+
+    def _register_condition(self, condition: str, *settings: Any) -> None:
+        if not isinstance(make_condition(condition), LowResolution):
+            raise ValueError(f"condition: {condition!r} isn't of low resolution, as 'lowres:4' is")
+        super()._register_condition(condition, *settings)

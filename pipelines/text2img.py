@@ -190,7 +190,9 @@ class TextPipeline(EditingPipeline):
         seen: list[Any] | None = [] if boolean("return_trajectory", return_trajectory) else None
         self._check_output_type(output_type, self.channels)
         embeds = prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
-        chain, scales = self._text_chain(prompt, negative_prompt, *embeds, num_images_per_prompt, scale)
+        chain, scales = self._text_chain(
+            prompt, negative_prompt, *embeds, num_images_per_prompt, None if scale == 1 else scale
+        )
         batch_size = len(chain[-1]["encoder_hidden_states"])
         jumps, given = (jump_length, jump_n_sample), (height, width)
         start = self._start(image, mask_image, strength, noise_std, jumps, given, batch_size, num_images_per_prompt)
@@ -217,12 +219,12 @@ class TextPipeline(EditingPipeline):
         negative_prompt_embeds: Tensor | None,
         negative_prompt_attention_mask: Tensor | None,
         copies: int,
-        scale: float,
+        scale: float | None,
     ) -> tuple[list[Conditions], list[float]]:
         """Conditions on the texts, after those that they are guided away from, and scales, as `guided` takes them."""
         prompts = self._embeddings("prompt", prompt, prompt_embeds, prompt_attention_mask)
         chain = [self._repeated(*prompts, copies)]
-        if scale == 1:
+        if scale is None:
             return chain, []
         if negative_prompt is None and negative_prompt_embeds is None:
             negative_prompt = ""

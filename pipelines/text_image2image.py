@@ -39,9 +39,10 @@ class TextImageToImagePipeline(GivenImagePipeline, TextToImagePipeline):
         condition_channels: int = 1,
         max_noise_level: float | None = None,
         image_guidance: bool = False,
+        condition_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(unet, scheduler, text_encoder, tokenizer, vae, prediction_type)
-        self._register_condition(condition, condition_channels, max_noise_level, image_guidance)
+        self._register_condition(condition, condition_channels, max_noise_level, image_guidance, condition_range)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]  # the image is what is asked for, and nothing to start from
@@ -113,12 +114,12 @@ class TextImageToImagePipeline(GivenImagePipeline, TextToImagePipeline):
         self._check_output_type(output_type, self.channels)
         embeds = prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
         scale = real("guidance_scale", guidance_scale)
-        chain, scales = self._text_chain(prompt, negative_prompt, *embeds, num_images_per_prompt, scale)
+        null = scale != 1 or image_guidance_scale != 1
+        chain, scales = self._text_chain(
+            prompt, negative_prompt, *embeds, num_images_per_prompt, scale if null else None
+        )
         batch = len(chain[-1]["encoder_hidden_states"])
-        inputs, mask = self._inputs(image, mask_image)
-        if mask is not None and len(mask) > 1:
-            mask = mask.repeat_interleave(num_images_per_prompt, 0)
-        inputs = self._one_each(inputs, batch, num_images_per_prompt)
+        inputs, mask = self._inputs(image, mask_image, batch, num_images_per_prompt)
         generator = check_generators(generator, batch)
         given = self._network_condition(inputs, mask, noise_level, generator)
         chain, scales = self._with_image(chain, scales, given, image_guidance_scale)

@@ -8,6 +8,7 @@ import torch
 
 from pipelines import SuperResolutionPipeline, image_generators
 from snowmelt.errors import UserError
+from snowmelt.input_images import image_size
 from snowmelt.loading import SamplerOptions, labels_of
 from snowmelt.model_source import find_source
 
@@ -39,8 +40,20 @@ class Upsampler:
             raise UserError(
                 f"--upsampler {name}: its images have {pipeline.channels} channels, those of --model {base.channels}"
             )
-        if pipeline.num_classes not in (0, getattr(base, "num_classes", 0)):
-            raise UserError(f"--upsampler {name}: knows {pipeline.num_classes} classes, and --model others")
+        known = getattr(base, "num_classes", 0), getattr(base, "id2label", None)
+        if pipeline.num_classes and (pipeline.num_classes, pipeline.id2label) != known:
+            raise UserError(f"--upsampler {name}: knows other classes than --model; take one of the same, or of none")
+        most = pipeline.config.get("max_noise_level") or 0.0
+        if noise_level is not None and noise_level > most:
+            raise UserError(f"--upsampler_noise_level {noise_level:g}: the upsampler was trained with at most {most:g}")
+        height, width = image_size(base)
+        if height % pipeline.input_multiple or width % pipeline.input_multiple:
+            multiple = pipeline.input_multiple
+            raise UserError(
+                f"--upsampler {name}: takes images with sides that are multiples of {multiple}; those of --model are "
+                f"{width} x {height}"
+            )
+        pipeline.network.type(base.network.dtype)
         self.pipeline = pipeline.to(base.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.options = options
@@ -57,10 +70,11 @@ class Upsampler:
         Raises:
             UserError: for what the pipeline refuses.
         """
+        labels = labels_of(self.pipeline, indices, class_label) if self.pipeline.num_classes else None
         try:
             larger: np.ndarray = self.pipeline(
                 torch.from_numpy(np.clip(images, 0, 1)).movedim(-1, 1),
-                class_labels=labels_of(self.pipeline, indices, class_label),
+                class_labels=labels,
                 num_inference_steps=self.options.num_inference_steps,
                 generator=image_generators(self.options.seed + SEED, indices),
                 output_type="np",

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
 
+PAIR_METRICS = ("psnr", "ssim")
+"""Metrics of models of given images."""
+
 
 @dataclass(kw_only=True)
 class ConditionOptions(Config):

@@ -7,11 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.image_conditions import Column, ImageCondition, make_condition, network_condition
-from pipelines.vae import encode_images
+from pipelines.image_conditions import LUMA, Column, ImageCondition, make_condition, network_condition
+from snowmelt.data.agreement import Like
 from snowmelt.data.cache import ImageCache
+from snowmelt.data.columns import image_column
+from snowmelt.data.images import header
 from snowmelt.data.loader import Cache
-from snowmelt.data.sources import load_images
+from snowmelt.data.places import Source
+from snowmelt.data.rows import readable
+from snowmelt.data.sources import images_of, open_dataset
 from snowmelt.data.splits import Split
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions, UnconditionalConfig
@@ -103,26 +107,32 @@ class ConditionImages:
         """The network's data of images in [-1, 1]: themselves, or their latents."""
         if isinstance(self.space, PixelSpace):
             return images
-        vae = self.space.vae
-        return encode_images(vae, images.expand(-1, vae.config["in_channels"], -1, -1), images.device)
+        space = self.space
+        encoded = space.vae.encode(images.expand(-1, space.vae.config["in_channels"], -1, -1), return_dict=False)[0]
+        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()
+        return (latents.float() - space.shift) * space.scale
 
     def of_held_out(self, config: Config, images: ImageCache) -> "ConditionImages":
-        """The same of held-out images.
+        """The same of held-out images, of which none is dropped.
 
         Raises:
             UserError: as `load_column`.
         """
-        if not isinstance(self.condition, Column) or config.validation_split is None:
-            return self
-        split = Split(config.validation_split, "validation_split")
+        own = replace(self, dropout=0.0)
+        if self.given is None or not isinstance(self.condition, Column):
+            return own
+        split = Split(str(config.validation_split), "validation_split")  # a share is refused
+        like = Like(self.given.channels, self.given.dtype, self.given.value_range, f"column {self.condition.column}")
         latent = isinstance(self.space, LatentSpace)
-        return replace(self, given=load_column(config, self.condition, images, latent, split))
+        return replace(own, given=load_column(config, self.condition, images, latent, split, like))
 
     def settings(self) -> dict[str, Any]:
         """Of the pipeline that samples the network."""
         found: dict[str, Any] = {"condition": self.condition.spec, "condition_channels": self.channels}
         if self.max_noise_level is not None:
             found["max_noise_level"] = self.max_noise_level
+        if self.given is not None and self.given.dtype.kind == "f":
+            found["condition_range"] = self.given.value_range
         return found | ({"image_guidance": True} if self.dropout else {})
 
 
@@ -136,9 +146,10 @@ def call_arguments(condition: ImageCondition, inputs: Tensor) -> dict[str, Any]:
 def drawn_inputs(given: dict[str, Any], shape: tuple[int, ...]) -> Tensor:
     """Images that are given to a pipeline as (B, C, H, W) in [0, 1] of a shape (C, H, W), gray where a mask is."""
     channels, *size = shape
-    images = torch.nn.functional.interpolate(given["image"], size, mode="nearest")
+    images = given["image"]
     if "mask_image" in given:
         images = torch.where(given["mask_image"], torch.full_like(images, 0.5), images)
+    images = torch.nn.functional.interpolate(images, size, mode="nearest")
     return images if images.shape[1] == channels else images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
 
 
@@ -156,7 +167,10 @@ def read_condition(config: Config) -> ImageCondition | None:
     """
     if config.condition is None:
         return None
-    for name in ("augment_p", "self_condition", "reflow_from", "max_train_samples", "aspect_ratio_buckets"):
+    unfit = ["augment_p", "self_condition", "reflow_from", "aspect_ratio_buckets"]
+    if config.condition.startswith("column:"):
+        unfit += ["max_train_samples", "skip_empty_captions"]  # which leave out rows that the column has
+    for name in unfit:
         if getattr(config, name, None):
             raise UserError(f"--condition: isn't for --{name}; drop one of the two")
     if config.backbone != "unet":
@@ -167,9 +181,17 @@ def read_condition(config: Config) -> ImageCondition | None:
         condition = make_condition(config.condition)
     except ValueError as error:
         raise UserError(f"--{error}") from error
+    _check_fits(condition, len(LUMA), config)  # of RGB images, if need be
     if isinstance(condition, Column) and config.validation_share:
         raise UserError("--validation_share: not with images of a column; give --validation_split")
     return condition
+
+
+def _check_fits(condition: ImageCondition, channels: int, config: Config) -> None:
+    try:
+        condition.check(channels, to_size(config.resolution))
+    except ValueError as error:
+        raise UserError(f"--condition {condition.spec}: {error}") from error
 
 
 def make_condition_images(
@@ -188,10 +210,7 @@ def make_condition_images(
     condition = read_condition(config)
     if condition is None:
         return None
-    try:
-        condition.check(images.channels, to_size(config.resolution))
-    except ValueError as error:
-        raise UserError(f"--condition {config.condition}: {error}") from error
+    _check_fits(condition, images.channels, config)
     latent = isinstance(space, LatentSpace)
     given = load_column(config, condition, images, latent) if isinstance(condition, Column) else None
     channels = condition.input_channels(images.channels) if given is None else given.channels
@@ -208,7 +227,12 @@ def make_condition_images(
 
 
 def load_column(
-    config: DataOptions, condition: Column, images: ImageCache, latent: bool, split: Split | None = None
+    config: DataOptions,
+    condition: Column,
+    images: ImageCache,
+    latent: bool,
+    split: Split | None = None,
+    like: Like | None = None,
 ) -> ImageCache:
     """The images that the data set has beside those that are trained on, or those of a split.
 
@@ -218,18 +242,33 @@ def load_column(
         images: beside them.
         latent: whether an autoencoder of as many channels as theirs is to encode them.
         split: that of training by default.
+        like: take the channels, the type and the range of values of these.
 
     Raises:
-        UserError: if there is no such column, or not an image of one size beside each.
+        UserError: if there is no such column, or not an image of one shape beside each.
     """
     own = replace(config, image_column=condition.column, channels=images.channels if latent else None)
     try:
-        given = load_images(own, split)
+        source = open_dataset(own, split)
+        given = images_of(source, own, like=like)
     except UserError as error:
         raise UserError(str(error).replace("--image_column ", "--condition column:")) from error
-    if not (len(given) == len(images) and (given.rows == images.rows).all() and (given.sizes == images.sizes).all()):
+    theirs = image_column(source.dataset.features, config.image_column)
+    alike = len(given) == len(images) and (given.rows == images.rows).all() and (given.sizes == images.sizes).all()
+    if not alike or (config.center_crop and not _same_aspects(source, theirs, condition.column, own)):
         raise UserError(
             f"--condition {condition.spec}: its images don't have the shapes of those that they belong to; a pair must "
             "have one aspect ratio, and none may be missing"
         )
     return given
+
+
+def _same_aspects(source: Source, column: str, other: str, options: DataOptions) -> bool:
+    """Whether the images of two columns have the same ratio of height and width, up to a pixel, before they are cut."""
+    shapes = []
+    for name in (column, other):
+        found = [h for _, h in readable(source, name, header, options, f"shapes of {name}", skipped=[])]
+        shapes.append(np.array([(h.height, h.width) for h in found]))
+    first, second = shapes
+    difference = np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0])
+    return bool((difference <= np.maximum(first.max(1), second.max(1))).all())

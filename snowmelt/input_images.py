@@ -77,7 +77,7 @@ def read_image(pipeline: Any, path: Path, flag: str) -> Tensor:
         raise UserError(f"{flag} {path}: the model's images have {channels} channels; give an .npy file")
     try:
         with PIL.Image.open(path) as file:
-            image = PIL.ImageOps.exif_transpose(file).convert(MODES[channels])
+            image = _of_8_bits(PIL.ImageOps.exif_transpose(file)).convert(MODES[channels])
             if not given:
                 height, width = image_size(pipeline)
                 image = PIL.ImageOps.fit(image, (width, height))
@@ -87,8 +87,18 @@ def read_image(pipeline: Any, path: Path, flag: str) -> Tensor:
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
 
 
+def _of_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image of 16 bits by its upper ones, for PIL's conversions cut off what is above 255; others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float64) / 65535
+    if values.min() < 0 or values.max() > 1:
+        raise ValueError("32-bit integers outside 0..65535")
+    return PIL.Image.fromarray((255 * values).round().astype(np.uint8))
+
+
 def _read_array(pipeline: Any, path: Path, flag: str, channels: int) -> Tensor:
-    low, high = pipeline.config.get("value_range") or (0.0, 1.0)
+    low, high = pipeline.config.get("condition_range") or pipeline.config.get("value_range") or (0.0, 1.0)
     try:
         array = np.load(path, allow_pickle=False)
         values = torch.from_numpy(np.asarray(array, dtype=np.float32))
@@ -135,6 +145,9 @@ class InputImages:
                 f"--{unfit[0]}: is for images to start from, and this model makes images of others "
                 f"({self.condition.spec}); leave it out"
             )
+        if self.condition is not None and (mask is None) == (self.condition.mask_channels > 0):
+            why = "leave it out" if mask else "give it, white where the image is missing"
+            raise UserError(f"--mask: this model makes images of others ({self.condition.spec}); {why}")
         files, masks = image_files("--image", image), image_files("--mask", mask) if mask else []
         if mask and len(masks) not in (1, len(files)):
             raise UserError(f"--mask {mask}: {len(masks)} masks for {len(files)} images; give one, or one per image")

@@ -219,7 +219,7 @@ def sample(
         raise UserError("--class_label: this model has no classes; give --prompt alone")
     if options.guidance_scale is not None:
         given["guidance_scale"] = options.guidance_scale
-    given |= _sampler_arguments(pipeline, options)
+    given |= sampler_arguments(pipeline, options)
     interval = (options.guidance_interval[0], options.guidance_interval[1]) if options.guidance_interval else None
     try:
         return pipeline(
@@ -238,7 +238,7 @@ def sample(
         ) from error
 
 
-def _sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptions) -> dict[str, Any]:
+def sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptions) -> dict[str, Any]:
     """Arguments that not every pipeline takes.
 
     Raises:
@@ -249,6 +249,9 @@ def _sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOptio
     given = {name: value for name in GIVEN_OPTIONS if (value := getattr(options, name)) is not None}
     if given and not isinstance(pipeline, GivenImagePipeline):
         raise UserError(f"--{next(iter(given))}: is for models of a --condition, and this one is none; leave it out")
+    most = pipeline.config.get("max_noise_level") or 0.0
+    if given.get("noise_level", 0) > most:
+        raise UserError(f"--noise_level {given['noise_level']:g}: this model was trained with at most {most:g}")
     chosen = {name: value for name in SDE_OPTIONS if (value := getattr(options, name)) is not None}
     if isinstance(pipeline, ScoreSdePipeline):
         for name, fitting in (("eta", "ddim"), ("s_churn", "euler and heun")):

@@ -12,7 +12,6 @@ from snowmelt.values import Resolution, to_buckets, to_size
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 COUPLINGS = ("independent", "ot", "nearest")
-PAIR_METRICS = ("psnr", "ssim")
 METRICS = ("fd", "fd_inf", "kid", "is", "prdc", "accuracy")
 """That compare images with others, of those that evaluate.py has."""
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")

@@ -103,7 +103,8 @@ def test_columns(report, pairs):  # noqa: F811
     data = {"dataset_name": pairs, "image_column": "image", "held_out_split": "test"}
     scheduler = FlowMatchEulerDiscreteScheduler()
     pipeline = ImageToImagePipeline(unet(3, 1), scheduler, "column:map", 1)
-    found = report(pipeline, **data, metrics=["psnr", "ssim"], num_images=4)
+    found = report(pipeline, **data, metrics=["psnr", "ssim"], num_images=70)
+    assert found["num_images"] == 70
     assert set(values(found["results"])) == {"psnr", "ssim"}
     with pytest.raises(UserError, match="^--model: takes 3 channels of column map, which has 1"):
         report(ImageToImagePipeline(unet(3, 3), scheduler, "column:map", 3), **data, metrics="psnr", num_images=4)

@@ -64,6 +64,17 @@ def test_prompt_and_image_have_scales_of_their_own() -> None:
         )
 
 
+def test_no_guidance_by_prompts_is_a_scale_like_others() -> None:
+    """With guidance by images nothing jumps at 1, and the negative prompt counts."""
+    pipeline = make("gray", 1, image_guidance=True)
+    call = {"image_guidance_scale": 3.0, "num_inference_steps": 2, "output_type": "pt"}
+    images = [
+        pipeline("a", pictures()[:1], guidance_scale=s, generator=torch.Generator().manual_seed(0), **call).images
+        for s in (1.0, 1.0001)
+    ]
+    assert (images[0] - images[1]).abs().max() < 1e-3
+
+
 def test_images_of_prompts_and_images() -> None:
     """An image per prompt, several images of each; what a mask doesn't have stays."""
     pipeline = make("mask", 4)
@@ -77,7 +88,7 @@ def test_images_of_prompts_and_images() -> None:
         assert torch.equal((255 * made[i]).round()[known], (255 * image[i // 2]).round()[known])
     assert not torch.equal(made[0], made[1])
     with pytest.raises(ValueError, match="^image: 2 given for 3 prompts"):
-        pipeline(["a", "b", "c"], image, mask, **STEPS)
+        pipeline(["a", "b", "c"], image, mask[:1], **STEPS)
     with pytest.raises(TypeError, match="^image: must be a PIL image"):
         pipeline("a", **STEPS)
 
@@ -115,7 +126,7 @@ def test_trained_resumed_sampled_and_evaluated(latent, fit, photos, tmp_path, mo
     [
         ({"condition": "blur"}, "--condition: 'blur' is not one of"),
         ({"condition": "gray", "backbone": "pixart", "model_config_name_or_path": None}, "--backbone pixart: takes no"),
-        ({"condition": "gray", "max_train_samples": 3}, "--condition: isn't for --max_train_samples"),
+        ({"condition": "column:image", "max_train_samples": 3}, "--condition: isn't for --max_train_samples"),
     ],
 )
 def test_what_can_not_be_trained(more: dict[str, Any], error: str, fit: Callable[..., Path], tmp_path: Path) -> None:  # noqa: F811

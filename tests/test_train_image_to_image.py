@@ -54,7 +54,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         maps.append(np.where(np.arange(SIDE) < SIDE // 2, 255, 0).astype(np.uint8)[None].repeat(SIDE, 0))
         maps[-1][0, 0] = colour[0]
     write(folder, maps, images)
-    write(folder, maps[:4], images[:4], "test")
+    write(folder, [255 - m for m in maps[:4]], images[:4], "test")
     return folder
 
 
@@ -171,7 +171,8 @@ def test_held_out_maps_belong_to_held_out_images(pairs, train, tmp_path):
     more = {"validation_split": "test", "eval_steps": 1, "condition": "column:map"}
     run = train(tmp_path / "run", **options(pairs, **more))
     grid = np.asarray(PIL.Image.open(run / "samples" / "step-000002.png"))
-    assert grid.shape[2] == 3
+    assert (grid[4:SIDE, : SIDE // 2] == 0).all()  # the maps of training are white there
+    assert (grid[4:SIDE, SIDE // 2 : SIDE] == 255).all()
     assert "eval_loss" in (run / "metrics.jsonl").read_text()
 
 
@@ -232,6 +233,35 @@ def test_a_cascade_is_its_two_models(pairs, train, tmp_path, monkeypatch):
     assert np.array_equal((255 * larger).round().astype(int), images)
 
 
+def test_a_cascade_of_a_class(train, tmp_path, monkeypatch):
+    """The upsampler needs none."""
+    digits = {"train_batch_size": 4, "max_train_steps": 1}
+    base = train(tmp_path / "base", **digits, resolution=8)
+    upsampler = train(tmp_path / "up", **digits, resolution=16, condition="lowres:2", class_conditional=False)
+    given = {"model": base, "upsampler": upsampler, "class_label": 3, "num_images": 2}
+    run_generate(monkeypatch, **given, output_dir=tmp_path / "out")
+    assert read(tmp_path / "out").shape == (2, 16, 16)
+    with pytest.raises(UserError, match="^--upsampler_noise_level 0.3: the upsampler was trained with at most 0"):
+        run_generate(monkeypatch, **given, upsampler_noise_level=0.3, output_dir=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_float_columns_keep_their_range(train, tmp_path):
+    """Of training, for other splits and in sampling."""
+    feature = datasets.Features({"image": datasets.Image(), "map": datasets.Array2D((8, 8), "float32")})
+    (tmp_path / "data").mkdir()
+    for split, most in (("train", 10.0), ("test", 5.0)):
+        maps = [np.linspace(0, most, 64, dtype=np.float32).reshape(8, 8)] * 4
+        rows = {"image": [png(np.full((8, 8), 9, np.uint8))] * 4, "map": maps}
+        file = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, feature).to_parquet(file)
+    given = options(tmp_path / "data", condition="column:map", resolution=8, validation_split="test", eval_steps=1)
+    run = train(tmp_path / "run", **given)
+    assert load_pipeline(str(run)).config["condition_range"] == (0.0, 10.0)
+    grid = np.asarray(PIL.Image.open(run / "samples" / "step-000002.png"))
+    assert grid[7, 7] == 128  # of 5 in 10
+
+
 def test_bad_cascades(pairs, train, tmp_path, monkeypatch):
     base = train(tmp_path / "base", **options(pairs, max_train_steps=1))
     gray = train(tmp_path / "gray", **options(pairs, max_train_steps=1, channels=1, condition="lowres:2"))
@@ -273,9 +303,10 @@ def test_what_can_not_be_trained(more, error, pairs, train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_pair_whose_sizes_differ(train, tmp_path):
+@pytest.mark.parametrize("center_crop", [False, True])
+def test_a_pair_whose_sizes_differ(center_crop, train, tmp_path):
     images = [np.zeros((SIDE, SIDE, 3), np.uint8)] * 3
     maps = [np.zeros((SIDE, side), np.uint8) for side in (SIDE, 2 * SIDE, SIDE)]
     write(tmp_path / "data", maps, images)
     with pytest.raises(UserError, match="^--condition column:map: its images don't have the shapes of those"):
-        train(tmp_path / "run", **options(tmp_path / "data", condition="column:map"))
+        train(tmp_path / "run", **options(tmp_path / "data", condition="column:map", center_crop=center_crop))

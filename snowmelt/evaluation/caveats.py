@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.text import max_tokens
 from snowmelt.evaluation.metrics import frechet_bias
 from snowmelt.evaluation.options import EvaluateConfig
+from snowmelt.evaluation.pairs import Pairs
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import Reference
 
@@ -15,7 +16,12 @@ ENOUGH = 10
 
 
 def caveats(
-    config: EvaluateConfig, pipeline: Any, real: RealImages, reference: Reference, prompts: Sequence[str]
+    config: EvaluateConfig,
+    pipeline: Any,
+    real: RealImages,
+    reference: Reference,
+    prompts: Sequence[str],
+    pairs: Pairs | None,
 ) -> list[str]:
     """Sentences for the report: of too few images, uneven classes, and captions that are cut.
 
@@ -25,9 +31,10 @@ def caveats(
         real: images that samples are compared with.
         reference: their features.
         prompts: of the samples; none for a model that takes no texts.
+        pairs: of a model of given images.
     """
     found = []
-    classes = 0 if prompts else pipeline.num_classes
+    classes = 0 if prompts or pairs else pipeline.num_classes
     count, dimensions = min(config.num_images, len(reference)), reference.features.shape[1]
     if "fd" in config.metrics and count < ENOUGH * dimensions:
         bias = frechet_bias(reference.features, count, len(reference))
@@ -42,6 +49,8 @@ def caveats(
                 f"The classes of split {real.split} are uneven ({counts.min():,} to {counts.max():,} images), "
                 "and samples take them in turn: that alone moves the distances."
             )
+    if pairs and config.held_out_split is None:
+        found.append("Samples are made of the images that they are compared with; --held_out_split has others.")
     if prompts:
         most = max_tokens(pipeline.text_encoder, pipeline.tokenizer)
         tokens = pipeline.tokenizer(list(prompts), verbose=False)["input_ids"]

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snowmelt.condition_options import PAIR_METRICS
 from snowmelt.config import option
 from snowmelt.errors import UserError
 from snowmelt.loading import PipelineOptions, SamplerOptions, checkpoints
 from snowmelt.options import METRICS as COMPARED
-from snowmelt.options import PAIR_METRICS, ImageOptions
+from snowmelt.options import ImageOptions
 from snowmelt.text.options import CLIP, CLIP_HELP, TEXT_METRICS, CaptionColumnOptions, check_alignment
 
 METRICS = (*COMPARED, *TEXT_METRICS, *PAIR_METRICS, "memorization", "likelihood", "bound")
@@ -29,6 +30,8 @@ def _predictor(value: str) -> dict[str, Any]:
 SWEEPS: dict[str, Callable[[str], dict[str, Any]]] = {
     "num_inference_steps": lambda value: {"num_inference_steps": int(value)},
     "guidance_scale": lambda value: {"guidance_scale": float(value)},
+    "image_guidance_scale": lambda value: {"image_guidance_scale": float(value)},
+    "noise_level": lambda value: {"noise_level": float(value)},
     "eta": lambda value: {"eta": float(value)},
     "s_churn": lambda value: {"s_churn": float(value)},
     "scheduler": lambda value: {"scheduler": value},

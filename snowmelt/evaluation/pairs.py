@@ -1,6 +1,6 @@
 """Models that make images of given ones, judged by pairs of what is given and the image that it was made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,9 @@ def make_pairs(pipeline: GivenImagePipeline, images: RealImages, count: int, con
     if isinstance(condition, Column):
         options = {name: getattr(config, name) for name in ImageOptions.fields()}
         options |= {"resolution": to_resolution(*images.cache.size), "center_crop": True, "split": images.split}
-        given = load_column(DataOptions(**options), condition, images.cache, False, Split(images.split))
+        latent = pipeline.vae is not None
+        given = load_column(DataOptions(**options), condition, images.cache, latent, Split(images.split))
+        given = replace(given, value_range=pipeline.config.get("condition_range") or given.value_range)
         if given.channels != pipeline.input_channels:
             wanted = pipeline.input_channels
             raise UserError(
@@ -99,6 +101,12 @@ def make_pairs(pipeline: GivenImagePipeline, images: RealImages, count: int, con
     by_class = bool(getattr(pipeline, "num_classes", 0))  # of which models of texts have none
     if by_class and images.labels is None:
         raise UserError("--label_column: needed by this model of classes; name the column that has them")
+    names, known = images.cache.class_names, getattr(pipeline, "id2label", None)
+    if by_class and known and list(known.values()) != names:
+        ours, theirs = ", ".join(names or []), ", ".join(known.values())
+        raise UserError(
+            f"{images.split}: its classes are {ours}, and the model's {theirs}; give the data of its training"
+        )
     made_of = ConditionImages(condition, PixelSpace(images.value_range), pipeline.input_channels, given)
     rows = captioned_rows(len(images), count)
     return Pairs(images, made_of, rows, config.seed, by_class)

@@ -13,6 +13,7 @@ from pipelines import IMAGE_CHANNELS, GivenImagePipeline, image_grid
 from pipelines.base import ImagePipeline
 from pipelines.text2img import TextPipeline
 from pipelines.unconditional import UnconditionalPipeline
+from snowmelt.condition_options import PAIR_METRICS
 from snowmelt.config import on_hub
 from snowmelt.data.captions import load_captioned
 from snowmelt.data.sources import load_images
@@ -42,7 +43,7 @@ from snowmelt.evaluation.report import Report, SweepPoint, check_output
 from snowmelt.evaluation.table import Images
 from snowmelt.guidance_model import guidance_arguments
 from snowmelt.input_images import image_size
-from snowmelt.loading import choose_pipeline, set_scheduler
+from snowmelt.loading import GIVEN_OPTIONS, choose_pipeline, set_scheduler
 from snowmelt.model_source import find_source
 from snowmelt.options import DataOptions, ImageOptions
 from snowmelt.text.options import CaptionColumnOptions
@@ -80,8 +81,9 @@ class Study:
         shape = self._shape(pipeline)
         kept = math.prod(shape) if self._keeps() else 0
         compared, scored = self._keeps() or table.compares_features(config.metrics), "clip_score" in config.metrics
+        measured = compared or scored or any(name in PAIR_METRICS for name in config.metrics)
         # What is of no samples needs no more than are shown.
-        self.count = config.num_images if compared or scored else min(config.num_images, GRID_IMAGES)
+        self.count = config.num_images if measured else min(config.num_images, GRID_IMAGES)
         check_memory(self.count, kept + FEATURES)
         self.nfe = [self._evaluations(setting.config) for setting in self.settings]
         held_out = config.held_out_split and Split(config.held_out_split, "held_out_split")
@@ -269,8 +271,9 @@ class Study:
                 "guidance_scale": own_scale if config.guidance_scale is None else config.guidance_scale,
                 "eta": config.eta,
                 "seed": config.seed,
+                **{name: value for name in GIVEN_OPTIONS if (value := getattr(config, name)) is not None},
             },
-            warnings=caveats(config, pipeline, self.real, self.reference, self.prompts),
+            warnings=caveats(config, pipeline, self.real, self.reference, self.prompts, self.pairs),
         )
 
     def _case(self, pipeline: Any, options: EvaluateConfig, samples: Samples) -> Case:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snowmelt.condition_options import PAIR_METRICS
 from snowmelt.errors import UserError
 from snowmelt.evaluation import metrics
 from snowmelt.evaluation.clip import clip_score
 from snowmelt.evaluation.features import FeatureExtractor
 from snowmelt.evaluation.metrics import Estimate
 from snowmelt.evaluation.reference import Reference
-from snowmelt.options import PAIR_METRICS
 from snowmelt.text.options import TEXT_METRICS
 
 UNCONDITIONAL = ("likelihood", "bound")

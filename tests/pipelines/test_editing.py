@@ -270,7 +270,7 @@ IMAGE = torch.zeros(2, 1, 16, 16)
         ({"jump_n_sample": 2}, ValueError, "jump_n_sample: is of inpainting; give mask_image too"),
         ({"image": IMAGE, "noise_std": 0.1, "strength": 0.5}, ValueError, "noise_std: .* not with strength"),
         ({"noise_std": 0.1, "mask_image": np.zeros((16, 16))}, ValueError, "noise_std: .* not with mask_image"),
-        ({"image": torch.zeros(2, 3, 16, 16)}, ValueError, "image: has 3 channels, the model's images have 1"),
+        ({"image": torch.zeros(2, 3, 16, 16)}, ValueError, "image: has 3 channels, and the model takes 1"),
         ({"image": torch.zeros(3, 1, 16, 16)}, ValueError, "image: 3 given for 2 images; give one, or one per image"),
         ({"image": IMAGE, "strength": 1.1}, ValueError, "strength: must be a finite number from 0 to 1, got 1.1"),
         ({"image": IMAGE, "strength": 0.1}, ValueError, "strength: 0.1 of 4 steps is 0; it must be from 1 / 4 to 1"),

@@ -123,6 +123,7 @@ def test_masks_hide_and_say_so() -> None:
     assert 0.2 < fraction.mean() < 0.6
     assert fraction.max() > 0.8
     assert fraction.min() < 0.1
+    assert unknown.any((1, 2, 3)).all()
     assert (unknown[:, 0, 0].any(1) & ~unknown.all((1, 2, 3))).any()  # some reach the edge
 
 
@@ -206,6 +207,16 @@ def test_images_depend_on_their_own_generator_and_image() -> None:
     assert not np.allclose(several[0], several[1], atol=1e-2)
 
 
+def test_one_image_and_several_masks() -> None:
+    pipeline = quiet(ImageToImagePipeline(unet(3, 4), DDPMScheduler(), "mask", 4))
+    image, masks = pictures(1), torch.zeros(2, 1, 16, 16)
+    masks[0, :, :8], masks[1, :, 8:] = 1, 1
+    made = torch.from_numpy(pipeline(image, masks, batch_size=2, **STEPS).images).movedim(-1, 1)
+    for i in range(2):
+        known = ~masks[i].bool().expand(3, 16, 16)
+        assert torch.equal((255 * made[i]).round()[known], (255 * image[0]).round()[known])
+
+
 def test_image_guidance_leads_away_from_no_image() -> None:
     """Without an image the echo says 0, so that a scale of 2 doubles what is said with it."""
     pipeline = echo("column:map", image_guidance=True)
@@ -270,6 +281,7 @@ def test_saved_and_loaded_by_diffusers(in_latents: bool, tmp_path: Path) -> None
         ("noise:0", "condition: 'noise:0' can't be read"),
         ("noise:nan", "condition: 'noise:nan' can't be read"),
         ("column:", "condition: 'column:' can't be read"),
+        ("noise:0.1_5", "condition: 'noise:0.1_5' can't be read"),
         ("", "condition: '' is not one of"),
     ],
 )
@@ -279,16 +291,24 @@ def test_conditions_that_there_are_not(spec: str, error: str) -> None:
 
 
 def test_bad_calls() -> None:
-    gray, masked, low = echo("gray", joined=1), echo("mask", joined=4), echo("lowres:4")
+    gray, masked, low = echo("gray", 3, 1), echo("mask", joined=4), echo("lowres:4")
+    sizes = [PIL.Image.new("RGB", size) for size in ((4, 8), (8, 4))]
     mask = torch.ones(16, 16)
     cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
-        (gray, (pictures(),), {}, "image: has 3 channels, the model's images have 1"),
+        (gray, (pictures(),), {}, "image: has 3 channels, and the model takes 1"),
         (gray, (pictures(channels=1),), {"batch_size": 3}, "image: 2 given for 3 images"),
         (gray, (pictures(channels=1, side=15),), {}, "image: of 15 x 15 pixels; its sides must be multiples of 2"),
         (gray, (2 * pictures(channels=1),), {}, r"image: holds values outside \[0, 1\]"),
         (gray, (pictures(channels=1), mask), {}, "mask_image: this model is conditioned on gray; leave it out"),
         (masked, (pictures(),), {}, "mask_image: needed by this model"),
         (masked, (pictures(), mask[:8]), {}, "mask_image: of 8 x 16 pixels, and the image of 16 x 16"),
+        (low, (sizes,), {}, "image: of different sizes, 4 x 8 and 8 x 4; make them one"),
+        (
+            gray,
+            (PIL.Image.fromarray(np.zeros((16, 16), np.uint16)),),
+            {},
+            "image: a PIL image of mode I;16, which",
+        ),
         (low, (pictures(),), {"noise_level": 0.1}, "noise_level: must be"),
         (low, (pictures(),), {"image_guidance_scale": 2.0}, "image_guidance_scale: must be 1 for this model"),
         (low, (pictures(),), {"guidance_scale": 2.0}, "guidance_scale: must be 1"),

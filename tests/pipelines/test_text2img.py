@@ -333,7 +333,7 @@ def test_both_networks_of_guidance_are_given_their_own_padding() -> None:
         ),
         ({"prompt": "a cat", "num_images_per_prompt": 0}, "num_images_per_prompt: must be at least 1, got 0"),
         ({"prompt": "a cat", "height": 15}, "height: 15 is not a multiple of 2"),
-        ({"prompt": "a cat", "image": torch.zeros(1, 4, 16, 16)}, "image: has 4 channels, the model's images have 3"),
+        ({"prompt": "a cat", "image": torch.zeros(1, 4, 16, 16)}, "image: has 4 channels, and the model takes 3"),
         ({"prompt": "a cat", "image": torch.zeros(2, 3, 16, 16)}, "image: 2 given for 1 prompts"),
         ({"prompt": "a cat", "generator": image_generators(0, range(3))}, "generator: 3 given for 1 images"),
     ],
