@@ -4,10 +4,10 @@
 
 Prints two tables: how far the images of a noise are, after few steps, from those after all, for DDIM and for DDPM,
 which starts from the same noise; and how far images are from themselves after they were encoded and decoded, for DDIM
-with and without fixed-point iterations. The figures are root mean squared differences of values in [-1, 1], over all
-pixels. In --output_dir it leaves interpolation.png, from one test image to another, one row per pair; and
-translation.png for a model of classes: test images, themselves encoded and decoded, and what their noise is in the next
-class.
+with and without fixed-point iterations, and with and without clipping the predicted x0. The figures are root mean
+squared differences of values in [-1, 1], over all pixels. In --output_dir it leaves interpolation.png, from one test
+image to another, one row per pair; and translation.png for a model of classes: test images, themselves encoded and
+decoded, and what their noise is in the next class.
 """
 
 import argparse
@@ -70,7 +70,9 @@ def similarity(pipeline: UnconditionalPipeline, args: argparse.Namespace, labels
 def round_trips(pipeline: UnconditionalPipeline, images: Tensor, labels: list[int] | None) -> None:
     print("\nRMS difference of images that were encoded and decoded:\n")
     print("| steps | " + " | ".join(map(str, STEPS)) + " |\n|" + "---|" * (len(STEPS) + 1))
-    for iterations in (0, ITERATIONS):
+    own = pipeline.scheduler
+    for iterations, clip in ((0, True), (ITERATIONS, True), (0, False), (ITERATIONS, False)):
+        pipeline.scheduler = type(own).from_config(own.config, clip_sample=clip)
         errors = []
         for steps in STEPS:
             noise = pipeline.invert(
@@ -78,7 +80,9 @@ def round_trips(pipeline: UnconditionalPipeline, images: Tensor, labels: list[in
             )
             errors.append(difference(sample(pipeline, "ddim", steps, noise, labels), images))
         name = f"{iterations} fixed-point iterations" if iterations else "DDIM inversion"
+        name += "" if clip else ", x0 not clipped"
         print(f"| {name} | " + " | ".join(f"{error:.4f}" for error in errors) + " |")
+    pipeline.scheduler = own
 
 
 def draw(rows: list[Tensor], path: Path) -> None:
