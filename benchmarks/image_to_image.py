@@ -23,7 +23,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from tqdm import trange
 
 from benchmarks.real_images import DEVICE, classifier_features, first, load_splits, picture
-from benchmarks.scripts import add_arguments, run, trained
+from benchmarks.scripts import NATIVE_DTYPE, add_arguments, run, trained
 from pipelines import image_generators
 from pipelines.image_conditions import network_condition
 from snowmelt.config import load_yaml
@@ -36,6 +36,7 @@ from snowmelt.options import DataOptions, UnconditionalConfig
 from snowmelt.spaces import PixelSpace
 
 BATCH, SAMPLES, SHOWN = 100, 8, 12
+DTYPE = getattr(torch, NATIVE_DTYPE)
 
 
 def joined(condition: Any, inputs: Tensor, has_level: bool) -> Tensor:
@@ -57,7 +58,9 @@ def regression(pipeline: Any, images: Tensor, space: PixelSpace, recipe: dict[st
         inputs = pipeline.condition.degrade(clean, generator)
         given = joined(pipeline.condition, inputs, pipeline.config.get("max_noise_level")).to(DEVICE)
         x0 = clean.to(DEVICE)
-        loss = (regressed(unet, given, x0.shape) - x0).square().mean()
+        with torch.autocast(DEVICE.type, DTYPE, enabled=NATIVE_DTYPE == "bfloat16"):  # as train_unconditional.py does
+            output = regressed(unet, given, x0.shape)
+        loss = (output.float() - x0).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -93,6 +96,7 @@ def main() -> None:
         own = {"objective": "flow", "condition": args.condition, "no-class_conditional": True}
         run("train_unconditional.py", *rest, output_dir=folder, **data, **length, **own)
     pipeline = load_pipeline(str(folder)).to(DEVICE)
+    pipeline.network.type(DTYPE)
     pipeline.set_progress_bar_config(disable=True)
     condition: Any = pipeline.condition  # type: ignore[attr-defined]
     train, held_out = load_splits(args.dataset_name, side, args.held_out_split)
