@@ -86,7 +86,7 @@ def call(pipeline: Any, **more: Any) -> np.ndarray:
         ("mask", ImageToImagePipeline, (SIDE, SIDE, 3), 4),
     ],
 )
-@pytest.mark.parametrize("objective", ["epsilon", "edm"])
+@pytest.mark.parametrize("objective", ["epsilon", pytest.param("edm", marks=pytest.mark.slow)])
 def test_every_condition_trains_and_samples(condition, kind, given, joined, objective, pairs, train, tmp_path):
     run = train(tmp_path / "run", **options(pairs, condition=condition, objective=objective))
     pipeline = load_pipeline(str(run))
