@@ -77,11 +77,8 @@ class ConditionImages:
         for row in rows.tolist():
             one = np.array([row])
             batch = {name: torch.from_numpy(field.gather(one, None)) for name, field in fields.items()}
-            inputs.append(
-                self.inputs(
-                    batch, torch.Generator().manual_seed(int(np.random.SeedSequence((seed, row)).generate_state(1)[0]))
-                )
-            )
+            own = int(np.random.SeedSequence((seed, row)).generate_state(1)[0])
+            inputs.append(self.inputs(batch, torch.Generator().manual_seed(own)))
             originals.append(pixels.from_cache(batch[CLEAN]) / 2 + 0.5)
         return call_arguments(self.condition, torch.cat(inputs)), torch.cat(originals)
 

@@ -30,7 +30,7 @@ class Pairs:
         given: how what is given is made of them.
         rows: the original of each sample, (N,).
         seed: of what is random in that.
-        labelled: whether the model is told their classes.
+        labelled: whether the model is conditioned on their classes.
     """
 
     images: RealImages
