@@ -205,6 +205,7 @@ def _within(parts: list[Any], indices: np.ndarray) -> tuple[Any, np.ndarray]:
     """The bucket that images belong to, and their numbers in it."""
     for part in parts:
         if indices.max() < len(part):
+            assert indices.min() >= 0  # or they are of two buckets, which no batch is
             return part, indices
         indices = indices - len(part)
     raise IndexError("no such images")
