@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import FlowMapEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -23,6 +24,7 @@ from pipelines.arguments import (
 )
 from pipelines.backbones import COMPONENTS, backbone_of, size_multiple, trained_size
 from pipelines.denoiser import Predictor
+from pipelines.flow_map import TARGET_CHANNELS
 from pipelines.prediction import PREDICTION_TYPES, Prediction, PredictionType
 from pipelines.sampler import Sampler
 from pipelines.samplers import LEARNED
@@ -64,11 +66,25 @@ class ImagePipeline(StoredPipeline):
     def data_channels(self) -> int:
         """Of what the network denoises: its input, without what is concatenated to it there.
 
-        That is its own last estimate, as large as the data, its condition on augmentation, or an image.
+        That is its own last estimate, as large as the data, its condition on augmentation, an image, or where a flow
+        map takes it.
         """
         joined = (self.config.get(name) or 0 for name in ("augment_channels", "condition_channels"))
-        channels = self.network.config.in_channels - sum(joined)
+        channels = self.network.config.in_channels - sum(joined) - self._target_channels
         return channels // 2 if self.config.get("self_condition") else channels
+
+    @property
+    def default_steps(self) -> int:
+        """Steps of a call that says nothing of them: 50, or 4 of a flow map's own scheduler."""
+        maps = self.config.get("flow_map") and isinstance(self.scheduler, FlowMapEulerDiscreteScheduler)
+        return 4 if maps else 50
+
+    def _steps(self, num_inference_steps: int | None) -> int:
+        return self.default_steps if num_inference_steps is None else num_inference_steps
+
+    @property
+    def _target_channels(self) -> int:
+        return TARGET_CHANNELS if self.config.get("flow_map") else 0
 
     @property
     def channels(self) -> int:
@@ -146,8 +162,9 @@ class ImagePipeline(StoredPipeline):
 
     def _read(self, prediction_type: PredictionType) -> Predictor:
         """The network, read as what it predicts, of images that aren't augmented."""
-        zeros = self.network.config.in_channels - self.data_channels
-        return Predictor(self.network, prediction_type, self.network.dtype, zeros)
+        targets = self._target_channels
+        zeros = self.network.config.in_channels - self.data_channels - targets
+        return Predictor(self.network, prediction_type, self.network.dtype, zeros, targets)
 
     def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
         """Unit normal noise, float32 of that shape, which may have been given."""

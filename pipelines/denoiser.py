@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.flow_map import target_planes
 from pipelines.prediction import NoiseLevel, Prediction, PredictionType, expand
 
 Conditions = dict[str, Tensor]
@@ -36,12 +37,14 @@ class Predictor:
         dtype: of its input.
         zero_channels: of its input, after those of x_t, that are 0 unless a concatenated condition is given: its
             condition on augmentation in training.
+        target_channels: of its input, the last ones, that show a flow map where x_t is to be taken.
     """
 
     network: Callable[..., Any]
     prediction_type: PredictionType
     dtype: torch.dtype = torch.float32
     zero_channels: int = 0
+    target_channels: int = 0
 
     def __call__(self, x_t: Tensor, level: NoiseLevel, conditions: Conditions) -> Prediction:
         """The prediction for x_t (B, C, H, W)."""
@@ -51,6 +54,8 @@ class Predictor:
             scaled = torch.cat([scaled, given.pop(CONCATENATED)], 1)
         elif self.zero_channels:
             scaled = torch.nn.functional.pad(scaled, (0, 0, 0, 0, 0, self.zero_channels))
+        if self.target_channels:
+            scaled = torch.cat([scaled, target_planes(x_t, level)], 1)
         # Classes of diffusers differ in the order of their arguments, and some take no timestep for all images alike.
         timestep = level.timestep.to(x_t.device).expand(len(x_t))
         output = self.network(scaled.to(self.dtype), timestep=timestep, **given, return_dict=False)[0].float()

@@ -73,7 +73,7 @@ class ImageToImagePipeline(GivenImagePipeline, UNetPipeline):
         guidance_interval: tuple[float, float] | None = None,
         guidance_model: Any = None,
         noise_level: float = 0.0,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         eta: float = 0.0,
         s_churn: float = 0.0,
@@ -141,7 +141,7 @@ class ImageToImagePipeline(GivenImagePipeline, UNetPipeline):
         sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
         denoiser_of = self._guided(self._predictor(sampler), chain, scales, guidance_interval, guidance_model)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
-        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
+        sampler.set_timesteps(self._steps(num_inference_steps), timesteps, self._execution_device)
         shape = (batch, self.data_channels, *given.shape[2:])
         x0 = self._sample(denoiser_of, sampler, self._noise(shape, generator, latents), None, on_step)
 

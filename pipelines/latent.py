@@ -33,8 +33,9 @@ class LatentDiffusionPipeline(UNetPipeline):
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
         self_condition: bool = False,
+        flow_map: bool = False,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range, self_condition=self_condition)
+        super().__init__(unet, scheduler, prediction_type, id2label, value_range, None, self_condition, flow_map)
         self.register_modules(vae=_checked_vae(vae))
 
 
@@ -60,8 +61,9 @@ class LatentTransformerPipeline(TransformerPipeline):
         id2label: dict | None = None,
         value_range: tuple[float, float] | None = None,
         self_condition: bool = False,
+        flow_map: bool = False,
     ) -> None:
-        super().__init__(transformer, scheduler, prediction_type, id2label, value_range, self_condition=self_condition)
+        super().__init__(transformer, scheduler, prediction_type, id2label, value_range, None, self_condition, flow_map)
         self.register_modules(vae=_checked_vae(vae))
 
 

@@ -26,12 +26,14 @@ class NoiseLevel(NamedTuple):
         sigma: the factor of the unit normal noise.
         timestep: what the network is shown of it.
         input_scale: the factor of x_t in the network's input (c_in of Karras et al. 2022, eq. 7); None for 1.
+        target_sigma: the sigma to which a flow map takes x_t in one step; None for the velocity at x_t.
     """
 
     alpha: Tensor
     sigma: Tensor
     timestep: Tensor
     input_scale: Tensor | None = None
+    target_sigma: Tensor | None = None
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:

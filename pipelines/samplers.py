@@ -175,6 +175,15 @@ class FlowSampler(Sampler):
         self.scheduler.set_timesteps(sigmas=[t / trained for t in timesteps], device=device)
 
 
+class FlowMapSampler(FlowSampler):
+    """Steps of a flow map from each noise level to the next; of a network of velocities they are Euler's."""
+
+    def level(self, i: int) -> NoiseLevel:
+        """alpha = 1 - sigma, and the next sigma as the target."""
+        sigma, target = self.scheduler.sigmas[i : i + 2].float()
+        return NoiseLevel(1 - sigma, sigma, self.scheduler.timesteps[i].float(), target_sigma=target)
+
+
 ADAPTERS: dict[str, type[Sampler]] = {
     "DDPMScheduler": DDPMSampler,
     "DDIMScheduler": ChainSampler,
@@ -191,6 +200,7 @@ ADAPTERS: dict[str, type[Sampler]] = {
     "DEISMultistepScheduler": MultistepSampler,
     "FlowMatchEulerDiscreteScheduler": FlowSampler,
     "FlowMatchHeunDiscreteScheduler": FlowSampler,
+    "FlowMapEulerDiscreteScheduler": FlowMapSampler,
     "EDMEulerScheduler": EDMEulerSampler,
     "EDMDPMSolverMultistepScheduler": EDMSampler,
 }

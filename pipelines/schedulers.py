@@ -14,6 +14,7 @@ from diffusers import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -60,6 +61,8 @@ class NamedSampler:
         return prediction not in self.refuses and (not zero_snr or "rescale_betas_zero_snr" in self.accepts)
 
 
+FLOW_SCHEDULERS = FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMapEulerDiscreteScheduler
+
 ODE, SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
 SINGLE = ODE | {"lower_order_final": True}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -85,6 +88,7 @@ SAMPLERS: dict[str, dict[str, NamedSampler]] = {
     },
     "flow": {
         "flow-euler": NamedSampler(FlowMatchEulerDiscreteScheduler),
+        "flow-map": NamedSampler(FlowMapEulerDiscreteScheduler),
         "flow-heun": NamedSampler(FlowMatchHeunDiscreteScheduler),
         "dpmsolver++": NamedSampler(DPMSolverMultistepScheduler, ODE | FLOW),
         "dpmsolver++-single": NamedSampler(DPMSolverSinglestepScheduler, SINGLE | FLOW),
@@ -112,8 +116,7 @@ def family(scheduler: SchedulerMixin) -> str:
     """
     if not isinstance(scheduler, SchedulerMixin):
         raise TypeError(f"scheduler: must be a scheduler of diffusers, got {type(scheduler).__name__}")
-    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
-    if flow or scheduler.config.get("use_flow_sigmas"):
+    if isinstance(scheduler, FLOW_SCHEDULERS) or scheduler.config.get("use_flow_sigmas"):
         return "flow"
     if hasattr(scheduler, "precondition_outputs"):
         return "edm"

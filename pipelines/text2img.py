@@ -111,7 +111,7 @@ class TextPipeline(EditingPipeline):
         prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         guidance_scale: float = 1.25,
         negative_prompt: str | list[str] | None = None,
@@ -147,7 +147,8 @@ class TextPipeline(EditingPipeline):
             prompt: one, or a list; the images of one prompt follow each other.
             height: of the images in pixels; the trained size, or that of `image`, by default.
             width: of the images in pixels; the trained size, or that of `image`, by default.
-            num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
+            num_inference_steps: steps of the scheduler, of which some evaluate the network twice; `default_steps` by
+                default.
             timesteps: a list of times to use instead, where the scheduler takes one.
             guidance_scale: 1 for none; else negative + scale * (conditional - negative) (Ho & Salimans 2022, eq. 6).
                 The default suits models like that of the embedded scenes; pretrained ones usually want more.
@@ -205,7 +206,7 @@ class TextPipeline(EditingPipeline):
         predict = self._predictor(sampler)
         denoiser = guided(predict, chain, scales, interval, rescale)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
-        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
+        sampler.set_timesteps(self._steps(num_inference_steps), timesteps, self._execution_device)
         noise = self._noise((batch_size, self.data_channels, *size), generator, latents)
         x0 = self._sample(lambda *_: denoiser, sampler, noise, start, on_step)
         return self._finish(x0, seen, output_type, return_dict, start.pasted if start else None)

@@ -50,7 +50,7 @@ class TextImageToImagePipeline(GivenImagePipeline, TextToImagePipeline):
         prompt: str | list[str] | None = None,
         image: PipelineImageInput | None = None,
         mask_image: Any = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         guidance_scale: float = 1.25,
         image_guidance_scale: float = 1.0,
@@ -129,7 +129,7 @@ class TextImageToImagePipeline(GivenImagePipeline, TextToImagePipeline):
         sampler = make_sampler(self.scheduler, real("eta", eta, 0, 1), generator, churn)
         denoiser = guided(self._predictor(sampler), chain, scales, interval, rescale)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
-        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
+        sampler.set_timesteps(self._steps(num_inference_steps), timesteps, self._execution_device)
         noise = self._noise((batch, self.data_channels, *given.shape[2:]), generator, latents)
         x0 = self._sample(lambda *_: denoiser, sampler, noise, None, on_step)
         return self._finish(x0, seen, output_type, return_dict, self._pasted(inputs, mask))

@@ -25,6 +25,7 @@ from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
 from pipelines.denoiser import Conditions, Denoiser, Predictor, autoguided, guided
 from pipelines.editing_pipeline import EditingPipeline
+from pipelines.flow_map import check_flow_map
 from pipelines.guidance_model import check_guidance_model
 from pipelines.inversion import invert
 from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
@@ -46,6 +47,7 @@ class UnconditionalPipeline(EditingPipeline):
             et al. 2022, appendix F.2), and are 0 in sampling.
         self_condition: whether the network's input is joined by its estimate of x0 in the evaluation before (Chen et
             al. 2023, "Analog bits").
+        flow_map: whether the network also learned where x_t is to be taken, so that few steps do; see `flow_map.py`.
 
     Raises:
         TypeError: for parts or settings of another type.
@@ -63,6 +65,7 @@ class UnconditionalPipeline(EditingPipeline):
         value_range: tuple[float, float] | None = None,
         augment_channels: int | None = None,
         self_condition: bool = False,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         check_parts(network, scheduler, self.COMPONENT)
@@ -82,6 +85,7 @@ class UnconditionalPipeline(EditingPipeline):
             "value_range": None if value_range is None else check_value_range(value_range),
             "augment_channels": augment_channels,
             "self_condition": self._checked_self_condition(network, self_condition),
+            "flow_map": check_flow_map(network, flow_map) or None,
         }
         # Only what is set: diffusers' own pipelines then load a plain model without a word.
         self.register_to_config(**{k: v for k, v in optional.items() if v is not None})
@@ -104,7 +108,7 @@ class UnconditionalPipeline(EditingPipeline):
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         guidance_model: Any = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         eta: float = 0.0,
         s_churn: float = 0.0,
@@ -136,7 +140,8 @@ class UnconditionalPipeline(EditingPipeline):
             guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
             guidance_model: a network that learned the same less well, to guide by in place of the null class:
                 guide + scale * (network - guide) (Karras et al. 2024, eq. 3).
-            num_inference_steps: steps of the scheduler, of which some evaluate the network twice.
+            num_inference_steps: steps of the scheduler, of which some evaluate the network twice; `default_steps` by
+                default.
             timesteps: a list of times to use instead, where the scheduler takes one.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
             s_churn: noise before the steps of Euler and Heun, all of them together (Karras et al. 2022, algorithm 2).
@@ -185,7 +190,7 @@ class UnconditionalPipeline(EditingPipeline):
         chain = self._label_chain(batch_size, class_labels, guidance_scale, guidance_model)
         denoiser_of = self._guided(self._predictor(sampler), *chain, guidance_interval, guidance_model)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
-        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
+        sampler.set_timesteps(self._steps(num_inference_steps), timesteps, self._execution_device)
         x0 = self._sample(denoiser_of, sampler, self._noise(shape, generator, latents), start, on_step)
         return self._finish(x0, seen, output_type, return_dict, start.pasted if start else None)
 

@@ -28,8 +28,11 @@ class UNetPipeline(UnconditionalPipeline):
         value_range: tuple[float, float] | None = None,
         augment_channels: int | None = None,
         self_condition: bool = False,
+        flow_map: bool = False,
     ) -> None:
-        super().__init__(unet, scheduler, prediction_type, id2label, value_range, augment_channels, self_condition)
+        super().__init__(
+            unet, scheduler, prediction_type, id2label, value_range, augment_channels, self_condition, flow_map
+        )
 
 
 class TransformerPipeline(UnconditionalPipeline):
@@ -53,7 +56,8 @@ class TransformerPipeline(UnconditionalPipeline):
         value_range: tuple[float, float] | None = None,
         augment_channels: int | None = None,
         self_condition: bool = False,
+        flow_map: bool = False,
     ) -> None:
         super().__init__(
-            transformer, scheduler, prediction_type, id2label, value_range, augment_channels, self_condition
+            transformer, scheduler, prediction_type, id2label, value_range, augment_channels, self_condition, flow_map
         )

@@ -75,7 +75,7 @@ class Upsampler:
             larger: np.ndarray = self.pipeline(
                 torch.from_numpy(np.clip(images, 0, 1)).movedim(-1, 1),
                 class_labels=labels,
-                num_inference_steps=self.options.num_inference_steps,
+                num_inference_steps=self.options.num_inference_steps or self.pipeline.default_steps,
                 generator=image_generators(self.options.seed + SEED, indices),
                 output_type="np",
                 **self.given,

@@ -69,7 +69,7 @@ class Interpolation:
             return pipeline.invert(
                 read_image(pipeline, Path(end), "--interpolate"),
                 class_labels=labels_of(pipeline, [0], self.class_label),
-                num_inference_steps=self.options.num_inference_steps,
+                num_inference_steps=self.options.num_inference_steps or pipeline.default_steps,
                 guidance_model=self.guidance_model,
                 **guidance,
             )[0].cpu()

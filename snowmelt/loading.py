@@ -54,7 +54,9 @@ class SamplerOptions(Config):
     """Sampling."""
 
     batch_size: int = option(64, "images per process and forward pass", minimum=1)
-    num_inference_steps: int = option(50, "steps of the scheduler", minimum=1, maximum=100_000)
+    num_inference_steps: int | None = option(
+        None, "steps of the scheduler; 50 by default, and 4 of a flow map", minimum=1, maximum=100_000
+    )
     scheduler: str | None = option(None, "sampler, such as ddim, unipc or flow-heun; the model's own by default")
     eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)", minimum=0, maximum=1)
     s_churn: float | None = option(
@@ -224,7 +226,7 @@ def sample(
     try:
         return pipeline(
             guidance_interval=interval,
-            num_inference_steps=options.num_inference_steps,
+            num_inference_steps=options.num_inference_steps or pipeline.default_steps,
             generator=image_generators(options.seed, indices),
             **given | arguments,
         )

@@ -206,7 +206,9 @@ class EmaOptions(Config):
 class SampleOptions(Config):
     """Samples."""
 
-    ddpm_num_inference_steps: int = option(50, "denoising steps of the sample grids", minimum=1, resumable=True)
+    ddpm_num_inference_steps: int | None = option(
+        None, "denoising steps of the sample grids; 50 by default, and 4 of a flow map", minimum=1, resumable=True
+    )
 
 
 @dataclass(kw_only=True)

@@ -124,7 +124,8 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
     """
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").glob("step-*"))
-    call = f"{arguments}num_inference_steps=50"
+    index = DiffusionPipeline.load_config(base or folder)
+    call = f"{arguments}num_inference_steps={4 if index.get('flow_map') else 50}"
     last = f'pipeline({call}, output_type="np").images'
     if data.channels in IMAGE_CHANNELS:
         last = f'pipeline({call}).images[0].save("sample.png")'

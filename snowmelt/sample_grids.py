@@ -43,7 +43,7 @@ def sample_grid(pipeline: UnconditionalPipeline, path: Path | None, config: Diff
     output = pipeline(
         batch_size=num_images,
         class_labels=[i % classes for i in range(num_images)] if classes else None,
-        num_inference_steps=config.ddpm_num_inference_steps,
+        num_inference_steps=config.ddpm_num_inference_steps or pipeline.default_steps,
         generator=image_generators(config.seed, range(num_images)),
         output_type="np",
         return_dict=False,
@@ -77,9 +77,10 @@ def paired_grid(
     Returns:
         The samples, uint8 (N, H, W, C).
     """
-    samples = few_steps(pipeline)(
+    pipeline = few_steps(pipeline)
+    samples = pipeline(
         **given,
-        num_inference_steps=config.ddpm_num_inference_steps,
+        num_inference_steps=config.ddpm_num_inference_steps or pipeline.default_steps,
         generator=image_generators(config.seed, range(len(originals))),
         output_type="pt",
         return_dict=False,
@@ -104,7 +105,7 @@ def check_steps(scheduler: SchedulerMixin, config: DiffusionConfig) -> None:
     Raises:
         UserError: saying how many it takes.
     """
-    steps, known = config.ddpm_num_inference_steps, scheduler.config.get("num_train_timesteps")
+    steps, known = config.ddpm_num_inference_steps or 50, scheduler.config.get("num_train_timesteps")
     if hasattr(scheduler, "alphas_cumprod") and steps > known:
         raise UserError(
             f"--ddpm_num_inference_steps {steps}: the model is trained on {known} timesteps; take {known} or fewer"

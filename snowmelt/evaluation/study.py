@@ -266,7 +266,7 @@ class Study:
             features=features,
             sampler={
                 "scheduler": ", ".join(filter(None, (scheduler, churn, guide))),
-                "num_inference_steps": config.num_inference_steps,
+                "num_inference_steps": config.num_inference_steps or pipeline.default_steps,
                 "nfe": self.nfe[0],
                 "guidance_scale": own_scale if config.guidance_scale is None else config.guidance_scale,
                 "eta": config.eta,

@@ -108,6 +108,11 @@ class Objective:
         return self.path.prediction_type(self.prediction_type).coefficients(level.alpha, level.sigma)
 
     @property
+    def target_channels(self) -> int:
+        """Of the network's input, the last ones, that show a flow map where x_t is to be taken."""
+        return 0
+
+    @property
     def learns_variance(self) -> bool:
         """Whether the network has twice the data's channels as outputs, of which the second half says the variance."""
         return isinstance(self.path, DiscretePath) and self.path.variance_type == "learned_range"

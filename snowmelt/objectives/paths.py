@@ -9,7 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
@@ -168,6 +173,15 @@ class StraightPath:
     def for_latents(self) -> "StraightPath":
         """The same path, which has no parameter of the data."""
         return self
+
+
+@dataclass(frozen=True)
+class FlowMapPath(StraightPath):
+    """The straight line, for networks that go along it in few steps."""
+
+    def scheduler(self, prediction_type: str) -> FlowMapEulerDiscreteScheduler:
+        """Steps from each time to the next."""
+        return FlowMapEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 from pipelines.sde import SubVpSde, VarianceExplodingSde, VariancePreservingSde
 from snowmelt.errors import UserError
+from snowmelt.objectives.flow_maps import FlowMapObjective
 from snowmelt.objectives.importance import LossHistory
 from snowmelt.objectives.objective import Objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, SdePath, StraightPath
+from snowmelt.objectives.paths import DiscretePath, EdmPath, FlowMapPath, SdePath, StraightPath
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, LOSS_SECOND_MOMENT
 from snowmelt.objectives.weights import VLB, WEIGHTS
 from snowmelt.options import ObjectiveOptions
+
+FLOW_MAP = FlowMapObjective(FlowMapPath(), "flow_prediction", timestep_sampling="logit_normal")
 
 RECIPES: dict[str, Objective] = {
     "epsilon": Objective(DiscretePath("linear"), "epsilon"),
@@ -18,6 +21,8 @@ RECIPES: dict[str, Objective] = {
     "sample": Objective(DiscretePath("squaredcos_cap_v2"), "sample"),
     "v": Objective(DiscretePath("squaredcos_cap_v2"), "v_prediction"),
     "flow": Objective(StraightPath(), "flow_prediction", timestep_sampling="logit_normal"),
+    "soflow": FLOW_MAP,
+    "meanflow": replace(FLOW_MAP, derivative="jvp"),
     "edm": Objective(EdmPath(), "edm", timestep_sampling="log_normal"),
     "mixture": Objective(StraightPath(), "sample"),
     # The weight that an error of the score has is sigma^2 (Song et al. 2021, section 3.3), which is 1 on that of eps.
@@ -154,8 +159,23 @@ def _check(name: str, objective: Objective) -> None:
     if DISTRIBUTIONS[objective.timestep_sampling].domain != objective.path.domain:
         fitting = ", ".join(n for n, d in DISTRIBUTIONS.items() if d.domain == objective.path.domain)
         raise UserError(f"--timestep_sampling {objective.timestep_sampling} doesn't fit {name}, which takes {fitting}")
+    if isinstance(objective, FlowMapObjective):
+        _check_flow_map(name, objective)
     if getattr(objective.path, "zero_snr", False) and objective.prediction_type == "epsilon":
         raise UserError(
             "--rescale_betas_zero_snr leaves no signal at the last step, where epsilon doesn't determine the image; "
             "add --prediction_type v_prediction or sample"
         )
+
+
+def _check_flow_map(name: str, objective: FlowMapObjective) -> None:
+    changes = {
+        "loss_weight": objective.weight != "unit",
+        "noise_offset": objective.noise_offset,
+        "input_perturbation": objective.input_perturbation,
+        "dream_training": objective.dream_detail_preservation is not None,
+        "contrastive_weight": objective.contrastive_weight,
+    }
+    for flag, given in changes.items():
+        if given:
+            raise UserError(f"--{flag}: changes the loss of one time, and {name} learns of two; leave it out")

@@ -104,7 +104,9 @@ def _call(facts: Facts, folder: Path) -> str:
     if facts.network.get("num_class_embeds") or facts.index and facts.index.values.get("id2label"):
         words.append("class_labels=0")
     # The steps of an SDE must be short beside its noise, which those of other samplers needn't.
-    words.append("num_inference_steps=" + ("500" if _class_of(folder) == "ScoreSdePipeline" else "50"))
+    own = facts.index.values if facts.index else {}
+    steps = 500 if _class_of(folder) == "ScoreSdePipeline" else 4 if own.get("flow_map") else 50
+    words.append(f"num_inference_steps={steps}")
     # Where this clips the predicted x0, it must step with the noise that fits the clipped one; ours does so by itself.
     return ", ".join([*words, *(["use_clipped_model_output=True"] if _class_of(folder) == "DDIMPipeline" else [])])
 

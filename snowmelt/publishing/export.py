@@ -25,7 +25,7 @@ from snowmelt.run_folder import CONFIG_FILE, LORA_FILE
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 STOCK = (*PixelDiffusionPipeline.STOCK.values(), "StableDiffusionPipeline")
 """The pipelines of diffusers that are published as they are: those that training here makes or begins from."""
-STRIP, STRIP_IMAGES, STRIP_STEPS = "denoising.png", 4, 50
+STRIP, STRIP_IMAGES = "denoising.png", 4
 ALIGNMENT_IMAGES = ("alignment-prompts.png", "alignment.png")
 CHART = re.compile(r"sweep-[a-z_]+\.png")
 METRICS_FILE = "metrics.json"
@@ -110,7 +110,7 @@ def _draw_strip(folder: Path) -> None:
     output = pipeline(
         batch_size=STRIP_IMAGES,
         class_labels=[i % pipeline.num_classes for i in range(STRIP_IMAGES)] if pipeline.num_classes else None,
-        num_inference_steps=STRIP_STEPS,
+        num_inference_steps=pipeline.default_steps,
         generator=image_generators(0, range(STRIP_IMAGES)),
         output_type="np",
         return_trajectory=True,

@@ -105,7 +105,7 @@ class UnconditionalTask(DiffusionTask):
             num_class_embeds=conditioning.num_class_embeds,
             fourier=isinstance(objective.path, SdePath) and objective.path.fourier,
             dropout=config.dropout,
-            condition_channels=joined if given is None else given.channels,
+            condition_channels=(joined if given is None else given.channels) + objective.target_channels,
             seed=config.seed,
         )
         check_shapes(network, images, space)
@@ -168,6 +168,7 @@ class UnconditionalTask(DiffusionTask):
             # That of integers is their type's.
             "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
             "self_condition": self.objective.self_condition,
+            "flow_map": self.objective.target_channels > 0,
         }
         if self.augmentation is not None:
             settings["augment_channels"] = AUGMENT_CHANNELS

@@ -44,7 +44,7 @@ def prompt_grid(pipeline: TextPipeline, path: Path | None, config: TextToImageCo
     pipeline = few_steps(pipeline)
     output = pipeline(
         prompts,
-        num_inference_steps=config.ddpm_num_inference_steps,
+        num_inference_steps=config.ddpm_num_inference_steps or pipeline.default_steps,
         generator=image_generators(config.seed, range(len(prompts))),
         output_type="np",
         return_dict=False,

@@ -51,6 +51,7 @@ TOLERANCE = {
     "euler": 0.03,
     "edm-euler": 0.02,
     "flow-euler": 0.02,
+    "flow-map": 0.02,
 }
 
 

@@ -41,7 +41,9 @@ def test_dpm_solver_begins_where_an_epsilon_still_tells_of_x0() -> None:
 
 
 def test_families_do_not_mix() -> None:
-    with pytest.raises(ValueError, match="'ddim' doesn't fit this flow model; these do: flow-euler, flow-heun"):
+    with pytest.raises(
+        ValueError, match="'ddim' doesn't fit this flow model; these do: flow-euler, flow-map, flow-heun"
+    ):
         make_scheduler("ddim", FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ValueError, match="edm model; these do: edm-euler, edm-heun, edm-dpmsolver"):
         make_scheduler("flow-euler", EDMEulerScheduler())
