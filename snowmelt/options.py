@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from snowmelt.condition_options import ConditionOptions
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
+from snowmelt.few_step_options import FewStepOptions
+from snowmelt.objective_options import ObjectiveOptions
 from snowmelt.optimization_options import OptimizationOptions
 from snowmelt.reflow_options import ReflowOptions
 from snowmelt.run_options import HistoricalOptions, HubOptions, RunOptions
 from snowmelt.values import Resolution, to_buckets, to_size
 
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-COUPLINGS = ("independent", "ot", "nearest")
 METRICS = ("fd", "fd_inf", "kid", "is", "prdc", "accuracy")
 """That compare images with others, of those that evaluate.py has."""
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 @dataclass(kw_only=True)
@@ -129,64 +128,6 @@ class LatentOptions(Config):
 
 
 @dataclass(kw_only=True)
-class ObjectiveOptions(Config):
-    """Objective."""
-
-    objective: str | None = option(None, "named objective; 'epsilon' when only the ddpm flags below are given")
-    prediction_type: str | None = option(
-        None, "what a discrete-time network predicts", choices=("epsilon", "sample", "v_prediction")
-    )
-    ddpm_num_steps: int | None = option(
-        None, "timesteps of the discrete forward process (1000)", minimum=2, maximum=100_000
-    )
-    ddpm_beta_schedule: str | None = option(None, "betas of the discrete forward process", choices=SCHEDULES)
-    ddpm_beta_start: float | None = option(
-        None, "the first beta of linear, scaled_linear and sigmoid ones (0.0001)", above=0, below=1
-    )
-    ddpm_beta_end: float | None = option(None, "the last beta of these (0.02)", above=0, below=1)
-    variance_type: str | None = option(
-        None, "variance of ddpm's steps; learned_range is learned (Nichol & Dhariwal 2021)", choices=VARIANCES
-    )
-    vlb_weight: float | None = option(
-        None, "weight of the variational bound that a learned variance is trained by (0.001)", minimum=0, maximum=1
-    )
-    rescale_betas_zero_snr: bool = option(False, "rescale the betas to zero terminal SNR (Lin et al. 2024)")
-    loss_weight: str | None = option(None, "weight on the loss: unit, snr, min_snr, soft_min_snr, p2, edm, or vlb")
-    snr_gamma: float | None = option(
-        None, "gamma of the min_snr and soft_min_snr weights (5); alone, it chooses min_snr", above=0
-    )
-    timestep_sampling: str | None = option(
-        None,
-        "distribution of training timesteps; loss_second_moment is importance sampling (Nichol & Dhariwal 2021)",
-        choices=("uniform", "logit_normal", "beta", "log_normal", "loss_second_moment"),
-    )
-    low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
-    coupling: str = option(
-        "independent",
-        "noise of each image: any, ot by minibatch optimal transport (Tong et al. 2023), or the nearest of four",
-        choices=COUPLINGS,
-    )
-    contrastive_weight: float = option(
-        0.0,
-        "of the distance from another image's target, in conditional flow matching (Stoica et al. 2025); 0.05, say",
-        minimum=0,
-        below=1,
-    )
-    noise_offset: float = option(
-        0.0, "std of noise that is the same all over a channel, added to the noise", minimum=0, maximum=10
-    )
-    input_perturbation: float = option(
-        0.0, "std of noise that the network sees but isn't asked for (Ning et al. 2023)", minimum=0, maximum=10
-    )
-    dream_training: bool = option(
-        False, "add the network's error to the noise: one more forward pass a step (Zhou et al. 2024)"
-    )
-    dream_detail_preservation: float = option(
-        1.0, "power of the noise level in --dream_training: larger ones keep more detail", minimum=0, maximum=100
-    )
-
-
-@dataclass(kw_only=True)
 class EmaOptions(Config):
     """Exponential moving average of the weights."""
 
@@ -282,6 +223,7 @@ class DiffusionConfig(HubOptions, SampleOptions, TrainingConfig):
 @dataclass(kw_only=True)
 class UnconditionalConfig(
     ReflowOptions,
+    FewStepOptions,
     ObjectiveOptions,
     LatentOptions,
     ConditionOptions,

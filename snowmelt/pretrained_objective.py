@@ -10,10 +10,10 @@ from pipelines import make_scheduler
 from pipelines.samplers import make_sampler
 from pipelines.schedulers import family
 from snowmelt.errors import UserError
+from snowmelt.objective_options import ObjectiveOptions
 from snowmelt.objectives.objective import Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath, Path, StraightPath
 from snowmelt.objectives.recipes import RECIPES, adjusted
-from snowmelt.options import ObjectiveOptions
 
 
 def pretrained_objective(

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipelines import ScoreSdePipeline, image_generators, make_scheduler
+from pipelines import image_generators, make_scheduler
 from pipelines.backbones import trained_size
 from pipelines.samplers import make_sampler
 from pipelines.sampling import sample
@@ -22,24 +22,9 @@ from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import PAIRS
 from snowmelt.data.pair_cache import PairCache, build_pairs
 from snowmelt.errors import UserError
-from snowmelt.model_source import Source, find_source
+from snowmelt.model_source import Source
 from snowmelt.options import UnconditionalConfig
-from snowmelt.spaces import LatentSpace, PixelSpace
-
-SETTINGS = ("prediction_type", "id2label", "value_range", "self_condition")
-"""Of pipelines: what a network's weights mean."""
-
-
-def find_teacher(name: str) -> Source:
-    """The flow model to straighten, found and, as far as that is quick, checked.
-
-    Raises:
-        UserError: if there is none.
-    """
-    try:
-        return find_source(name)
-    except UserError as error:  # whose flag is that of generate.py
-        raise UserError(str(error).replace("--model", "--reflow_from")) from error
+from snowmelt.other_models import begin_with, check_same_data
 
 
 def make_pairs(
@@ -66,8 +51,12 @@ def make_pairs(
     """
     flag = f"--reflow_from {config.reflow_from}"
     teacher = source.load()
-    _check_alike(teacher, student, flag)
-    student.network.load_state_dict(teacher.network.state_dict())
+    check_same_data(teacher, student, flag)
+    if family(teacher.scheduler) != "flow":
+        raise UserError(f"{flag}: is no flow model of train_unconditional.py (--objective flow or mixture); take one")
+    if teacher.config.get("self_condition") != student.config.get("self_condition"):
+        raise UserError(f"{flag}: one of the two is self-conditioned; give the options that it was trained with")
+    begin_with(teacher, student, flag)
     teacher.to(accelerator.device).set_progress_bar_config(disable=True)
     teacher.scheduler = make_scheduler("flow-euler", teacher.scheduler)
     count = config.reflow_pairs or len(images)
@@ -102,26 +91,6 @@ def make_pairs(
     )
     accelerator.print(f"{count} pairs of noise and samples of {config.reflow_from}, {config.reflow_steps} steps each")
     return noise, samples
-
-
-def _check_alike(teacher: Any, student: UnconditionalPipeline, flag: str) -> None:
-    """Refuse a model whose weights don't mean to the student what they mean to itself."""
-    same = "give the options that it was trained with"
-    own = isinstance(teacher, UnconditionalPipeline) and not isinstance(teacher, ScoreSdePipeline)
-    if not own or family(teacher.scheduler) != "flow":
-        raise UserError(f"{flag}: is no flow model of train_unconditional.py (--objective flow or mixture); take one")
-    if type(teacher) is not type(student):
-        raise UserError(f"{flag}: is a {type(teacher).__name__}, and this makes a {type(student).__name__}; {same}")
-    for name in SETTINGS:
-        if teacher.config.get(name) != student.config.get(name):
-            raise UserError(f"{flag}: its {name} is {teacher.config.get(name)}, not {student.config.get(name)}; {same}")
-    theirs, ours = (
-        {name: tuple(value.shape) for name, value in p.network.state_dict().items()} for p in (teacher, student)
-    )
-    if theirs != ours or trained_size(teacher.network) != trained_size(student.network):
-        raise UserError(f"{flag}: its network is of another shape; {same}")
-    if teacher.vae is not None and len({LatentSpace(p.vae, PixelSpace()).fingerprint for p in (teacher, student)}) > 1:
-        raise UserError(f"{flag}: its autoencoder is another than --autoencoder; {same}")
 
 
 def _labels(images: ImageCache, count: int, config: UnconditionalConfig) -> np.ndarray:

@@ -1,16 +1,17 @@
 """Objectives by name, and from the options of the command line."""
 
 from dataclasses import replace
+from typing import Any
 
 from pipelines.sde import SubVpSde, VarianceExplodingSde, VariancePreservingSde
 from snowmelt.errors import UserError
+from snowmelt.objective_options import ObjectiveOptions
 from snowmelt.objectives.flow_maps import FlowMapObjective
 from snowmelt.objectives.importance import LossHistory
 from snowmelt.objectives.objective import Objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath, FlowMapPath, SdePath, StraightPath
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, LOSS_SECOND_MOMENT
 from snowmelt.objectives.weights import VLB, WEIGHTS
-from snowmelt.options import ObjectiveOptions
 
 FLOW_MAP = FlowMapObjective(FlowMapPath(), "flow_prediction", timestep_sampling="logit_normal")
 
@@ -122,6 +123,11 @@ def adjusted(objective: Objective, name: str, options: ObjectiveOptions, *, late
         contrastive_weight=options.contrastive_weight,
         vlb_weight=objective.vlb_weight if options.vlb_weight is None else options.vlb_weight,
     )
+    of_maps = {"flow_fraction": options.flow_fraction, "adaptive_power": options.adaptive_power}
+    maps: dict[str, Any] = {flag: value for flag, value in of_maps.items() if value is not None}
+    if maps and not isinstance(objective, FlowMapObjective):
+        raise UserError(f"--{next(iter(maps))}: is for flow maps, and {name} is none; take --objective soflow")
+    objective = replace(objective, **maps)
     _check(name, objective)
     if options.vlb_weight is not None and not objective.learns_variance:
         raise UserError("--vlb_weight: weighs what teaches a variance; add --variance_type learned_range")

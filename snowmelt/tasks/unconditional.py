@@ -28,14 +28,18 @@ from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
 from snowmelt.image_conditions import make_condition_images, read_condition
-from snowmelt.objectives import describe, make_objective
+from snowmelt.model_source import Source
+from snowmelt.objectives import Objective, describe, make_objective
+from snowmelt.objectives.flow_maps import FlowMapObjective
 from snowmelt.objectives.paths import SdePath, StraightPath
 from snowmelt.options import UnconditionalConfig
-from snowmelt.reflow import find_teacher, make_pairs
+from snowmelt.other_models import begin_with, check_same_data, find_other
+from snowmelt.reflow import make_pairs
 from snowmelt.sample_grids import check_steps, paired_grid, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, check_shapes, encode_images, hold_out
 from snowmelt.tasks.task import Networks, Preview
+from snowmelt.teacher import make_teacher
 
 BACKBONES: dict[str, tuple[str, Any, Any]] = {
     # --backbone: (class of the network, its pipelines in pixels and in latents)
@@ -82,7 +86,11 @@ class UnconditionalTask(DiffusionTask):
             raise UserError(f"--augment_p: isn't for --{other}; drop one of the two")
         if config.reflow_from and not isinstance(objective.path, StraightPath):
             raise UserError(f"--objective {config.objective}: --reflow_from straightens flows; take flow or mixture")
-        teacher = find_teacher(config.reflow_from) if config.reflow_from else None
+        if objective.target_channels and (config.self_condition or config.condition):
+            other = "self_condition" if config.self_condition else "condition"
+            raise UserError(f"--{other}: isn't for flow maps ({config.objective}); leave out one of the two")
+        straightened = find_other(config.reflow_from, "--reflow_from") if config.reflow_from else None
+        others = _find_others(config, objective)
         check_steps(objective.scheduler(), config)
         accelerator.print(describe(config, objective))
         vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
@@ -112,7 +120,7 @@ class UnconditionalTask(DiffusionTask):
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         # Those of reflow are made by a model, below.
-        data = images if teacher else encode_images(space, images, config, accelerator)
+        data = images if straightened else encode_images(space, images, config, accelerator)
         judged = None
         if held_out:
             judged = hold_out(space, held_out, None, config, given and given.of_held_out(config, held_out))
@@ -128,9 +136,10 @@ class UnconditionalTask(DiffusionTask):
             held_out=judged,
             config=config,
         )
-        if teacher is None:
+        task = _taught(task, others, config, accelerator)
+        if straightened is None:
             return task
-        noise, samples = make_pairs(teacher, task.pipeline(task.networks), images, config, accelerator)
+        noise, samples = make_pairs(straightened, task.pipeline(task.networks), images, config, accelerator)
         if isinstance(conditioning, LabelConditioning):
             conditioning = replace(conditioning, dropout=0.0)  # some pairs are of the null class
         return replace(task, data=samples, noise=noise, conditioning=conditioning)
@@ -206,3 +215,34 @@ class UnconditionalTask(DiffusionTask):
                 arguments["class_labels"] = images.labels[rows].tolist()
             return Preview(paired_grid(self.pipeline(networks), path, self.config, arguments, originals), {})
         return Preview(sample_grid(self.pipeline(networks), path, self.config), {})
+
+
+def _find_others(config: UnconditionalConfig, objective: Objective) -> dict[str, Source]:
+    """The models that training begins with and learns from, by their flags, found before the data are read."""
+    names = {"pretrained_model_name_or_path": config.pretrained_model_name_or_path, "teacher": config.teacher}
+    given = {flag: name for flag, name in names.items() if name is not None}
+    if "teacher" in given and not isinstance(objective, FlowMapObjective):
+        raise UserError("--teacher: is for flow maps, which learn its velocity; add --objective soflow or meanflow")
+    if len(given) and (config.reflow_from or config.condition or isinstance(objective.path, SdePath)):
+        other = "--reflow_from" if config.reflow_from else "--condition" if config.condition else "an SDE"
+        raise UserError(f"--{next(iter(given))}: isn't for {other}; leave out one of the two")
+    return {flag: find_other(name, f"--{flag}") for flag, name in given.items()}
+
+
+def _taught(
+    task: UnconditionalTask, others: dict[str, Source], config: UnconditionalConfig, accelerator: Accelerator
+) -> UnconditionalTask:
+    """The task with the weights that it begins with, and the velocity that it learns."""
+    own = task.pipeline(task.networks)
+    for flag, source in others.items():
+        pipeline, shown = source.load(), f"--{flag} {getattr(config, flag)}"
+        check_same_data(pipeline, own, shown)
+        if flag != "teacher":
+            begin_with(pipeline, own, shown)
+            continue
+        teacher = make_teacher(pipeline, config.teacher_guidance_scale, config.label_dropout, shown)
+        network = pipeline.network.to(accelerator.device)
+        accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)  # in the training's precision
+        assert isinstance(task.objective, FlowMapObjective)  # `_find_others` refused
+        task = replace(task, objective=replace(task.objective, velocity=teacher))
+    return task

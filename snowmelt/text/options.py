@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from snowmelt.condition_options import ConditionOptions
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
-from snowmelt.options import METRICS, DiffusionConfig, LatentOptions, ObjectiveOptions, ValidationOptions
+from snowmelt.objective_options import ObjectiveOptions
+from snowmelt.options import METRICS, DiffusionConfig, LatentOptions, ValidationOptions
 
 TEXT_METRICS = ("clip_score", "alignment")
 """Metrics of images that were made from texts."""

@@ -10,9 +10,9 @@ from pipelines.denoiser import Predictor
 from pipelines.prediction import PredictionType, expand
 from pipelines.samplers import make_sampler
 from pipelines.sde import SDES
+from snowmelt.objective_options import ObjectiveOptions
 from snowmelt.objectives import RECIPES, Objective, make_objective
 from snowmelt.objectives.paths import DiscretePath, EdmPath, Path, SdePath, StraightPath
-from snowmelt.options import ObjectiveOptions
 
 DISCRETE = [name for name, o in RECIPES.items() if isinstance(o.path, DiscretePath)]
 SHAPE = (16, 2, 3, 3)

@@ -1,0 +1,149 @@
+"""Training of flow maps: resumed, from other weights, from a teacher, on two processes, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+from pipelines import PixelDiffusionPipeline
+from pipelines.flow_map import TARGET_CHANNELS
+from snowmelt.errors import UserError
+from snowmelt.loading import load_pipeline
+from snowmelt.other_models import begin_with, check_same_data
+from snowmelt.teacher import make_teacher
+from snowmelt.tracking import read_metrics
+from tests.autoencoders import tiny_vae
+from tests.conftest import trained
+from tests.pipelines.models import quiet, tiny_unet
+from tests.pipelines.oracle import MEAN, STD, Oracle
+from tests.pipelines.test_flow_map import unet
+from tests.test_resume import interrupted
+
+MAP = {"objective": "soflow", "class_conditional": True, "max_train_steps": 4, "checkpointing_steps": 2}
+
+
+@pytest.mark.parametrize("objective", ["soflow", "meanflow"])
+def test_trained_and_resumed(objective, train, tmp_path, capsys):
+    options = MAP | {"objective": objective, "ddpm_num_inference_steps": None}
+    whole = train(tmp_path / "whole", **options)
+    assert "num_inference_steps=4" in capsys.readouterr().out
+    pipeline = load_pipeline(str(whole))
+    assert isinstance(pipeline.scheduler, FlowMapEulerDiscreteScheduler)
+    assert pipeline.config["flow_map"]
+    assert pipeline.network.config.in_channels == pipeline.data_channels + TARGET_CHANNELS
+    resumed = interrupted(whole, 2, tmp_path / "resumed")
+    train(resumed, **options, resume_from_checkpoint="latest")
+    assert trained(resumed) == trained(whole, since=2)
+
+
+def test_latents(train, tmp_path):
+    tiny_vae("sd", 1).save_pretrained(tmp_path / "vae")
+    run = train(tmp_path / "run", **MAP, autoencoder=tmp_path / "vae", resolution=16)
+    assert quiet(load_pipeline(str(run)))(output_type="pt").images.shape == (1, 1, 16, 16)
+
+
+def test_two_processes(launch, tmp_path):
+    """Each takes its part of the batch; gradients are shared though derivatives are of the bare network."""
+    codes, log = launch(tmp_path / "two", 2, **MAP | {"objective": "meanflow", "mixed_precision": "no"})
+    assert codes == [0, 0], log
+    assert load_pipeline(str(tmp_path / "two")).config["flow_map"]
+
+
+def test_a_flow_becomes_a_flow_map(train, tmp_path):
+    """With its weights, and nothing of the second time, the velocities are those of the flow."""
+    flow = train(tmp_path / "flow", class_conditional=True, max_train_steps=2)
+    made = train(
+        tmp_path / "map", **MAP | {"max_train_steps": 1, "learning_rate": 0.0, "pretrained_model_name_or_path": flow}
+    )
+    teacher, student = (quiet(load_pipeline(str(folder))) for folder in (flow, made))
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    student.scheduler = FlowMatchEulerDiscreteScheduler()
+    given = {"class_labels": [1, 2], "latents": noise, "num_inference_steps": 3, "output_type": "pt"}
+    torch.testing.assert_close(student(2, **given).images, teacher(2, **given).images)
+    weights = student.network.conv_in.weight
+    assert (weights[:, 1:] == 0).all()
+
+
+def test_a_teacher_is_learned_from(train, tmp_path):
+    flow = train(tmp_path / "flow", class_conditional=True, max_train_steps=2)
+    given = {"teacher": flow, "pretrained_model_name_or_path": flow, "teacher_guidance_scale": 2.0}
+    made = train(tmp_path / "map", **MAP | given)
+    alone = train(tmp_path / "alone", **MAP | {"pretrained_model_name_or_path": flow})
+    one, other = ([line["loss"] for line in read_metrics(folder) if "loss" in line] for folder in (made, alone))
+    assert one != other
+    resumed = interrupted(made, 2, tmp_path / "resumed")
+    train(resumed, **MAP, **given, resume_from_checkpoint="latest")
+    assert trained(resumed) == trained(made, since=2)
+
+
+@pytest.mark.parametrize("family", ["flow", "edm", "discrete"])
+def test_velocities_of_any_process_are_those_of_the_straight_line(family: str) -> None:
+    """Of normal data, whose velocity is known, within what a whole timestep is."""
+    scheduler, predicts = {
+        "flow": (FlowMatchEulerDiscreteScheduler(), "flow_prediction"),
+        "edm": (EDMEulerScheduler(), "edm"),
+        "discrete": (DDPMScheduler(), "epsilon"),
+    }[family]
+    config = scheduler.config
+    schedule = {k: config[k] for k in ("beta_schedule", "rescale_betas_zero_snr") if k in config}
+    pipeline = PixelDiffusionPipeline(Oracle(family, predicts, schedule), scheduler)
+    teacher = make_teacher(pipeline, 1.0, 0.0, "--teacher DIR")
+    x_t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t in (0.05, 0.3, 0.6, 0.9):
+        x0 = MEAN + (1 - t) * STD**2 / ((1 - t) ** 2 * STD**2 + t**2) * (x_t - (1 - t) * MEAN)
+        velocity = teacher(x_t, torch.full((2,), t), {})
+        torch.testing.assert_close(velocity, (x_t - x0) / t, rtol=0.03, atol=0.03)
+
+
+def test_guidance_of_a_teacher() -> None:
+    """A dropped label has none; the others' is that of the pipeline."""
+    flow = PixelDiffusionPipeline(tiny_unet(1, 3), FlowMatchEulerDiscreteScheduler(), id2label={0: "a", 1: "b"})
+    x_t, t = torch.randn(3, 1, 16, 16), torch.tensor([0.2, 0.5, 0.8])
+    labels = torch.tensor([0, 2, 1])
+    plain, guided = (make_teacher(flow, scale, 0.1, "--teacher DIR") for scale in (1.0, 3.0))
+    null = plain(x_t, t, {"class_labels": torch.full((3,), 2)})
+    own = plain(x_t, t, {"class_labels": labels})
+    torch.testing.assert_close(guided(x_t, t, {"class_labels": labels}), null + 3 * (own - null), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"objective": "flow", "teacher": "DIR"}, "--teacher: is for flow maps"),
+        ({"objective": "flow", "flow_fraction": 0.5}, "--flow_fraction: is for flow maps"),
+        ({"teacher_guidance_scale": 2.0}, "--teacher_guidance_scale: needs --teacher"),
+        ({"condition": "lowres:2"}, "--condition: isn't for flow maps"),
+        ({"objective": "flow", "pretrained_model_name_or_path": "DIR", "condition": "gray"}, "--pretrained_model_na"),
+        ({"teacher": "nowhere"}, "--teacher: can't load nowhere"),
+        ({"self_condition": True}, "--self_condition: isn't for flow maps"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], line: str, train: Any, tmp_path: Path) -> None:
+    quiet(PixelDiffusionPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler())).save_pretrained(tmp_path / "DIR")
+    options = {k: tmp_path / v if v == "DIR" else v for k, v in options.items()}
+    with pytest.raises(UserError, match=f"^{line}"):
+        train(tmp_path / "run", **{"objective": "soflow"} | options)
+
+
+def test_models_that_do_not_fit() -> None:
+    own = PixelDiffusionPipeline(unet(1, None), FlowMapEulerDiscreteScheduler(), flow_map=True)
+    cases = {
+        "its shape is": PixelDiffusionPipeline(tiny_unet(3), FlowMatchEulerDiscreteScheduler()),
+        "its classes is": PixelDiffusionPipeline(
+            unet(1), FlowMapEulerDiscreteScheduler(), id2label={0: "a", 1: "b"}, flow_map=True
+        ),
+        "its value_range is": PixelDiffusionPipeline(
+            unet(1, None), FlowMapEulerDiscreteScheduler(), value_range=(0, 9), flow_map=True
+        ),
+    }
+    for line, other in cases.items():
+        with pytest.raises(UserError, match=f"--teacher DIR: {line}"):
+            check_same_data(other, own, "--teacher DIR")
+    epsilon = PixelDiffusionPipeline(unet(1, None), DDPMScheduler(), flow_map=True)
+    with pytest.raises(UserError, match="is a discrete model of epsilon, and this objective's is a flow one"):
+        begin_with(epsilon, own, "--pretrained_model_name_or_path DIR")
+    wide = PixelDiffusionPipeline(unet(1, 5), FlowMapEulerDiscreteScheduler(), flow_map=True)
+    with pytest.raises(UserError, match="its network is of another shape"):
+        begin_with(wide, own, "--pretrained_model_name_or_path DIR")
