@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -29,6 +28,7 @@ from pipelines.prediction import PREDICTION_TYPES, Prediction, PredictionType
 from pipelines.sampler import Sampler
 from pipelines.samplers import LEARNED
 from pipelines.sampling import OnStep, Trajectory, join_steps, record_step
+from pipelines.schedulers import FEW_STEPS
 from pipelines.storage import StoredPipeline
 from pipelines.vae import decode_latents, encode_images, vae_scale_factor
 
@@ -75,9 +75,8 @@ class ImagePipeline(StoredPipeline):
 
     @property
     def default_steps(self) -> int:
-        """Steps of a call that says nothing of them: 50, or 4 of a flow map's own scheduler."""
-        maps = self.config.get("flow_map") and isinstance(self.scheduler, FlowMapEulerDiscreteScheduler)
-        return 4 if maps else 50
+        """Steps of a call that says nothing of them: 50, or those of `FEW_STEPS`."""
+        return FEW_STEPS.get(type(self.scheduler).__name__, 50)
 
     def _steps(self, num_inference_steps: int | None) -> int:
         return self.default_steps if num_inference_steps is None else num_inference_steps

@@ -86,3 +86,30 @@ class EDMHeunSampler(EDMEulerSampler):
             return x + (sigmas[i + 1] - sigmas[i]) * slope
         x = self._before + (sigmas[i] - sigmas[i - 1]) * (self._slope + slope) / 2
         return self._churned(x, i + 1)
+
+
+class ConsistencySampler(EDMSampler):
+    """Consistency models: to x0, and back to the next noise level with new noise (Song et al. 2023, algorithm 1)."""
+
+    CONTINUOUS = False
+    MARKOV = True
+
+    def level(self, i: int) -> NoiseLevel:
+        """alpha = 1, with EDM's c_in and c_noise, which the scheduler scales otherwise."""
+        sigma = self.scheduler.sigmas[i]
+        c_in = (sigma**2 + self.scheduler.config.sigma_data**2) ** -0.5
+        return NoiseLevel(torch.ones_like(sigma), sigma, sigma.log() / 4, c_in)
+
+    def step(self, prediction: Prediction, i: int, x: Tensor) -> Tensor:
+        """The state after evaluation i, by what makes the scheduler expect the same x0.
+
+        Its own preconditioning makes x0 what x_t is at its least sigma, where no evaluation is.
+
+        Args:
+            prediction: of the network at x_t.
+            i: number of the evaluation.
+            x: the state at that evaluation, (B, C, H, W).
+        """
+        c_skip, c_out = self.scheduler.get_scalings_for_boundary_condition(self.scheduler.sigmas[i])
+        output, t = (prediction.x0 - c_skip * x) / c_out, self.scheduler.timesteps[i]
+        return self.scheduler.step(output, t, x, **self._step_arguments, return_dict=False)[0]

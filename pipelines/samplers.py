@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipelines.churn import Churn
-from pipelines.edm import SOLVER_ORDER, EDMEulerSampler, EDMHeunSampler, EDMSampler
+from pipelines.edm import SOLVER_ORDER, ConsistencySampler, EDMEulerSampler, EDMHeunSampler, EDMSampler
 from pipelines.prediction import NoiseLevel, Prediction, PredictionType
 from pipelines.sampler import Sampler
 
@@ -201,6 +201,7 @@ ADAPTERS: dict[str, type[Sampler]] = {
     "FlowMatchEulerDiscreteScheduler": FlowSampler,
     "FlowMatchHeunDiscreteScheduler": FlowSampler,
     "FlowMapEulerDiscreteScheduler": FlowMapSampler,
+    "CMStochasticIterativeScheduler": ConsistencySampler,
     "EDMEulerScheduler": EDMEulerSampler,
     "EDMDPMSolverMultistepScheduler": EDMSampler,
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DEISMultistepScheduler,
@@ -39,12 +40,14 @@ class NamedSampler:
         settings: arguments that differ from the model's own; those that its class doesn't take are left in its
             configuration, for our adapter.
         refuses: predictions that it doesn't implement.
+        needs_its_own: runs only models that were saved with its class.
         needs_signal: goes astray where an epsilon is predicted from (almost) pure noise, as cosine betas have it.
     """
 
     scheduler: type
     settings: dict[str, Any] = field(default_factory=dict)
     refuses: tuple[str, ...] = ()
+    needs_its_own: bool = False
     needs_signal: bool = False
 
     @property
@@ -55,6 +58,8 @@ class NamedSampler:
     def fits(self, model: SchedulerMixin) -> bool:
         """Whether it can run a model that was saved with this scheduler."""
         prediction = model.config.get("prediction_type")
+        if self.needs_its_own and not isinstance(model, self.scheduler):
+            return False
         if self.needs_signal and prediction == "epsilon" and model.alphas_cumprod[-1] < 1e-6:
             return False
         zero_snr = model.config.get("rescale_betas_zero_snr")
@@ -99,9 +104,13 @@ SAMPLERS: dict[str, dict[str, NamedSampler]] = {
         "edm-euler": NamedSampler(EDMEulerScheduler),
         "edm-heun": NamedSampler(EDMEulerScheduler, {"solver_order": SOLVER_ORDER}),
         "edm-dpmsolver++": NamedSampler(EDMDPMSolverMultistepScheduler),
+        "consistency": NamedSampler(CMStochasticIterativeScheduler, needs_its_own=True),
     },
 }
 """Family of the training: name: sampler."""
+
+FEW_STEPS = {"FlowMapEulerDiscreteScheduler": 4, "CMStochasticIterativeScheduler": 2}
+"""Schedulers of models that learned to take few steps: how many."""
 
 INVERTIBLE = {"discrete": "ddim", "flow": "flow-euler", "edm": "edm-euler"}
 """Family of the training: the deterministic sampler of first order, whose steps `invert` undoes."""
@@ -118,7 +127,7 @@ def family(scheduler: SchedulerMixin) -> str:
         raise TypeError(f"scheduler: must be a scheduler of diffusers, got {type(scheduler).__name__}")
     if isinstance(scheduler, FLOW_SCHEDULERS) or scheduler.config.get("use_flow_sigmas"):
         return "flow"
-    if hasattr(scheduler, "precondition_outputs"):
+    if hasattr(scheduler, "precondition_outputs") or isinstance(scheduler, CMStochasticIterativeScheduler):
         return "edm"
     if not hasattr(scheduler, "alphas_cumprod") or "prediction_type" not in scheduler.config:
         raise ValueError(f"scheduler: {type(scheduler).__name__} is of no kind that is known here")
@@ -149,7 +158,7 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     if kind == "flow":
         config["shift"] = config["flow_shift"] = config.get("flow_shift", config.get("shift"))
-    elif config["prediction_type"] == "epsilon":
+    elif config.get("prediction_type") == "epsilon":
         # DPM-Solver divides an epsilon's error by alpha, which all but vanishes at the end of cosine betas.
         config["lambda_min_clipped"] = -5.1
     if kind == "discrete":

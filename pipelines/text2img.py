@@ -28,6 +28,7 @@ from pipelines.base import SamplingOutput
 from pipelines.churn import check_churn
 from pipelines.denoiser import Conditions, guided
 from pipelines.editing_pipeline import EditingPipeline
+from pipelines.flow_map import check_flow_map
 from pipelines.samplers import make_sampler
 from pipelines.text import check_text_encoder, encode_tokens, max_tokens, text_channels, text_conditions
 from pipelines.vae import shift_and_scale
@@ -43,6 +44,7 @@ class TextPipeline(EditingPipeline):
         tokenizer: its tokenizer; captions are padded to its `model_max_length`.
         vae: a stock autoencoder, or None for a network of pixels.
         prediction_type: what the network predicts, where the scheduler can't say; see `UnconditionalPipeline`.
+        flow_map: whether it learned to take few steps; see there.
 
     Raises:
         ValueError: for an unknown `prediction_type`, or parts that don't fit each other.
@@ -63,6 +65,7 @@ class TextPipeline(EditingPipeline):
         tokenizer: Any = None,
         vae: Any = None,
         prediction_type: str | None = None,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         check_parts(network, scheduler, self.COMPONENT)
@@ -75,6 +78,8 @@ class TextPipeline(EditingPipeline):
         self.register_modules(**parts, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
         if prediction_type is not None:
             self.register_to_config(prediction_type=prediction_type)
+        if check_flow_map(network, flow_map):
+            self.register_to_config(flow_map=True)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> tuple[Tensor, Tensor]:
@@ -291,5 +296,6 @@ class TextToImagePipeline(StableDiffusionLoraLoaderMixin, TextPipeline):
         tokenizer: Any = None,
         vae: Any = None,
         prediction_type: str | None = None,
+        flow_map: bool = False,
     ) -> None:
-        super().__init__(unet, scheduler, text_encoder, tokenizer, vae, prediction_type)
+        super().__init__(unet, scheduler, text_encoder, tokenizer, vae, prediction_type, flow_map)

@@ -30,9 +30,10 @@ class TextToImageTransformerPipeline(TextPipeline):
         tokenizer: Any = None,
         vae: Any = None,
         prediction_type: str | None = None,
+        flow_map: bool = False,
     ) -> None:
         if getattr(transformer, "use_additional_conditions", False):
             raise ValueError(
                 "transformer: takes sizes as conditions (use_additional_conditions), which aren't given here"
             )
-        super().__init__(transformer, scheduler, text_encoder, tokenizer, vae, prediction_type)
+        super().__init__(transformer, scheduler, text_encoder, tokenizer, vae, prediction_type, flow_map)

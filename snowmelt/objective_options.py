@@ -39,7 +39,7 @@ class ObjectiveOptions(Config):
     timestep_sampling: str | None = option(
         None,
         "distribution of training timesteps; loss_second_moment is importance sampling (Nichol & Dhariwal 2021)",
-        choices=("uniform", "logit_normal", "beta", "log_normal", "loss_second_moment"),
+        choices=("uniform", "logit_normal", "beta", "log_normal", "log_normal_wide", "loss_second_moment"),
     )
     low_discrepancy: bool = option(False, "stratify the times over the batch (Kingma et al. 2021, appendix I.1)")
     coupling: str = option(

@@ -148,7 +148,10 @@ class SampleOptions(Config):
     """Samples."""
 
     ddpm_num_inference_steps: int | None = option(
-        None, "denoising steps of the sample grids; 50 by default, and 4 of a flow map", minimum=1, resumable=True
+        None,
+        "denoising steps of the sample grids; 50 by default, 4 of flow maps, 2 of consistency models",
+        minimum=1,
+        resumable=True,
     )
 
 

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from pipelines import IMAGE_CHANNELS, PIPELINES
+from pipelines.schedulers import FEW_STEPS
 from snowmelt.checkpoint import find, finish_saving
 from snowmelt.data.cache import ImageCache
 from snowmelt.environment import hardware
@@ -125,7 +126,7 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").glob("step-*"))
     index = DiffusionPipeline.load_config(base or folder)
-    call = f"{arguments}num_inference_steps={4 if index.get('flow_map') else 50}"
+    call = f"{arguments}num_inference_steps={FEW_STEPS.get(index['scheduler'][1], 50)}"
     last = f'pipeline({call}, output_type="np").images'
     if data.channels in IMAGE_CHANNELS:
         last = f'pipeline({call}).images[0].save("sample.png")'

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from pipelines import PixelDiffusionPipeline
 from pipelines.flow_map import TARGET_CHANNELS
@@ -24,15 +30,18 @@ from tests.test_resume import interrupted
 MAP = {"objective": "soflow", "class_conditional": True, "max_train_steps": 4, "checkpointing_steps": 2}
 
 
-@pytest.mark.parametrize("objective", ["soflow", "meanflow"])
+@pytest.mark.parametrize("objective", ["soflow", "meanflow", "ect"])
 def test_trained_and_resumed(objective, train, tmp_path, capsys):
     options = MAP | {"objective": objective, "ddpm_num_inference_steps": None}
     whole = train(tmp_path / "whole", **options)
-    assert "num_inference_steps=4" in capsys.readouterr().out
     pipeline = load_pipeline(str(whole))
-    assert isinstance(pipeline.scheduler, FlowMapEulerDiscreteScheduler)
-    assert pipeline.config["flow_map"]
-    assert pipeline.network.config.in_channels == pipeline.data_channels + TARGET_CHANNELS
+    assert f"num_inference_steps={pipeline.default_steps}" in capsys.readouterr().out
+    if objective == "ect":
+        assert isinstance(pipeline.scheduler, CMStochasticIterativeScheduler)
+    else:
+        assert isinstance(pipeline.scheduler, FlowMapEulerDiscreteScheduler)
+        assert pipeline.config["flow_map"]
+        assert pipeline.network.config.in_channels == pipeline.data_channels + TARGET_CHANNELS
     resumed = interrupted(whole, 2, tmp_path / "resumed")
     train(resumed, **options, resume_from_checkpoint="latest")
     assert trained(resumed) == trained(whole, since=2)
@@ -147,3 +156,15 @@ def test_models_that_do_not_fit() -> None:
     wide = PixelDiffusionPipeline(unet(1, 5), FlowMapEulerDiscreteScheduler(), flow_map=True)
     with pytest.raises(UserError, match="its network is of another shape"):
         begin_with(wide, own, "--pretrained_model_name_or_path DIR")
+
+
+def test_a_trained_edm_model_is_tuned(train, tmp_path):
+    """It is where the tuning begins: with no steps of its own, its samples are those of the model in one step."""
+    edm = train(tmp_path / "edm", objective="edm", max_train_steps=2)
+    given = {"objective": "ect", "pretrained_model_name_or_path": edm, "max_train_steps": 1, "learning_rate": 0.0}
+    tuned = load_pipeline(str(train(tmp_path / "tuned", **given)))
+    teacher = load_pipeline(str(edm))
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = {"latents": noise, "num_inference_steps": 1, "output_type": "pt"}
+    made, expected = (quiet(model)(2, **given).images for model in (tuned, teacher))
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)

@@ -86,7 +86,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("variant", ["trained encoder", "bf16, no average", "frozen encoder", "latents"])
+@pytest.mark.parametrize("variant", ["trained encoder", "bf16, no average", "frozen encoder", "latents", "soflow", "meanflow"])
 def test_resume_is_exact(variant: str, fit: Callable[..., Path], tmp_path: Path) -> None:
     options = dict(RESUMED)
     if variant == "bf16, no average":
@@ -96,6 +96,8 @@ def test_resume_is_exact(variant: str, fit: Callable[..., Path], tmp_path: Path)
     if variant == "latents":
         tiny_vae("vq").save_pretrained(tmp_path / "vae")
         options |= {"autoencoder": tmp_path / "vae", "resolution": 16}
+    if variant in ("soflow", "meanflow"):
+        options |= {"objective": variant}
     whole = fit(tmp_path / "whole", **options)
     resumed = interrupted(whole, 4, tmp_path / "resumed")
     fit(resumed, **options, resume_from_checkpoint="latest")

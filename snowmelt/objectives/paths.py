@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDPMScheduler,
     EDMEulerScheduler,
     FlowMapEulerDiscreteScheduler,
@@ -218,6 +219,25 @@ class EdmPath:
     def for_latents(self) -> "EdmPath":
         """The path with sigma_data = 1."""
         return replace(self, sigma_data=1.0)
+
+
+@dataclass(frozen=True)
+class ConsistencyPath(EdmPath):
+    """The variance-exploding path, for networks that go to its end in one step.
+
+    Args:
+        clip_denoised: let the sampler clip the predicted x0 to [-1, 1].
+    """
+
+    clip_denoised: bool = True
+
+    def scheduler(self, prediction_type: str) -> CMStochasticIterativeScheduler:
+        """Steps to x0, and back to less noise (Song et al. 2023, algorithm 1)."""
+        return CMStochasticIterativeScheduler(sigma_data=self.sigma_data, clip_denoised=self.clip_denoised)
+
+    def for_latents(self) -> "ConsistencyPath":
+        """The path with sigma_data = 1 and without clipping."""
+        return replace(self, sigma_data=1.0, clip_denoised=False)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from typing import Any
 from pipelines.sde import SubVpSde, VarianceExplodingSde, VariancePreservingSde
 from snowmelt.errors import UserError
 from snowmelt.objective_options import ObjectiveOptions
+from snowmelt.objectives.consistency import ConsistencyObjective
 from snowmelt.objectives.flow_maps import FlowMapObjective
 from snowmelt.objectives.importance import LossHistory
 from snowmelt.objectives.objective import Objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, FlowMapPath, SdePath, StraightPath
+from snowmelt.objectives.paths import ConsistencyPath, DiscretePath, EdmPath, FlowMapPath, SdePath, StraightPath
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, LOSS_SECOND_MOMENT
 from snowmelt.objectives.weights import VLB, WEIGHTS
 
@@ -24,6 +25,7 @@ RECIPES: dict[str, Objective] = {
     "flow": Objective(StraightPath(), "flow_prediction", timestep_sampling="logit_normal"),
     "soflow": FLOW_MAP,
     "meanflow": replace(FLOW_MAP, derivative="jvp"),
+    "ect": ConsistencyObjective(ConsistencyPath(), "edm", timestep_sampling="log_normal_wide"),
     "edm": Objective(EdmPath(), "edm", timestep_sampling="log_normal"),
     "mixture": Objective(StraightPath(), "sample"),
     # The weight that an error of the score has is sigma^2 (Song et al. 2021, section 3.3), which is 1 on that of eps.
@@ -165,8 +167,8 @@ def _check(name: str, objective: Objective) -> None:
     if DISTRIBUTIONS[objective.timestep_sampling].domain != objective.path.domain:
         fitting = ", ".join(n for n, d in DISTRIBUTIONS.items() if d.domain == objective.path.domain)
         raise UserError(f"--timestep_sampling {objective.timestep_sampling} doesn't fit {name}, which takes {fitting}")
-    if isinstance(objective, FlowMapObjective):
-        _check_flow_map(name, objective)
+    if isinstance(objective, FlowMapObjective | ConsistencyObjective):
+        _check_few_steps(name, objective)
     if getattr(objective.path, "zero_snr", False) and objective.prediction_type == "epsilon":
         raise UserError(
             "--rescale_betas_zero_snr leaves no signal at the last step, where epsilon doesn't determine the image; "
@@ -174,7 +176,7 @@ def _check(name: str, objective: Objective) -> None:
         )
 
 
-def _check_flow_map(name: str, objective: FlowMapObjective) -> None:
+def _check_few_steps(name: str, objective: Objective) -> None:
     changes = {
         "loss_weight": objective.weight != "unit",
         "noise_offset": objective.noise_offset,

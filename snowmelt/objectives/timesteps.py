@@ -35,6 +35,8 @@ DISTRIBUTIONS: dict[str, TimestepDistribution] = {
     "beta": TimestepDistribution("unit", lambda u: u ** (1 / 3)),
     # Karras et al. 2022, table 1: ln sigma ~ N(-1.2, 1.2^2).
     "log_normal": TimestepDistribution("positive", lambda u: (1.2 * torch.special.ndtri(u) - 1.2).exp()),
+    # Geng et al. 2024, ECT, appendix: ln sigma ~ N(-1.1, 2^2).
+    "log_normal_wide": TimestepDistribution("positive", lambda u: (2.0 * torch.special.ndtri(u) - 1.1).exp()),
     # Uniform until losses are known; see importance.py.
     LOSS_SECOND_MOMENT: TimestepDistribution("unit", lambda u: u),
 }

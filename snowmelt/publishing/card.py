@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 
+from pipelines.schedulers import FEW_STEPS
 from snowmelt.errors import printable
 from snowmelt.image_conditions import example_arguments
 from snowmelt.model_folder import INDEX_FILE, read_index
@@ -104,8 +105,8 @@ def _call(facts: Facts, folder: Path) -> str:
     if facts.network.get("num_class_embeds") or facts.index and facts.index.values.get("id2label"):
         words.append("class_labels=0")
     # The steps of an SDE must be short beside its noise, which those of other samplers needn't.
-    own = facts.index.values if facts.index else {}
-    steps = 500 if _class_of(folder) == "ScoreSdePipeline" else 4 if own.get("flow_map") else 50
+    kind = facts.index.components.get("scheduler", ("", ""))[1] if facts.index else ""
+    steps = 500 if _class_of(folder) == "ScoreSdePipeline" else FEW_STEPS.get(kind, 50)
     words.append(f"num_inference_steps={steps}")
     # Where this clips the predicted x0, it must step with the noise that fits the clipped one; ours does so by itself.
     return ", ".join([*words, *(["use_clipped_model_output=True"] if _class_of(folder) == "DDIMPipeline" else [])])

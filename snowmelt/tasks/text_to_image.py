@@ -133,6 +133,8 @@ class TextToImageTask(CaptionTask):
         objective = make_objective(config, latent=config.autoencoder is not None)
         if isinstance(objective.path, SdePath):
             raise UserError(f"--objective {config.objective}: is for train_unconditional.py; take another")
+        if objective.target_channels and config.condition:
+            raise UserError(f"--condition: isn't for flow maps ({config.objective}); leave out one of the two")
         read_condition(config)  # before the data, which take long
         vae = load_autoencoder(config.autoencoder) if config.autoencoder else None
         (images, captions), others = load_captioned_splits(
@@ -156,7 +158,7 @@ class TextToImageTask(CaptionTask):
             channels=channels,
             out_channels=2 * channels if objective.learns_variance else channels,
             text_channels=text_encoder.config.hidden_size,
-            condition_channels=0 if given is None else given.channels,
+            condition_channels=objective.target_channels + (0 if given is None else given.channels),
             seed=config.seed,
         )
         check_shapes(network, images, space)
@@ -191,6 +193,9 @@ class TextToImageTask(CaptionTask):
     def pipeline(self, networks: Networks) -> TextPipeline:
         """The pipeline that samples such networks, made anew at each call."""
         kind = BACKBONES[self.config.backbone][1] if self.given is None else TextImageToImagePipeline
+        settings: dict[str, Any] = {"flow_map": True} if self.objective.target_channels else {}
+        if self.given is not None:
+            settings |= self.given.settings()
         made: TextPipeline = kind(
             networks[self.component],
             self.objective.scheduler(),
@@ -198,7 +203,7 @@ class TextToImageTask(CaptionTask):
             self.tokenizer,
             self.space.vae if isinstance(self.space, LatentSpace) else None,
             self.objective.pipeline_prediction_type,
-            **({} if self.given is None else self.given.settings()),
+            **settings,
         )
         return made
 
