@@ -18,6 +18,7 @@ from benchmarks import (
     chains,
     couplings,
     ddim_against_ddpm,
+    few_steps,
     image_to_image,
     inpainting,
     latent_against_pixels,
@@ -156,6 +157,25 @@ def test_couplings(scripts, common, tmp_path, capsys):
     assert [row[0] for row in rows] == ["reflow", "ot"]
     given = yaml.safe_load((tmp_path / "out/reflow/config.yaml").read_text())
     assert given["reflow_from"] == str(tmp_path / "out/flow")
+
+
+@pytest.mark.slow
+def test_few_steps(scripts, common, tmp_path, capsys, monkeypatch):
+    """Two stages share the time of one; each row is over the flow's distance."""
+    monkeypatch.setattr(few_steps, "SPEED_STEPS", 2)
+    words = [*common, "--variants", "flow, then soflow of it", "--minutes", "0.01", "--train_batch_size", "5"]
+    with patch.object(sys, "argv", ["few_steps", *words]):
+        few_steps.main()
+    assert scripts.count("evaluate") == 2
+    (flow, row) = table(capsys.readouterr().out, "model")
+    base = float(flow[1].split(",")[0])
+    assert all(
+        float(cell.split(", ")[1]) == pytest.approx(float(cell.split(", ")[0]) / base, rel=0.05) for cell in row[1:4]
+    )
+    given = yaml.safe_load((tmp_path / "out/flow-then-soflow-of-it-0/config.yaml").read_text())
+    assert given["teacher"] == given["pretrained_model_name_or_path"] == str(tmp_path / "out/flow-half-0")
+    whole, half = (read_metrics(tmp_path / f"out/{name}-0")[-1]["step"] for name in ("flow", "flow-half"))
+    assert 1 <= half <= whole
 
 
 @pytest.mark.slow

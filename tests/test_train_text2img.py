@@ -86,7 +86,9 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("variant", ["trained encoder", "bf16, no average", "frozen encoder", "latents", "soflow", "meanflow"])
+@pytest.mark.parametrize(
+    "variant", ["trained encoder", "bf16, no average", "frozen encoder", "latents", "soflow", "meanflow"]
+)
 def test_resume_is_exact(variant: str, fit: Callable[..., Path], tmp_path: Path) -> None:
     options = dict(RESUMED)
     if variant == "bf16, no average":
