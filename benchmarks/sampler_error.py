@@ -11,8 +11,15 @@ import argparse
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from pipelines import Predictor, conditioned, image_generators, make_sampler, make_scheduler, sample
-from pipelines.schedulers import SAMPLERS
+from pipelines import (
+    Predictor,
+    conditioned,
+    fitting_schedulers,
+    image_generators,
+    make_sampler,
+    make_scheduler,
+    sample,
+)
 from snowmelt.objectives import RECIPES
 from tests.pipelines.oracle import STD, Oracle
 
@@ -26,11 +33,10 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=50)
     steps = parser.parse_args().num_inference_steps
     print(f"| sampler | family | error at {steps} steps |\n|---|---|---|")
-    for family, samplers in SAMPLERS.items():
-        objective, target = OBJECTIVES[family]
+    for family, (objective, target) in OBJECTIVES.items():
         own = RECIPES[objective].scheduler()
         network = Oracle(family, target, sample_size=SIDE)
-        for name in samplers:
+        for name in fitting_schedulers(own):
             generators = image_generators(0, range(IMAGES))
             sampler = make_sampler(make_scheduler(name, own), generator=generators)
             sampler.set_timesteps(steps, None, torch.device("cpu"))
