@@ -6,6 +6,7 @@ from snowmelt.condition_options import ConditionOptions
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
 from snowmelt.options import METRICS, DiffusionConfig, LatentOptions, ObjectiveOptions, ValidationOptions
+from snowmelt.text.subject_options import SubjectOptions
 
 TEXT_METRICS = ("clip_score", "alignment")
 """Metrics of images that were made from texts."""
@@ -30,7 +31,10 @@ OF_SCRATCH = (
     "condition",
 )
 """Options of a model that is made here."""
-OF_PRETRAINED = ("revision", "non_ema_revision", "variant", "rank", "train_text_encoder")
+OF_PRETRAINED = (
+    *("revision", "non_ema_revision", "variant", "rank", "train_text_encoder"),
+    *("with_prior_preservation", "placeholder_token"),
+)
 """Options that need a pretrained model."""
 
 
@@ -134,6 +138,7 @@ class TextValidationOptions(ValidationOptions):
 
 @dataclass(kw_only=True)
 class TextToImageConfig(
+    SubjectOptions,
     PretrainedOptions,
     ObjectiveOptions,
     LatentOptions,
