@@ -223,12 +223,14 @@ def settings(config: GenerateConfig) -> dict[str, Any]:
     """All that an image of a given index depends on: the options, and the weights by their digest."""
     from snowmelt.guidance_model import guidance_source
     from snowmelt.model_source import find_source
+    from snowmelt.text.words import words_digest
 
     source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
     guide = {"guidance_weights": guidance_source(config).digest()} if config.is_autoguided else {}
     options = {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE}
     larger = {"upsampler_weights": find_source(config.upsampler).digest()} if config.upsampler else {}
-    return json.loads(json.dumps({"weights": source.digest(), **guide, **larger, **options}))
+    words = {"words_weights": words_digest(config.textual_inversion)} if config.textual_inversion else {}
+    return json.loads(json.dumps({"weights": source.digest(), **guide, **larger, **words, **options}))
 
 
 def save_image(image: "np.ndarray", path: Path, bit_depth: int, value_range: tuple[float, float]) -> None:

@@ -45,7 +45,7 @@ class FinetuningTask(CaptionTask):
             config.caption_column,
             skip_empty=config.skip_empty_captions,
             most=config.max_train_samples,
-            shared=config.shared_captions,
+            shared=cls._shared_captions(config, source, accelerator),
         )
         pixels, vae = PixelSpace(images.value_range), source.vae
         space = LatentSpace(vae.to(accelerator.device), pixels, "--pretrained_model_name_or_path") if vae else pixels
@@ -79,6 +79,11 @@ class FinetuningTask(CaptionTask):
             config=config,
             source=source,
         )
+
+    @classmethod
+    def _shared_captions(cls, config: TextToImageConfig, source: Any, accelerator: Accelerator) -> list[str] | None:
+        """Captions that all images have; None for those of a column."""
+        return config.shared_captions
 
     def pipeline(self, networks: Networks) -> Any:
         """The source with these networks, without the filter that would blacken what a model in training draws."""

@@ -1,11 +1,11 @@
 """Prompts that textual inversion shows images with: what is said around the new word varies, the word stays."""
 
 OBJECT = (
-    "{}",
+    "a photo of a {}",
+    "a photo of {}",
     "a {}",
     "the {}",
-    "a photo of {}",
-    "a photo of a {}",
+    "{}",
     "a photo of the {}",
     "a picture of one {}",
     "a picture of my {}",
@@ -23,8 +23,8 @@ OBJECT = (
     "an image of a {} in the middle",
 )
 STYLE = (
-    "in the style of {}",
     "a painting in the style of {}",
+    "in the style of {}",
     "a drawing in the style of {}",
     "a picture in the style of {}",
     "an image in the style of {}",
@@ -41,16 +41,11 @@ STYLE = (
 PROPERTIES = ("object", "style")
 
 
-def templates(learnable_property: str, tokens: list[str]) -> list[str]:
-    """Prompts of a thing or a style that goes by new tokens.
-
-    Args:
-        learnable_property: of `PROPERTIES`.
-        tokens: of `tokens_of`.
-    """
-    return [text.format(" ".join(tokens)) for text in (OBJECT if learnable_property == "object" else STYLE)]
+def templates(learnable_property: str, word: str) -> list[str]:
+    """Prompts of a thing or a style, by `PROPERTIES`, that goes by a new word."""
+    return [text.format(word) for text in (OBJECT if learnable_property == "object" else STYLE)]
 
 
-def tokens_of(placeholder: str, num_vectors: int) -> list[str]:
+def tokens_of(word: str, num_vectors: int) -> list[str]:
     """The tokens of a word of so many embeddings, by the names that diffusers' `load_textual_inversion` gives them."""
-    return [placeholder, *(f"{placeholder}_{i}" for i in range(1, num_vectors))]
+    return [word, *(f"{word}_{i}" for i in range(1, num_vectors))]

@@ -6,7 +6,7 @@ from typing import Any
 
 from snowmelt.config import Config, option
 from snowmelt.errors import UserError
-from snowmelt.text.prompt_templates import PROPERTIES, templates, tokens_of
+from snowmelt.text.prompt_templates import PROPERTIES, templates
 
 OF_CLASS_IMAGES = ("class_prompt", "class_data_dir", "num_class_images", "prior_loss_weight", "sample_batch_size")
 OF_NEW_TOKENS = ("initializer_token", "num_vectors", "learnable_property")
@@ -57,7 +57,7 @@ class SubjectOptions(DreamBoothOptions, TextualInversionOptions):
     def shared_captions(self) -> list[str] | None:
         """Captions that all images have, in place of those of a column; None where there are none such."""
         if self.placeholder_token is not None:
-            return templates(self.learnable_property, tokens_of(self.placeholder_token, self.num_vectors))
+            return templates(self.learnable_property, self.placeholder_token)
         return None if self.instance_prompt is None else [self.instance_prompt]
 
     def _check_class_images(self) -> None:
