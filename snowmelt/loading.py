@@ -27,9 +27,6 @@ class PipelineOptions(Config):
     ema: float | None = option(
         None, "sigma_rel of the EMA to sample from, of those beside the model", above=0, maximum=1
     )
-    textual_inversion: list[str] = option(
-        [], "new words to load: learned_embeds.safetensors, its folder, or a Hub repository"
-    )
     torch_dtype: str = option(
         "float32", "precision of the network's passes", choices=("float32", "bfloat16", "float16")
     )
@@ -148,10 +145,8 @@ def choose_pipeline(options: PipelineOptions) -> "PixelDiffusionPipeline":
     import torch
 
     from snowmelt.model_source import find_source
-    from snowmelt.text.words import load_words
 
     pipeline = find_source(str(options.model), options.revision, options.checkpoint, options.ema).load()
-    load_words(pipeline, options.textual_inversion)
     # `to` would warn of modules to keep in float32, of which this network has none.
     pipeline.network.type(getattr(torch, options.torch_dtype))
     return pipeline

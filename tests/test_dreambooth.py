@@ -19,11 +19,13 @@ from pipelines import TextToImagePipeline, image_generators
 from snowmelt.config import parse
 from snowmelt.data.mixture import Mixture
 from snowmelt.errors import UserError
+from snowmelt.evaluation.validation import SampleMetrics
 from snowmelt.objectives import StepContext
 from snowmelt.tasks.finetuning import FinetuningTask
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
+from tests.evaluation.vision import save_clip
 from tests.pipelines import test_text2img
 from tests.pipelines.models import quiet
 from tests.test_resume import interrupted
@@ -168,6 +170,16 @@ def test_the_loss_is_that_of_the_paper(
         torch.testing.assert_close(gradient(found), gradient(expected), rtol=1e-3, atol=1e-6)
         texts = [task.conditioning.captions.of(int(i)) for i in batch["indices"]]
         assert texts == [["a cat"] if other else ["a red cat"] for other in of_class]
+
+
+def test_samples_are_judged_by_captions_of_the_thing(
+    options: dict[str, Any], class_data_dir: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    scored = {"eval_metrics": ["clip_score"], "eval_steps": 1, "eval_num_images": 4}
+    scored["eval_clip_model_name_or_path"] = str(save_clip(tmp_path / "clip"))
+    task = made_task(options, cache_dir, class_data_dir=class_data_dir, **scored)
+    assert len(task.conditioning.captions) == 6
+    assert SampleMetrics(task.config, task, Accelerator(cpu=True)).prompts == ["a red cat"] * 4
 
 
 def test_it_learns_the_thing(tune: Callable[..., Path], class_data_dir: Path, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_it_learns_a_word_and_nothing_else(
     assert not torch.allclose(learned, cat, atol=0.1)
     task, batch = seen[0], {"image": torch.from_numpy(seen[0].data.gather(np.zeros(64, int), None))}
     batch["indices"], net = torch.zeros(64, dtype=torch.long), seen[0].module(seen[0].networks)
+    assert not any(module.training for module in net.train().modules())
     with torch.no_grad():  # of one batch, as it was before and as it is now
         now = task.loss(batch, StepContext(net, torch.Generator().manual_seed(1), 0, 1)).loss.mean()
         learned.copy_(cat)
@@ -207,6 +208,8 @@ def test_models_of_our_own(kind: str, invert: Callable[..., Path], tmp_path: Pat
     plain = drawn()
     pipeline.load_textual_inversion(run)
     assert not np.array_equal(drawn(), plain)
+    one, two = (pipeline.encode_prompt(prompt)[1].sum() for prompt in ("a cat", "a <x>"))
+    assert two == one + 1  # both tokens of the word
     kept = np.asarray(Image.open(run / "samples" / "step-000002.png"))
     assert np.abs(drawn().astype(int) - kept).max() <= 1
     save_file({"<y>": load_file(run / FILE)["<x>"]}, tmp_path / "y.safetensors")

@@ -1,6 +1,6 @@
 """Images with their captions, one or several each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -29,6 +29,10 @@ class Captions:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def first(self, count: int) -> "Captions":
+        """Those of the first so many images."""
+        return replace(self, starts=self.starts[: count + 1])
 
     def followed_by(self, text: str, count: int) -> "Captions":
         """These, and then so many images that all have one caption."""

@@ -23,8 +23,13 @@ from snowmelt.text.options import TextToImageConfig
 SETTINGS_FILE = "class_images.json"
 """In the folder: what the images that were made there depend on."""
 DEPENDS_ON = (
-    *("class_prompt", "pretrained_model_name_or_path", "revision", "variant", "non_ema_revision"),
-    *("resolution", "seed"),
+    "class_prompt",
+    "pretrained_model_name_or_path",
+    "revision",
+    "variant",
+    "non_ema_revision",
+    "resolution",
+    "seed",
 )
 OWN = re.compile(r"class-(\d{6})\.png")
 

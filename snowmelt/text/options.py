@@ -32,8 +32,13 @@ OF_SCRATCH = (
 )
 """Options of a model that is made here."""
 OF_PRETRAINED = (
-    *("revision", "non_ema_revision", "variant", "rank", "train_text_encoder"),
-    *("with_prior_preservation", "placeholder_token"),
+    "revision",
+    "non_ema_revision",
+    "variant",
+    "rank",
+    "train_text_encoder",
+    "with_prior_preservation",
+    "placeholder_token",
 )
 """Options that need a pretrained model."""
 

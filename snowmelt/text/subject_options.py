@@ -10,7 +10,14 @@ from snowmelt.text.prompt_templates import PROPERTIES, templates
 
 OF_CLASS_IMAGES = ("class_prompt", "class_data_dir", "num_class_images", "prior_loss_weight", "sample_batch_size")
 OF_NEW_TOKENS = ("initializer_token", "num_vectors", "learnable_property")
-NOT_WITH_NEW_TOKENS = ("rank", "train_text_encoder", "instance_prompt", "caption_column", "with_prior_preservation")
+NOT_WITH_NEW_TOKENS = (
+    "rank",
+    "train_text_encoder",
+    "text_encoder_lr",
+    "instance_prompt",
+    "caption_column",
+    "with_prior_preservation",
+)
 
 
 @dataclass(kw_only=True)

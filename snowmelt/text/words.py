@@ -28,10 +28,13 @@ def load_words(pipeline: Any, names: list[str]) -> None:
             raise UserError(f"{flag}: can't be loaded ({one_line(error)})") from error
 
 
-def words_digest(names: list[str]) -> list[str]:
-    """A hash of each of these files, those of the Hub by their names."""
+def words_digest(names: list[str]) -> dict[str, list[str]]:
+    """`words_weights`, a hash of each of these files, those of the Hub by their names; nothing of none."""
+    if not names:
+        return {}
     files = [Path(name) / EMBEDDINGS_FILE if Path(name).is_dir() else Path(name) for name in names]
-    return [
+    digests = [
         hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else name
         for file, name in zip(files, names, strict=True)
     ]
+    return {"words_weights": digests}
