@@ -34,7 +34,7 @@ LONGEST_ROW = 16
 """Images of an interpolation that stand in one row; more make a square."""
 BEFORE_AFTER = "before-after.png"
 ELSEWHERE = ("model", "revision", "image", "mask", "num_images", "batch_size", "trajectory")
-ELSEWHERE += ("upsampler", "output_dir", "overwrite_output_dir")
+ELSEWHERE += ("upsampler", "output_dir", "overwrite_output_dir", "textual_inversion")
 """Options that an image doesn't depend on, or not by their names."""
 
 
@@ -45,6 +45,7 @@ class GenerateConfig(SizeOptions, SamplerOptions, PipelineOptions):
     num_images: int = option(64, "images to generate", minimum=1, maximum=10_000_000)
     class_label: str | None = option(None, "number or name of the class of all images; all in turn by default")
     prompt: list[str] = option([], "prompts, which images take in turn, for a model that makes them from texts")
+    textual_inversion: list[str] = option([], "new words to load, each a file, its folder, or a Hub repository")
     output_dir: str = option("samples", "folder of the images")
     overwrite_output_dir: bool = option(False, "remove the images of another model, or other settings, in output_dir")
     bit_depth: int = option(8, "8, or 16 for gray images", minimum=8, maximum=16)
@@ -173,7 +174,10 @@ def load(config: GenerateConfig) -> "PixelDiffusionPipeline":
     Raises:
         UserError: if it can't be had, or can't make the files that were asked for.
     """
+    from snowmelt.text.words import load_words
+
     pipeline = choose_pipeline(config)
+    load_words(pipeline, config.textual_inversion)
     set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
     sampler_arguments(pipeline, config)  # refuses what doesn't fit, before anything is written
     if config.trajectory and not is_drawable(pipeline):
@@ -223,12 +227,14 @@ def settings(config: GenerateConfig) -> dict[str, Any]:
     """All that an image of a given index depends on: the options, and the weights by their digest."""
     from snowmelt.guidance_model import guidance_source
     from snowmelt.model_source import find_source
+    from snowmelt.text.words import words_digest
 
     source = find_source(str(config.model), config.revision, config.checkpoint, config.ema)
     guide = {"guidance_weights": guidance_source(config).digest()} if config.is_autoguided else {}
     options = {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE}
     larger = {"upsampler_weights": find_source(config.upsampler).digest()} if config.upsampler else {}
-    return json.loads(json.dumps({"weights": source.digest(), **guide, **larger, **options}))
+    words = words_digest(config.textual_inversion)
+    return json.loads(json.dumps({"weights": source.digest(), **guide, **larger, **words, **options}))
 
 
 def save_image(image: "np.ndarray", path: Path, bit_depth: int, value_range: tuple[float, float]) -> None:

@@ -22,13 +22,15 @@ def main() -> None:
     from snowmelt.image_conditions import example_arguments
     from snowmelt.publishing.during import HubPush
     from snowmelt.tasks.finetuning import FinetuningTask
-    from snowmelt.tasks.text_to_image import TextToImageTask
+    from snowmelt.tasks.text_to_image import CaptionTask, TextToImageTask
+    from snowmelt.tasks.textual_inversion import TextualInversionTask
     from snowmelt.trainer import Trainer
 
     accelerator = make_accelerator(config)
     checkpoint = run_folder.check(config)
     push = HubPush(config, accelerator)
-    kind = FinetuningTask if config.pretrained_model_name_or_path else TextToImageTask
+    kind: type[CaptionTask] = FinetuningTask if config.pretrained_model_name_or_path else TextToImageTask
+    kind = TextualInversionTask if config.placeholder_token is not None else kind
     task = kind.make(config, accelerator)
     validation = None
     if config.eval_steps:
@@ -42,9 +44,8 @@ def main() -> None:
     with run_folder.opened(config, task.images, accelerator, fresh=checkpoint is None):
         trainer.fit()
         push.finish()
-    base = config.pretrained_model_name_or_path if config.rank else None
     arguments = f"{task.prompts[0]!r}, {example_arguments(config.condition)}"
-    accelerator.print(run_folder.summary(config, task.images, arguments, base))
+    accelerator.print(run_folder.summary(config, task.images, arguments, config.pretrained_model_name_or_path))
     if validation:
         accelerator.print(validation.summary())
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
@@ -46,6 +47,14 @@ def check_text_encoder(network: Any, text_encoder: Any, tokenizer: Any) -> None:
     expected = text_channels(network)
     if width != expected:
         raise ValueError(f"text_encoder: its embeddings have {width} channels, the network attends to {expected}")
+
+
+def converted(prompt: Any, tokenizer: Any) -> Any:
+    """A prompt, or a list of them, in which a word of several tokens, by `load_textual_inversion`, is all of these."""
+    added = tokenizer.added_tokens_encoder
+    if not any(f"{token}_1" in added for token in added):
+        return prompt
+    return TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
 
 
 def encode_tokens(text_encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.image_processor import PipelineImageInput
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from torch import Tensor
 
 from pipelines.arguments import (
@@ -30,7 +30,7 @@ from pipelines.denoiser import Conditions, guided
 from pipelines.editing_pipeline import EditingPipeline
 from pipelines.flow_map import check_flow_map
 from pipelines.samplers import make_sampler
-from pipelines.text import check_text_encoder, encode_tokens, max_tokens, text_channels, text_conditions
+from pipelines.text import check_text_encoder, converted, encode_tokens, max_tokens, text_channels, text_conditions
 from pipelines.vae import shift_and_scale
 
 
@@ -99,7 +99,7 @@ class TextPipeline(EditingPipeline):
         prompts = [string(name, text) for text in given]
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(f"{name}: this pipeline has no text encoder; give {name}_embeds")
-        length = max_tokens(self.text_encoder, self.tokenizer)
+        prompts, length = converted(prompts, self.tokenizer), max_tokens(self.text_encoder, self.tokenizer)
         for text, ids in zip(prompts, self.tokenizer(prompts, verbose=False)["input_ids"], strict=True):
             if len(ids) > length:
                 lost = self.tokenizer.decode(ids[length - 1 :], skip_special_tokens=True)
@@ -276,8 +276,10 @@ class TextPipeline(EditingPipeline):
         return {name: value.repeat_interleave(copies, 0) for name, value in conditions.items()}
 
 
-class TextToImagePipeline(StableDiffusionLoraLoaderMixin, TextPipeline):
-    """With a `UNet2DConditionModel`. `load_lora_weights` and its relatives are those of `StableDiffusionPipeline`.
+class TextToImagePipeline(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin, TextPipeline):
+    """With a `UNet2DConditionModel`.
+
+    `load_lora_weights`, `load_textual_inversion` and their relatives are those of `StableDiffusionPipeline`.
 
     Args:
         unet: the network.

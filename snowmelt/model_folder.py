@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from pipelines.backbones import COMPONENTS
 from snowmelt.errors import UserError, one_line
 from snowmelt.files import checked, read_mapping, read_text, shown
-from snowmelt.text.lora import LORA_FILE
+from snowmelt.text.adapters import adapter_in
 
 INDEX_FILE = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
@@ -56,9 +56,9 @@ def read_index(folder: Path, flag: str = "--model") -> Index:
         UserError: if there is no model_index.json, or it names what no pipeline can hold.
     """
     path = folder / INDEX_FILE
-    if not path.exists() and (folder / LORA_FILE).is_file():
+    if not path.exists() and (adapter := adapter_in(folder)):
         raise UserError(
-            f"{flag}: {folder} holds LoRA matrices, and no pipeline; in Python, `load_lora_weights` puts them into the "
+            f"{flag}: {folder} holds {adapter.what}, and no pipeline; in Python, `{adapter.method}` puts them into the "
             "one that they were trained for"
         )
     if not path.exists():

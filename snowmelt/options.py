@@ -25,7 +25,7 @@ class ImageOptions(Config):
     )
     dataset_config_name: str | None = option(None, "configuration of the data set, where it has several")
     train_data_dir: str | None = option(
-        None, "folder of images (sub-folders are classes), parquet or .npy files", path=True
+        None, "folder of images (sub-folders are classes), .npy or parquet", path=True, aliases=("instance_data_dir",)
     )
     image_column: str | None = option(None, "column of the images; found by type when not given")
     label_column: str | None = option(

@@ -22,7 +22,7 @@ _COMPONENT = rf"({_NAMES})(_ema(_\d\.\d{{3}})?)?"
 OWN_FILES = re.compile(
     rf"config\.yaml|run\.json|metrics\.jsonl|loss\.png|evaluation\.png|skipped\.txt|"
     rf"alignment\.md|alignment\.png|alignment-prompts\.png|"
-    rf"(best/)?(model_index\.json|pipeline\.py|validation\.json|pytorch_lora_weights\.safetensors|"
+    rf"(best/)?(model_index\.json|pipeline\.py|validation\.json|(pytorch_lora_weights|learned_embeds)\.safetensors|"
     rf"{_COMPONENT}/({MODEL_FILE}))|"
     r"samples/(step-\d{6,}\.(png|npy)|prompts\.(txt|png))|"
     r"logs/(.*/)?(events\.out\.tfevents\.[^/]*|hparams\.yml)|"

@@ -19,7 +19,7 @@ from snowmelt.environment import hardware
 from snowmelt.errors import UserError, explained, printable
 from snowmelt.options import TrainingConfig
 from snowmelt.run_files import BEGINNING, CONFIG_FILE, RUN_FILE, check_nothing_needed, locked, occupied, remove_own
-from snowmelt.text.lora import LORA_FILE as LORA_FILE
+from snowmelt.text.adapters import adapter_in
 
 
 def check(config: TrainingConfig) -> Path | None:
@@ -104,12 +104,14 @@ def _prepare(config: TrainingConfig, data: ImageCache, accelerator: Accelerator,
 
 def _facts(config: TrainingConfig, data: ImageCache, accelerator: Accelerator) -> dict[str, Any]:
     """What strangers may know of the run, for its model card."""
+    with_class_images = getattr(config, "with_prior_preservation", False)
+    per_pass = config.train_batch_size * (2 if with_class_images else 1)
     return {
         "config": config.to_publish(),
         "num_images": len(data),
         "hardware": hardware(accelerator),
         "mixed_precision": accelerator.mixed_precision,
-        "images_per_step": config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes,
+        "images_per_step": per_pass * config.gradient_accumulation_steps * accelerator.num_processes,
         "software": {name: version(name) for name in ("snowmelt", "diffusers", "torch")},
     }
 
@@ -121,7 +123,7 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
         config: the run's options.
         data: what it was trained on.
         arguments: what the pipeline is called with besides its steps.
-        base: the pipeline that LoRA matrices belong to, where they are all that was trained.
+        base: the pipeline that training began from, if it did.
     """
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").glob("step-*"))
@@ -139,8 +141,9 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
 
 def _loading(folder: Path, base: str | None) -> str:
     """Lines of Python that load what was trained."""
-    source, lora = (base, f'\npipeline.load_lora_weights("{folder}")') if base else (folder, "")
+    adapter = adapter_in(folder)
+    source, more = (base, f'\npipeline.{adapter.method}("{folder}")') if adapter else (str(folder), "")
     name = DiffusionPipeline.load_config(source)["_class_name"]
     name = name[-1] if isinstance(name, list) else name
     package = "pipelines" if name in PIPELINES else "diffusers"
-    return f'from {package} import {name}\npipeline = {name}.from_pretrained("{source}"){lora}'
+    return f'from {package} import {name}\npipeline = {name}.from_pretrained("{source}"){more}'

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from snowmelt.ema import Ema
-from snowmelt.text.lora import LORA_FILE, save_lora
+from snowmelt.text.adapters import ADAPTERS, Adapter, adapter_of
 
 Write = Callable[[Path], None]
 """Writes what was collected to a path that doesn't exist yet."""
@@ -69,19 +69,21 @@ class TrainedState:
         self.net.load_state_dict(load_file(path / "trained.safetensors"), strict=False)  # the others are as they were
 
 
-class LoraState:
-    """LoRA matrices once more: in the file that `load_lora_weights` of diffusers looks for.
+class AdapterState:
+    """LoRA matrices, or embeddings of a word, once more: in the file that diffusers looks for.
 
     Args:
+        adapter: which of them.
         nets: the networks that have them, by the names of a pipeline: those to be sampled.
     """
 
-    def __init__(self, nets: dict[str, Any]) -> None:
+    def __init__(self, adapter: Adapter, nets: dict[str, Any]) -> None:
+        self.adapter = adapter
         self.nets = nets
 
     def collect(self) -> Write:
-        """The matrices as `LORA_FILE`, whatever name is given."""
-        return lambda file: save_lora(file.parent, self.nets)
+        """What the adapter's `file` holds, whatever name is given."""
+        return lambda file: self.adapter.save(file.parent, self.nets)
 
     def load(self, path: Path) -> None:
         """Nothing: `TrainedState`s hold the same and more."""
@@ -94,7 +96,7 @@ def network_state(net: nn.Module, trained: nn.Module | None = None) -> Stateful:
         net: the network, or an average.
         trained: the network in training, whose average it is.
     """
-    if not getattr(net, "peft_config", None):
+    if adapter_of(net) is None:
         return NetworkState(net)
     return TrainedState(net, [name for name, p in (trained or net).named_parameters() if p.requires_grad])
 
@@ -181,22 +183,22 @@ def training_state(
 
     Args:
         networks: in training, by name.
-        emas: EMAs of them, by suffix and name; LoRA matrices are also written of the first.
+        emas: EMAs of them, by suffix and name; adapters are also written of the first.
         optimizer: of their parameters.
         scaler: of fp16 training; None without it.
 
     Returns:
-        Networks by their names, averages by `{name}_{suffix}`, `optimizer` and, where there are any, `LORA_FILE` and
-        `scaler`.
+        Networks by their names, averages by `{name}_{suffix}`, `optimizer` and, where there are any, the files of
+        `ADAPTERS` and `scaler`.
     """
     states: dict[str, Stateful] = {name: network_state(net) for name, net in networks.items()}
     states["optimizer"] = OptimizerState(optimizer)
     for suffix, averages in emas.items():
         for name, ema in averages.items():
             states[f"{name}_{suffix}"] = network_state(ema.network, networks[name])
-    if adapted := {name: net for name, net in networks.items() if getattr(net, "peft_config", None)}:
-        first = next(iter(emas.values()), {})
-        states[LORA_FILE] = LoraState(
-            {name: first[name].network if name in first else net for name, net in adapted.items()}
-        )
+    first = next(iter(emas.values()), {})
+    published = {name: first[name].network if name in first else net for name, net in networks.items()}
+    for adapter in ADAPTERS:
+        if adapted := {name: net for name, net in published.items() if adapter.adapts(net)}:
+            states[adapter.file] = AdapterState(adapter, adapted)
     return states | ({} if scaler is None else {"scaler": ScalerState(scaler)})

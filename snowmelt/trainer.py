@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from snowmelt.checkpoint import STATE_FILE, Checkpoints, full_disk, read_state, save_atomically
 from snowmelt.config import differences
-from snowmelt.data.loader import NOISE, batches
+from snowmelt.data.loader import NOISE
+from snowmelt.data.mixture import Mixture
 from snowmelt.ema import make_emas
 from snowmelt.environment import check_memory
 from snowmelt.errors import UserError
@@ -69,6 +70,7 @@ class Trainer:
         self.on_saved = on_saved
         self.folder = Path(config.output_dir)
         self.data = next(iter(task.fields.values()))
+        self.mixture = Mixture(task.fields, task.prior)
         check_memory(self.data, config, accelerator.device)
         self.generator = torch.Generator(accelerator.device)
         self.step = 0
@@ -137,7 +139,7 @@ class Trainer:
     def _train(self, interrupts: Interrupts) -> str | None:
         """The loop. Returns the reason why it ended early, if it did; a checkpoint was saved then, too."""
         config, accelerator = self.config, self.accelerator
-        meter = Meter(accelerator, config.gradient_accumulation_steps, self.data.rows)
+        meter = Meter(accelerator, config.gradient_accumulation_steps, self.mixture.rows)
         self.metrics = Metrics(self.folder, accelerator, self.step)
         stream = self._stream()
         deadline = time.monotonic() + 60 * (math.inf if config.max_train_minutes is None else config.max_train_minutes)
@@ -273,8 +275,7 @@ class Trainer:
             self.metrics.log_once(self.step, values)
 
     def _stream(self) -> Iterator[dict[str, Tensor]]:
-        return batches(
-            self.task.fields,
+        return self.mixture.batches(
             batch_size=self.config.train_batch_size,
             seed=self.config.seed,
             start_step=self.step,
@@ -289,8 +290,7 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint besides the configuration."""
-        data = "+".join(field.fingerprint for field in self.task.fields.values())
-        return {"data": data, "num_processes": self.accelerator.num_processes}
+        return {"data": self.mixture.fingerprint, "num_processes": self.accelerator.num_processes}
 
     def _due_by_epoch(self) -> list[Callable[[], None]]:
         if self.step == self.total_steps:  # the last step saves all by itself

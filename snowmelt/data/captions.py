@@ -1,6 +1,6 @@
 """Images with their captions, one or several each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -30,6 +30,15 @@ class Captions:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def first(self, count: int) -> "Captions":
+        """Those of the first so many images."""
+        return replace(self, starts=self.starts[: count + 1])
+
+    def followed_by(self, text: str, count: int) -> "Captions":
+        """These, and then so many images that all have one caption."""
+        more = self.starts[-1] + np.arange(1, count + 1)
+        return Captions([*self.texts, *[text] * count], np.concatenate([self.starts, more]))
+
 
 @dataclass(frozen=True)
 class CaptionedSource(Source):
@@ -45,7 +54,13 @@ class CaptionedSource(Source):
 
 
 def open_captioned(
-    options: DataOptions, column: str | None, *, skip_empty: bool, most: int | None = None, split: Split | None = None
+    options: DataOptions,
+    column: str | None,
+    *,
+    skip_empty: bool,
+    most: int | None = None,
+    split: Split | None = None,
+    shared: list[str] | None = None,
 ) -> CaptionedSource:
     """Open the data set that `options` name, images undecoded, and read its captions.
 
@@ -55,6 +70,7 @@ def open_captioned(
         skip_empty: leave out rows without a caption instead of refusing them.
         most: take no more than the first so many rows.
         split: which rows, instead of those of `options.split`.
+        shared: captions that all rows have, instead of those of a column.
 
     Raises:
         UserError: for anything in the options or the data that the user can mend.
@@ -63,6 +79,8 @@ def open_captioned(
     dataset = source.dataset
     if most is not None:
         dataset = dataset.select(range(min(most, len(dataset))))
+    if shared is not None:
+        return CaptionedSource(dataset, source.pieces, source.place, source.name, [shared] * len(dataset))
     name = caption_column(dataset.features, column)
     captions = _read(dataset, name)
     empty = [row for row, texts in enumerate(captions) if not texts]

@@ -45,7 +45,12 @@ def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageC
 
 
 def load_captioned_splits(
-    config: HeldOutOptions, column: str | None, *, skip_empty: bool, most: int | None = None
+    config: HeldOutOptions,
+    column: str | None,
+    *,
+    skip_empty: bool,
+    most: int | None = None,
+    shared: list[str] | None = None,
 ) -> tuple[tuple[ImageCache, Captions], tuple[ImageCache, Captions] | None]:
     """What `load_splits` gives, with captions.
 
@@ -54,13 +59,15 @@ def load_captioned_splits(
         column: of the captions; found by name or type when None.
         skip_empty: leave out images without a caption instead of refusing them.
         most: train on, or divide, no more than the first so many rows.
+        shared: captions that all images have, instead of those of a column.
 
     Raises:
         UserError: as `load_splits` and `load_captioned`.
     """
 
     def opened(split: Split | None = None) -> CaptionedSource:
-        return open_captioned(config, column, skip_empty=skip_empty, most=most if split is None else None, split=split)
+        rows = most if split is None else None
+        return open_captioned(config, column, skip_empty=skip_empty, most=rows, split=split, shared=shared)
 
     (source, train), held_out = _decoded(config, opened)
     return (train, source.of(train)), held_out and (held_out[1], held_out[0].of(held_out[1]))

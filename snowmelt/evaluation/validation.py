@@ -121,7 +121,8 @@ class SampleMetrics:
         train, held_out = task.images, task.held_out.images if task.held_out else None
         conditioning = (task.held_out and task.held_out.conditioning) or task.conditioning
         captions = conditioning.captions if isinstance(conditioning, CaptionConditioning) else None
-        self.prompts = prompts_of(captions, config.eval_num_images) if captions else []
+        shown = captions and captions.first(len(held_out or train))  # and none of images of a class
+        self.prompts = prompts_of(shown, config.eval_num_images) if shown else []
         self.config = config
         self.pipeline = task.pipeline
         real = RealImages(train, config.split, train.value_range)

@@ -4,6 +4,7 @@ What is filled in was read from files that anybody may have written. In the text
 than the name that it is, and in the metadata no more than a value.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from snowmelt.errors import printable
 from snowmelt.image_conditions import example_arguments
 from snowmelt.model_folder import INDEX_FILE, read_index
 from snowmelt.publishing.facts import Facts
+from snowmelt.text.prompt_templates import templates
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
 MARKUP = {ord(c): f"&#{ord(c)};" for c in "<[`|"}
@@ -51,7 +53,12 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
     task = "text-to-image" if facts.by_text else "unconditional-image-generation"
     task = "image-to-image" if facts.condition else task
     dataset = config.get("dataset_name")
-    tags = ["snowmelt", "diffusion", *(["class-conditional"] if classes else []), *(["lora"] if facts.lora else [])]
+    tags = [
+        "snowmelt",
+        "diffusion",
+        *(["class-conditional"] if classes else []),
+        *([facts.adapter.tag] if facts.adapter else []),
+    ]
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,
@@ -93,13 +100,13 @@ def _size(given: Any) -> list[str]:
 
 
 def _class_of(folder: Path) -> str:
-    """The pipeline that the export is loaded as; empty for LoRA matrices."""
+    """The pipeline that the export is loaded as; empty for an adapter."""
     return read_index(folder).class_name if (folder / INDEX_FILE).is_file() else ""
 
 
 def _call(facts: Facts, folder: Path) -> str:
     """Arguments of a call that shows something."""
-    words = ['"a red circle"'] if facts.by_text else []
+    words = [_prompt(facts)] if facts.by_text else []
     spec = facts.condition
     words += [example_arguments(spec).removesuffix(", ")] if spec else []
     if facts.network.get("num_class_embeds") or facts.index and facts.index.values.get("id2label"):
@@ -110,6 +117,15 @@ def _call(facts: Facts, folder: Path) -> str:
     words.append(f"num_inference_steps={steps}")
     # Where this clips the predicted x0, it must step with the noise that fits the clipped one; ours does so by itself.
     return ", ".join([*words, *(["use_clipped_model_output=True"] if _class_of(folder) == "DDIMPipeline" else [])])
+
+
+def _prompt(facts: Facts) -> str:
+    """A prompt as a literal of Python: that of the run, or with the word that it taught."""
+    config = facts.run["config"] if facts.run else {}
+    taught, word = config.get("instance_prompt"), config.get("placeholder_token")
+    if isinstance(word, str):
+        taught = templates(str(config.get("learnable_property")), word)[0]
+    return json.dumps(taught if isinstance(taught, str) else "a red circle", ensure_ascii=False)
 
 
 def _results(report: dict[str, Any], task: str) -> list[EvalResult]:

@@ -20,7 +20,7 @@ from snowmelt.loading import load_pipeline
 from snowmelt.model_folder import INDEX_FILE, Index, component_files, own_file, own_files
 from snowmelt.publishing.card import write_card
 from snowmelt.publishing.facts import Facts, read_facts
-from snowmelt.run_folder import CONFIG_FILE, LORA_FILE
+from snowmelt.run_folder import CONFIG_FILE
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 STOCK = (*PixelDiffusionPipeline.STOCK.values(), "StableDiffusionPipeline")
@@ -64,11 +64,12 @@ def export(
     facts = read_facts(source, report, dataset_name)
     readme = source / "README.md"  # the author's own
     own_card = own_file(source, readme) if os.path.lexists(readme) else None
-    if facts.index is None:
+    if facts.adapter is not None:
+        what, file = facts.adapter.what, facts.adapter.file
         if stock_pipeline:
-            raise UserError("--stock_pipeline: these are LoRA matrices, which any pipeline loads; publish without it")
-        _copy(own_file(source, source / LORA_FILE), folder / LORA_FILE)
-    else:
+            raise UserError(f"--stock_pipeline: these are {what}, which any pipeline loads; publish without it")
+        _copy(own_file(source, source / file), folder / file)
+    elif facts.index is not None:
         _copy_pipeline(source, folder, facts.index, stock_pipeline)
     if facts.run:
         text = yaml.safe_dump(facts.run["config"], sort_keys=False, allow_unicode=True)

@@ -21,7 +21,8 @@ from snowmelt.model_folder import (
     tensors,
     weights_digest,
 )
-from snowmelt.run_folder import LORA_FILE, RUN_FILE
+from snowmelt.run_folder import RUN_FILE
+from snowmelt.text.adapters import Adapter, adapter_in
 from snowmelt.tracking import METRICS_FILE, read_metrics
 
 REPORT_FILE = "report.json"
@@ -78,9 +79,10 @@ class Facts:
     """Of one model.
 
     Attributes:
-        index: model_index.json; None for LoRA matrices.
-        network: the configuration of the network; empty for LoRA matrices.
-        parameters: how many numbers the network or the matrices have learned.
+        index: model_index.json; None for an adapter.
+        adapter: LoRA matrices or the like, to be loaded into another pipeline; None for a pipeline.
+        network: the configuration of the network; empty for an adapter.
+        parameters: how many numbers the network or the adapter has learned.
         run: run.json: configuration, data, hardware; None for a pipeline that didn't come from a run's folder.
         training: how it went, from metrics.jsonl; None without it.
         report: evaluate.py's, of these weights; None without one.
@@ -88,17 +90,13 @@ class Facts:
     """
 
     index: Index | None
+    adapter: Adapter | None
     network: dict[str, Any]
     parameters: int
     run: dict[str, Any] | None
     training: dict[str, Any] | None
     report: dict[str, Any] | None
     alignment: str | None
-
-    @property
-    def lora(self) -> bool:
-        """Whether the model is LoRA matrices, to be loaded into another pipeline."""
-        return self.index is None
 
     @property
     def by_text(self) -> bool:
@@ -117,7 +115,7 @@ class Facts:
 
 
 def read_facts(source: Path, report: Path | None, dataset_name: str | None = None) -> Facts:
-    """The facts of the folder of a pipeline or of LoRA matrices.
+    """The facts of the folder of a pipeline or of an adapter.
 
     Args:
         source: the folder, with what training left beside the model.
@@ -128,8 +126,8 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         UserError: if it holds no pipeline, a file of it isn't what was written there, or there is no report of this
             model where one was named.
     """
-    if (source / LORA_FILE).is_file():
-        index, network, weights = None, {}, [own_file(source, source / LORA_FILE)]
+    if adapter := adapter_in(source):
+        index, network, weights = None, {}, [own_file(source, source / adapter.file)]
         folders = {"": source}
     else:
         index = read_index(source)
@@ -147,6 +145,7 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
     run = _run(source, dataset_name)
     return Facts(
         index=index,
+        adapter=adapter,
         network=network,
         parameters=sum(math.prod(shape) for path in weights for shape in tensors(path).values()),
         run=run,

@@ -53,6 +53,7 @@ class AutoencoderTask:
     config: AutoencoderConfig
 
     labels = False
+    prior = None
     with_ema = ("vae",)
     states: ClassVar[dict[str, Stateful]] = {}
 

@@ -13,6 +13,7 @@ from snowmelt.conditioning import Conditioning
 from snowmelt.data.buckets import check_buckets, parts_of
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.loader import Cache
+from snowmelt.data.mixture import Prior
 from snowmelt.image_conditions import ConditionImages
 from snowmelt.objectives import Losses, Objective, StepContext
 from snowmelt.options import TrainingConfig
@@ -103,6 +104,7 @@ class DiffusionTask:
         data: the decoded images, or their latents.
         augmentation: of images, on which the network is conditioned by input channels of its own; None without such.
         given: images that the network is conditioned on in the same way; None without such.
+        prior: another data set, by whose losses the network is to stay as it is; None without such.
     """
 
     objective: Objective
@@ -111,6 +113,7 @@ class DiffusionTask:
     data: Cache
     augmentation: Augmentation | None = field(default=None, kw_only=True)
     given: ConditionImages | None = field(default=None, kw_only=True)
+    prior: Prior | None = field(default=None, kw_only=True)
 
     @property
     def component(self) -> str:
@@ -140,7 +143,8 @@ class DiffusionTask:
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> Losses:
         """The objective's loss on a batch, with conditions of which some are dropped.
 
-        A batch that has `noise` is one of pairs, whose samples are x0 as they are.
+        A batch that has `noise` is one of pairs, whose samples are x0 as they are. One that has `loss_weight` is of two
+        data sets, whose mean losses are added (Ruiz et al. 2023, eq. 2).
         """
         noise = batch.get("noise")
         x0 = batch["image"] if noise is not None else self.space.from_cache(batch["image"], context.generator)
@@ -149,4 +153,7 @@ class DiffusionTask:
             x0, conditions[CONCATENATED] = self.augmentation(x0, context.generator)
         if self.given is not None:
             conditions[CONCATENATED] = self.given(batch, context.generator)
-        return self.objective.loss(x0, conditions, context, noise)
+        losses = self.objective.loss(x0, conditions, context, noise)
+        if (weight := batch.get("loss_weight")) is None:
+            return losses
+        return losses._replace(loss=weight * losses.loss)

@@ -8,12 +8,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from snowmelt.data.held_out import load_captioned_splits
+from snowmelt.data.mixture import Prior
 from snowmelt.objectives import describe
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace
 from snowmelt.tasks.diffusion import check_shapes, encode_images, hold_out
 from snowmelt.tasks.task import Networks
 from snowmelt.tasks.text_to_image import CaptionTask
+from snowmelt.text.class_images import load_class_images
 from snowmelt.text.finetuning import channels, load_source, make_conditioning, make_trainable
 from snowmelt.text.lora import save_lora
 from snowmelt.text.options import TextToImageConfig
@@ -43,16 +45,25 @@ class FinetuningTask(CaptionTask):
             config.caption_column,
             skip_empty=config.skip_empty_captions,
             most=config.max_train_samples,
+            shared=cls._shared_captions(config, source, accelerator),
         )
         pixels, vae = PixelSpace(images.value_range), source.vae
         space = LatentSpace(vae.to(accelerator.device), pixels, "--pretrained_model_name_or_path") if vae else pixels
         space.channels(images)  # or they don't fit, which is known before anything is made
         check_shapes(source.unet, images, space)
-        objective, conditioning, networks = make_trainable(config, source, captions, accelerator.device)
+        shown, class_images = captions, None
+        if config.with_prior_preservation:
+            class_images = load_class_images(config, source, images, accelerator)
+            shown = captions.followed_by(str(config.class_prompt), len(class_images))
+        objective, conditioning, networks = make_trainable(config, source, shown, accelerator.device)
         held_out = None
         if others:
             conditions = make_conditioning(config, source, others[1], dropout=0.0)
             held_out = hold_out(space, others[0], conditions, config)
+        prior = None
+        if class_images is not None:
+            data = encode_images(space, class_images, config, accelerator)
+            prior = Prior({"image": data}, config.prior_loss_weight)
         check_steps(source.scheduler, config)
         accelerator.print(describe(config, objective))
         return cls(
@@ -60,6 +71,7 @@ class FinetuningTask(CaptionTask):
             space=space,
             conditioning=conditioning,
             data=encode_images(space, images, config, accelerator),
+            prior=prior,
             networks=networks,
             images=images,
             held_out=held_out,
@@ -67,6 +79,11 @@ class FinetuningTask(CaptionTask):
             config=config,
             source=source,
         )
+
+    @classmethod
+    def _shared_captions(cls, config: TextToImageConfig, source: Any, accelerator: Accelerator) -> list[str] | None:
+        """Captions that all images have; None for those of a column."""
+        return config.shared_captions
 
     def pipeline(self, networks: Networks) -> Any:
         """The source with these networks, without the filter that would blacken what a model in training draws."""

@@ -9,6 +9,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from snowmelt.data.loader import Cache
+from snowmelt.data.mixture import Prior
 from snowmelt.objectives import Losses, StepContext
 from snowmelt.stateful import Stateful
 
@@ -34,6 +35,10 @@ class Task(Protocol):
     @property
     def fields(self) -> dict[str, Cache]:
         """What a batch consists of, by name; see `batches`."""
+
+    @property
+    def prior(self) -> Prior | None:
+        """Another data set that a batch is of; see `Mixture`."""
 
     @property
     def labels(self) -> bool:

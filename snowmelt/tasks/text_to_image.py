@@ -138,7 +138,11 @@ class TextToImageTask(CaptionTask):
         read_condition(config)  # before the data, which take long
         vae = load_autoencoder(config.autoencoder) if config.autoencoder else None
         (images, captions), others = load_captioned_splits(
-            config, config.caption_column, skip_empty=config.skip_empty_captions, most=config.max_train_samples
+            config,
+            config.caption_column,
+            skip_empty=config.skip_empty_captions,
+            most=config.max_train_samples,
+            shared=config.shared_captions,
         )
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae.to(accelerator.device), pixels) if vae else pixels

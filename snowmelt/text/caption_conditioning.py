@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.text import text_conditions
+from pipelines.text import converted, text_conditions
 from snowmelt.data.captions import Captions
 from snowmelt.data.loader import to_device
 from snowmelt.text.embeddings import caption_embeddings
@@ -108,7 +108,7 @@ def token_tables(tokenizer: object, texts: Sequence[str], masked: bool = True) -
         masked: whether the encoder masks padding: `attention_mask` is then beside `input_ids`.
     """
     tokens = tokenizer(  # type: ignore[operator]
-        list(texts), padding="max_length", truncation=True, return_tensors="np"
+        converted(list(texts), tokenizer), padding="max_length", truncation=True, return_tensors="np"
     )
     names = ("input_ids", "attention_mask") if masked else ("input_ids",)
     return {name: tokens[name].astype(np.int64) for name in names}

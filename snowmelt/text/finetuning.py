@@ -96,8 +96,12 @@ def make_trainable(
     unet, text_encoder = pipeline.unet, pipeline.text_encoder.eval()
     trained = {"unet": unet} | ({"text_encoder": text_encoder} if config.train_text_encoder else {})
     text_encoder.requires_grad_(config.train_text_encoder)
+    if config.placeholder_token is not None:
+        unet.requires_grad_(False)
+        text_encoder.get_input_embeddings().learned.requires_grad_()
+        trained = {"text_encoder": text_encoder}
     if config.gradient_checkpointing:
-        for net in trained.values():
+        for net in {"unet": unet, **trained}.values():
             (net.enable_gradient_checkpointing if net is unet else net.gradient_checkpointing_enable)()
 
     conditioning = make_conditioning(config, pipeline, captions, config.caption_dropout)
@@ -120,7 +124,8 @@ def make_conditioning(
     Raises:
         UserError: as `caption_embeddings`.
     """
-    frozen = None if config.train_text_encoder else pipeline.text_encoder
+    in_training = config.train_text_encoder or config.placeholder_token is not None
+    frozen = None if in_training else pipeline.text_encoder
     # Stable Diffusion's encoder sees padding as text, ours masks it.
     masked = isinstance(pipeline, TextToImagePipeline)
     conditioning = CaptionConditioning(captions, dropout)

@@ -7,6 +7,7 @@ from snowmelt.config import Config, option
 from snowmelt.errors import UserError
 from snowmelt.objective_options import ObjectiveOptions
 from snowmelt.options import METRICS, DiffusionConfig, LatentOptions, ValidationOptions
+from snowmelt.text.subject_options import SubjectOptions
 
 TEXT_METRICS = ("clip_score", "alignment")
 """Metrics of images that were made from texts."""
@@ -31,7 +32,15 @@ OF_SCRATCH = (
     "condition",
 )
 """Options of a model that is made here."""
-OF_PRETRAINED = ("revision", "non_ema_revision", "variant", "rank", "train_text_encoder")
+OF_PRETRAINED = (
+    "revision",
+    "non_ema_revision",
+    "variant",
+    "rank",
+    "train_text_encoder",
+    "with_prior_preservation",
+    "placeholder_token",
+)
 """Options that need a pretrained model."""
 
 
@@ -135,6 +144,7 @@ class TextValidationOptions(ValidationOptions):
 
 @dataclass(kw_only=True)
 class TextToImageConfig(
+    SubjectOptions,
     PretrainedOptions,
     ObjectiveOptions,
     LatentOptions,

@@ -128,6 +128,19 @@ CASES = [
     (T + "--pretrained_model_name_or_path no/such/place", "^error: --pretrained_model_name_or_path no/such/place: "),
     (T + "--rank 0 --pretrained_model_name_or_path m", "^error: --rank: must be at least 1, got 0$"),
     (T + "--train_text_encoder", "^error: --train_text_encoder: needs --pretrained"),
+    (
+        T + "--with_prior_preservation",
+        "^error: --with_prior_preservation: trains on images of a class; give --class_pr",
+    ),
+    (
+        T + "--class_prompt a",
+        "^error: --class_prompt: is of --with_prior_preservation; give that too, or leave it out$",
+    ),
+    (T + "--instance_prompt a --caption_column text", "^error: --instance_prompt and --caption_column: each says"),
+    (T + "--prior_loss_weight nan", "^error: --prior_loss_weight: must be at least 0 and at most 1000, got nan$"),
+    (T + "--placeholder_token x", "^error: --placeholder_token: begins as a known word; name it by --initializer_"),
+    (T + "--placeholder_token x --initializer_token a", "^error: --placeholder_token: needs --pretrained_model_name"),
+    (T + "--num_vectors 65", "^error: --num_vectors: must be at least 1 and at most 64, got 65$"),
     (T + "--variant fp16", "^error: --variant: needs --pretrained_model_name_or_path$"),
     (
         T + "--pretrained_model_name_or_path m --model_size tiny",
