@@ -1,4 +1,5 @@
-"""Train a text-to-image model on images with captions: from scratch, or from a pretrained one, whole or by LoRA.
+"""Train a text-to-image model on images with captions: from scratch, or from a pretrained one, whole, by LoRA or a
+ControlNet.
 
 Without a data set or a configuration it trains recipes/scenes.yaml, on a captioned set that it makes itself.
 """
@@ -21,6 +22,7 @@ def main() -> None:
     from snowmelt.environment import make_accelerator
     from snowmelt.image_conditions import example_arguments
     from snowmelt.publishing.during import HubPush
+    from snowmelt.tasks.controlnet import ControlNetTask
     from snowmelt.tasks.finetuning import FinetuningTask
     from snowmelt.tasks.text_to_image import TextToImageTask
     from snowmelt.trainer import Trainer
@@ -28,7 +30,8 @@ def main() -> None:
     accelerator = make_accelerator(config)
     checkpoint = run_folder.check(config)
     push = HubPush(config, accelerator)
-    kind = FinetuningTask if config.pretrained_model_name_or_path else TextToImageTask
+    tuned = ControlNetTask if config.controlnet else FinetuningTask
+    kind = tuned if config.pretrained_model_name_or_path else TextToImageTask
     task = kind.make(config, accelerator)
     validation = None
     if config.eval_steps:
@@ -42,7 +45,7 @@ def main() -> None:
     with run_folder.opened(config, task.images, accelerator, fresh=checkpoint is None):
         trainer.fit()
         push.finish()
-    base = config.pretrained_model_name_or_path if config.rank else None
+    base = config.pretrained_model_name_or_path
     arguments = f"{task.prompts[0]!r}, {example_arguments(config.condition)}"
     accelerator.print(run_folder.summary(config, task.images, arguments, base))
     if validation:

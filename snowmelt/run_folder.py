@@ -12,7 +12,8 @@ from accelerate.utils import broadcast_object_list
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from pipelines import IMAGE_CHANNELS, PIPELINES
-from snowmelt.checkpoint import find, finish_saving
+from pipelines.controlnet import CONTROLNET
+from snowmelt.checkpoint import INDEX_FILE, find, finish_saving
 from snowmelt.data.cache import ImageCache
 from snowmelt.environment import hardware
 from snowmelt.errors import UserError, explained, printable
@@ -120,7 +121,7 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
         config: the run's options.
         data: what it was trained on.
         arguments: what the pipeline is called with besides its steps.
-        base: the pipeline that LoRA matrices belong to, where they are all that was trained.
+        base: the pipeline that training began from, which LoRA matrices and ControlNets are loaded into.
     """
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").glob("step-*"))
@@ -137,7 +138,15 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
 
 def _loading(folder: Path, base: str | None) -> str:
     """Lines of Python that load what was trained."""
-    source, lora = (base, f'\npipeline.load_lora_weights("{folder}")') if base else (folder, "")
+    if base and not (folder / INDEX_FILE).is_file() and (folder / CONTROLNET).is_dir():
+        return (
+            "from diffusers import ControlNetModel, StableDiffusionControlNetPipeline\n"
+            f'controlnet = ControlNetModel.from_pretrained("{folder}", subfolder="{CONTROLNET}")\n'
+            f'pipeline = StableDiffusionControlNetPipeline.from_pretrained("{base}", controlnet=controlnet)'
+        )
+    source, lora = str(folder), ""
+    if base and not (folder / INDEX_FILE).is_file():
+        source, lora = base, f'\npipeline.load_lora_weights("{folder}")'
     name = DiffusionPipeline.load_config(source)["_class_name"]
     name = name[-1] if isinstance(name, list) else name
     package = "pipelines" if name in PIPELINES else "diffusers"

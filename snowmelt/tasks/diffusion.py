@@ -102,7 +102,7 @@ class DiffusionTask:
         conditioning: batches to the network's conditions.
         data: the decoded images, or their latents.
         augmentation: of images, on which the network is conditioned by input channels of its own; None without such.
-        given: images that the network is conditioned on in the same way; None without such.
+        given: images that the network is conditioned on, in the same way or by a ControlNet; None without such.
     """
 
     objective: Objective
@@ -148,5 +148,5 @@ class DiffusionTask:
         if self.augmentation is not None:
             x0, conditions[CONCATENATED] = self.augmentation(x0, context.generator)
         if self.given is not None:
-            conditions[CONCATENATED] = self.given(batch, context.generator)
+            conditions[self.given.name] = self.given(batch, context.generator)
         return self.objective.loss(x0, conditions, context, noise)

@@ -14,6 +14,7 @@ from snowmelt.spaces import LatentSpace, PixelSpace
 from snowmelt.tasks.diffusion import check_shapes, encode_images, hold_out
 from snowmelt.tasks.task import Networks
 from snowmelt.tasks.text_to_image import CaptionTask
+from snowmelt.text.controlnet import make_control_images
 from snowmelt.text.finetuning import channels, load_source, make_conditioning, make_trainable
 from snowmelt.text.lora import save_lora
 from snowmelt.text.options import TextToImageConfig
@@ -48,17 +49,21 @@ class FinetuningTask(CaptionTask):
         space = LatentSpace(vae.to(accelerator.device), pixels, "--pretrained_model_name_or_path") if vae else pixels
         space.channels(images)  # or they don't fit, which is known before anything is made
         check_shapes(source.unet, images, space)
-        objective, conditioning, networks = make_trainable(config, source, captions, accelerator.device)
+        given = make_control_images(config, images, space, source)
+        shown = 0 if given is None else given.channels
+        objective, conditioning, networks = make_trainable(config, source, captions, accelerator.device, shown)
         held_out = None
         if others:
             conditions = make_conditioning(config, source, others[1], dropout=0.0)
-            held_out = hold_out(space, others[0], conditions, config)
+            judged = given and given.of_held_out(config, others[0])
+            held_out = hold_out(space, others[0], conditions, config, judged)
         check_steps(source.scheduler, config)
         accelerator.print(describe(config, objective))
         return cls(
             objective=objective,
             space=space,
             conditioning=conditioning,
+            given=given,
             data=encode_images(space, images, config, accelerator),
             networks=networks,
             images=images,
