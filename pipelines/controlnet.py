@@ -99,8 +99,7 @@ def control_image(condition: ImageCondition, inputs: Tensor, channels: int) -> T
         inputs: (B, k, h, w) in [-1, 1], as its `degrade` makes them; the mask of inpainting is the last channel.
         channels: of the ControlNet's condition; what has one is repeated.
     """
-    images, masks = inputs.tensor_split([inputs.shape[1] - condition.mask_channels], 1)
-    shown = torch.cat([condition.resized(images), masks], 1) / 2 + 0.5
+    shown = condition.resized(inputs) / 2 + 0.5
     return shown.expand(-1, channels, -1, -1) if shown.shape[1] == 1 else shown
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 
+from pipelines.controlnet import CONTROLNET
 from snowmelt.errors import printable
 from snowmelt.image_conditions import example_arguments
 from snowmelt.model_folder import INDEX_FILE, read_index
@@ -51,6 +52,8 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
     task = "image-to-image" if facts.condition else task
     dataset = config.get("dataset_name")
     tags = ["snowmelt", "diffusion", *(["class-conditional"] if classes else []), *(["lora"] if facts.lora else [])]
+    beside = facts.controlnet or facts.index is not None and CONTROLNET in facts.index.components
+    tags += ["controlnet"] if beside else []
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,
@@ -92,7 +95,7 @@ def _size(given: Any) -> list[str]:
 
 
 def _class_of(folder: Path) -> str:
-    """The pipeline that the export is loaded as; empty for LoRA matrices."""
+    """The pipeline that the export is loaded as; empty for LoRA matrices and ControlNets."""
     return read_index(folder).class_name if (folder / INDEX_FILE).is_file() else ""
 
 

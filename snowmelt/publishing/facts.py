@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines import make_condition
 from pipelines.backbones import COMPONENTS
+from pipelines.controlnet import CONTROLNET
 from snowmelt.errors import UserError, printable
 from snowmelt.evaluation.alignment import ALIGNMENT_FILE, read_alignment
 from snowmelt.files import Kind, checked, read_mapping, read_text, shown
@@ -30,6 +31,7 @@ BY_TEXT = (
     "TextToImageTransformerPipeline",
     "StableDiffusionPipeline",
     "TextImageToImagePipeline",
+    "TextToImageControlNetPipeline",
 )
 LAST = 10
 """Log lines whose mean is the last loss."""
@@ -78,9 +80,9 @@ class Facts:
     """Of one model.
 
     Attributes:
-        index: model_index.json; None for LoRA matrices.
-        network: the configuration of the network; empty for LoRA matrices.
-        parameters: how many numbers the network or the matrices have learned.
+        index: model_index.json; None for what is no pipeline, LoRA matrices or a ControlNet.
+        network: the configuration of the network, or of a ControlNet that is no pipeline; empty for LoRA matrices.
+        parameters: how many numbers the networks or the matrices have learned.
         run: run.json: configuration, data, hardware; None for a pipeline that didn't come from a run's folder.
         training: how it went, from metrics.jsonl; None without it.
         report: evaluate.py's, of these weights; None without one.
@@ -98,7 +100,12 @@ class Facts:
     @property
     def lora(self) -> bool:
         """Whether the model is LoRA matrices, to be loaded into another pipeline."""
-        return self.index is None
+        return self.index is None and not self.network
+
+    @property
+    def controlnet(self) -> bool:
+        """Whether the model is a ControlNet by itself, to be put beside another pipeline."""
+        return self.index is None and bool(self.network)
 
     @property
     def by_text(self) -> bool:
@@ -108,7 +115,9 @@ class Facts:
     @property
     def condition(self) -> str | None:
         """What images it makes others of, as `make_condition` reads it; None for noise alone."""
-        return None if self.index is None else self.index.values.get("condition")
+        said = self.index.values if self.index else self.run["config"] if self.run else {}
+        spec: str | None = said.get("condition")
+        return spec
 
     @property
     def latent(self) -> bool:
@@ -117,7 +126,7 @@ class Facts:
 
 
 def read_facts(source: Path, report: Path | None, dataset_name: str | None = None) -> Facts:
-    """The facts of the folder of a pipeline or of LoRA matrices.
+    """The facts of the folder of a pipeline, of LoRA matrices or of a ControlNet.
 
     Args:
         source: the folder, with what training left beside the model.
@@ -131,6 +140,11 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
     if (source / LORA_FILE).is_file():
         index, network, weights = None, {}, [own_file(source, source / LORA_FILE)]
         folders = {"": source}
+    elif (source / CONTROLNET).is_dir() and not (source / INDEX_FILE).exists():
+        index, folders = None, {CONTROLNET: source / CONTROLNET}
+        component_files(source, CONTROLNET)
+        network = read_mapping(own_file(source, source / CONTROLNET / "config.json"), {"_class_name": str})
+        weights = [own_file(source, path) for path in main_weights(source / CONTROLNET)]
     else:
         index = read_index(source)
         if index.backbone is None:
@@ -142,7 +156,8 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         for name in index.components:
             component_files(source, name)
         network = read_mapping(own_file(source, source / index.backbone / "config.json"), {"sample_size": (int, list)})
-        weights = [own_file(source, path) for path in main_weights(source / index.backbone)]
+        learned = [name for name in (index.backbone, CONTROLNET) if name in index.components]
+        weights = [own_file(source, path) for name in learned for path in main_weights(source / name)]
         folders = {name: source / name for name in index.components}
     run = _run(source, dataset_name)
     return Facts(
@@ -166,6 +181,7 @@ def _run(source: Path, dataset_name: str | None) -> dict[str, Any] | None:
         raise UserError(f"{path}: 'images_per_step' must be at least 1, is {run['images_per_step']}; restore it")
     for name in ("dataset_name", "pretrained_model_name_or_path"):
         _check_public(path, name, config.get(name))
+    _check_condition(path, config.get("condition"))
     return run | {"config": config | ({"dataset_name": dataset_name} if dataset_name else {})}
 
 
@@ -184,15 +200,18 @@ def _check_index(source: Path, index: Index) -> None:
     names = index.values.get("id2label") or {}
     if not isinstance(names, dict) or not all(n.isdecimal() and isinstance(v, str) for n, v in names.items()):
         raise UserError(f"{path}: 'id2label' must map numbers to names of classes, is {shown(names)}; restore it")
-    condition = index.values.get("condition")
-    if condition is not None:
-        try:
-            make_condition(condition)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: {error}; restore it") from error
+    _check_condition(path, index.values.get("condition"))
     prediction = index.values.get("prediction_type")
     if not isinstance(prediction, str | None):
         raise UserError(f"{path}: 'prediction_type' must be text, is {shown(prediction)}; restore it")
+
+
+def _check_condition(path: Path, condition: Any) -> None:
+    try:
+        if condition is not None:
+            make_condition(condition)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}; restore it") from error
 
 
 def _check_public(path: Path, key: str, name: Any) -> None:

@@ -26,10 +26,7 @@ class ControlNetTask(FinetuningTask):
             UserError: for options, data, or networks that can't be trained on.
         """
         read_condition(config)  # before the pipeline and the data, which take long
-        task = super().make(config, accelerator)
-        # What is frozen may be in half precision: it then computes in that wherever it is called.
-        accelerator.prepare_model(task.source.unet, device_placement=False, evaluation_mode=True)
-        return task
+        return super().make(config, accelerator)
 
     @property
     def component(self) -> str:

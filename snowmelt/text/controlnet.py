@@ -119,11 +119,28 @@ def make_controlnet(config: TextToImageConfig, pipeline: Any, channels: int) -> 
         raise UserError(f"{flag}: {one_line(error)}") from error
     unet.requires_grad_(False)
     if isinstance(pipeline, StableDiffusionPipeline) and config.mixed_precision in DTYPES:
-        torch.nn.Module.to(unet, DTYPES[config.mixed_precision])  # its own `to` would warn of modules that it hasn't
+        _keep_in(unet, DTYPES[config.mixed_precision])
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         controlnet.enable_gradient_checkpointing()
     return controlnet
+
+
+def _keep_in(unet: Any, dtype: torch.dtype) -> None:
+    """Give a network another precision that its callers, whose own is float32, see nothing of."""
+    torch.nn.Module.to(unet, dtype)  # its own `to` would warn of modules that it hasn't
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [cast(part) for part in value]
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        sample, timestep, *others = args  # of which the timestep would lose digits
+        return (cast(sample), timestep, *map(cast, others)), {name: cast(value) for name, value in kwargs.items()}
+
+    unet.register_forward_pre_hook(before, with_kwargs=True)
+    unet.register_forward_hook(lambda _, args, output: tuple(part.float() for part in output))
 
 
 def _load(name: str) -> ControlNetModel:
@@ -146,9 +163,11 @@ def _load(name: str) -> ControlNetModel:
             found.append(f"a {kind}")
             continue
         try:
-            return ControlNetModel.from_pretrained(
+            controlnet = ControlNetModel.from_pretrained(
                 name, subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True
             )
         except Exception as error:  # whatever diffusers raises at files that anybody may have written
             raise UserError(f"{flag}: can't be loaded ({type(error).__name__}: {one_line(error)})") from error
+        controlnet.register_to_config(_name_or_path=None)  # a place on this machine
+        return controlnet
     raise UserError(f"{flag}: no ControlNetModel there, nor in its sub-folder {CONTROLNET}: {found[0]}")
