@@ -144,6 +144,10 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         index, folders = None, {CONTROLNET: source / CONTROLNET}
         component_files(source, CONTROLNET)
         network = read_mapping(own_file(source, source / CONTROLNET / "config.json"), {"_class_name": str})
+        if network["_class_name"] != "ControlNetModel":
+            raise UserError(
+                f"--model: {source / CONTROLNET} holds a {shown(network['_class_name'])}, and no ControlNet"
+            )
         weights = [own_file(source, path) for path in main_weights(source / CONTROLNET)]
     else:
         index = read_index(source)
