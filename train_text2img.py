@@ -1,4 +1,5 @@
-"""Train a text-to-image model on images with captions: from scratch, or from a pretrained one, whole or by LoRA.
+"""Train a text-to-image model on images with captions: from scratch, or from a pretrained one, whole, by LoRA or a
+ControlNet.
 
 Without a data set or a configuration it trains recipes/scenes.yaml, on a captioned set that it makes itself.
 """
@@ -21,6 +22,7 @@ def main() -> None:
     from snowmelt.environment import make_accelerator
     from snowmelt.image_conditions import example_arguments
     from snowmelt.publishing.during import HubPush
+    from snowmelt.tasks.controlnet import ControlNetTask
     from snowmelt.tasks.finetuning import FinetuningTask
     from snowmelt.tasks.text_to_image import CaptionTask, TextToImageTask
     from snowmelt.tasks.textual_inversion import TextualInversionTask
@@ -29,7 +31,8 @@ def main() -> None:
     accelerator = make_accelerator(config)
     checkpoint = run_folder.check(config)
     push = HubPush(config, accelerator)
-    kind: type[CaptionTask] = FinetuningTask if config.pretrained_model_name_or_path else TextToImageTask
+    tuned = ControlNetTask if config.controlnet else FinetuningTask
+    kind: type[CaptionTask] = tuned if config.pretrained_model_name_or_path else TextToImageTask
     kind = TextualInversionTask if config.placeholder_token is not None else kind
     task = kind.make(config, accelerator)
     validation = None

@@ -1,6 +1,7 @@
 """Diffusion pipelines: what users import, and what ships with the weights."""
 
 from pipelines.base import IMAGE_CHANNELS, SamplingOutput
+from pipelines.controlnet import TextToImageControlNetPipeline
 from pipelines.denoiser import Predictor, autoguided, conditioned, guided
 from pipelines.editing import estimate_noise_std
 from pipelines.given_image import GivenImagePipeline
@@ -33,6 +34,7 @@ PIPELINES = {
         ImageToImagePipeline,
         SuperResolutionPipeline,
         TextImageToImagePipeline,
+        TextToImageControlNetPipeline,
     )
 }
 """What a model_index.json may name: class names in files mean these, never whatever else bears the name."""
@@ -54,6 +56,7 @@ __all__ = [
     "ScoreSdePipeline",
     "SuperResolutionPipeline",
     "TextImageToImagePipeline",
+    "TextToImageControlNetPipeline",
     "TextToImagePipeline",
     "TextToImageTransformerPipeline",
     "Trajectory",

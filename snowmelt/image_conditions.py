@@ -1,12 +1,13 @@
 """Images that a network is conditioned on in training: made of the clean ones, or read beside them."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.denoiser import CONCATENATED
 from pipelines.image_conditions import LUMA, Column, ImageCondition, make_condition, network_condition
 from snowmelt.data.agreement import Like
 from snowmelt.data.cache import ImageCache
@@ -34,6 +35,7 @@ class ConditionImages:
     """What of a batch joins the input of the network.
 
     Attributes:
+        name: of the condition, as networks and `Predictor` take it.
         condition: what images are made of.
         space: that the network works in.
         channels: of what joins the input.
@@ -42,6 +44,7 @@ class ConditionImages:
         max_noise_level: of noise that is added to them; None for a network that doesn't know its level.
     """
 
+    name: ClassVar[str] = CONCATENATED
     condition: ImageCondition
     space: PixelSpace | LatentSpace
     channels: int

@@ -3,6 +3,7 @@
 torch and diffusers are imported inside the functions, so that `--help` doesn't wait for them.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ class SamplerOptions(Config):
         minimum=0,
         below=1,
     )
+    controlnet_conditioning_scale: float | None = option(
+        None, "of what a ControlNet adds to the network's features (1)", minimum=0, maximum=1000
+    )
     guidance_interval: list[float] = option([], "guide only where LO < sigma / alpha <= HI", minimum=0)
     seed: int = option(0, "all randomness follows from it and an image's index", minimum=0, maximum=2**63 - 1)
 
@@ -149,11 +153,13 @@ def choose_pipeline(options: PipelineOptions) -> "PixelDiffusionPipeline":
     """
     import torch
 
+    from pipelines.controlnet import CONTROLNET
     from snowmelt.model_source import find_source
 
     pipeline = find_source(str(options.model), options.revision, options.checkpoint, options.ema).load()
-    # `to` would warn of modules to keep in float32, of which this network has none.
-    pipeline.network.type(getattr(torch, options.torch_dtype))
+    for part in (pipeline.network, getattr(pipeline, CONTROLNET, None)):
+        if part is not None:  # `to` would warn of modules to keep in float32, of which this network has none
+            part.type(getattr(torch, options.torch_dtype))
     return pipeline
 
 
@@ -164,7 +170,12 @@ def checkpoints(path: Path) -> list[int]:
     return [int(folder.name.removeprefix("checkpoint-")) for folder in complete(path)]
 
 
-GIVEN_OPTIONS = ("image_guidance_scale", "noise_level")
+GIVEN_OPTIONS = {
+    # option: the models that it is for
+    "image_guidance_scale": "a --condition",
+    "noise_level": "a --condition",
+    "controlnet_conditioning_scale": "a --controlnet",
+}
 SDE_OPTIONS = ("predictor", "corrector", "num_corrector_steps", "snr", "tolerance")
 
 
@@ -249,11 +260,13 @@ def sampler_arguments(pipeline: "PixelDiffusionPipeline", options: SamplerOption
     Raises:
         UserError: for options that are another kind of model's.
     """
-    from pipelines import GivenImagePipeline, ScoreSdePipeline
+    from pipelines import ScoreSdePipeline
 
     given = {name: value for name in GIVEN_OPTIONS if (value := getattr(options, name)) is not None}
-    if given and not isinstance(pipeline, GivenImagePipeline):
-        raise UserError(f"--{next(iter(given))}: is for models of a --condition, and this one is none; leave it out")
+    for name in given:
+        if name not in inspect.signature(pipeline.__call__).parameters:
+            own = type(pipeline).__name__
+            raise UserError(f"--{name}: is for models of {GIVEN_OPTIONS[name]}, and this is a {own}; leave it out")
     most = pipeline.config.get("max_noise_level") or 0.0
     if given.get("noise_level", 0) > most:
         raise UserError(f"--noise_level {given['noise_level']:g}: this model was trained with at most {most:g}")

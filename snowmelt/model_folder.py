@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pipelines.backbones import COMPONENTS
+from pipelines.controlnet import CONTROLNET
 from snowmelt.errors import UserError, one_line
 from snowmelt.files import checked, read_mapping, read_text, shown
 from snowmelt.text.adapters import adapter_in
@@ -60,6 +61,11 @@ def read_index(folder: Path, flag: str = "--model") -> Index:
         raise UserError(
             f"{flag}: {folder} holds {adapter.what}, and no pipeline; in Python, `{adapter.method}` puts them into the "
             "one that they were trained for"
+        )
+    if not path.exists() and (folder / CONTROLNET).is_dir():
+        raise UserError(
+            f"{flag}: {folder} holds a ControlNet, and no pipeline; in Python, StableDiffusionControlNetPipeline puts "
+            "it beside the one that it was trained for"
         )
     if not path.exists():
         raise UserError(f"{flag}: {folder} holds no {INDEX_FILE}, so it is not the folder of a pipeline")

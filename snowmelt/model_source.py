@@ -12,6 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from pipelines import PIPELINES, PixelDiffusionPipeline
+from pipelines.controlnet import CONTROLNET
 from snowmelt.checkpoint import complete, verify
 from snowmelt.errors import UserError, one_line
 from snowmelt.model_folder import (
@@ -163,18 +164,19 @@ def _weights(parent: Path, index: Index, checkpoint: str | None, ema: float | No
     if checkpoint is None and ema is None:
         return {}
     chosen = {}
+    trained = CONTROLNET if CONTROLNET in index.components else index.backbone
     for name in index.components:
         emas = [path.name for path in sorted(parent.glob(f"{name}_ema*"))]
         wanted = emas if ema is None else [f"{name}_ema_{ema:.3f}"]
         if ema is None and len(emas) > 1:
             raise UserError(f"--ema: {parent} has several EMAs; choose one: {', '.join(emas)}")
-        if ema is not None and name == index.backbone and wanted[0] not in emas:
+        if ema is not None and name == trained and wanted[0] not in emas:
             widths = ", ".join(ema.removeprefix(f"{name}_ema_") for ema in emas if ema != f"{name}_ema")
             raise UserError(f"--ema: {parent} has none of sigma_rel {ema:.3f}; it has {widths or 'none'}")
         found = [parent / folder for folder in (*wanted, name) if (parent / folder).is_dir()]
         # Of a part that wasn't trained there is none in a checkpoint; beside a model its own serves.
         if found and found[0] != parent / name or checkpoint is not None and found:
             chosen[name] = found[0]
-    if index.backbone not in chosen:
-        raise UserError(f"--checkpoint {checkpoint}: {parent} holds no {index.backbone}; take another")
+    if trained not in chosen:
+        raise UserError(f"--checkpoint {checkpoint}: {parent} holds no {trained}; take another")
     return chosen

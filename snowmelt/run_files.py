@@ -17,7 +17,7 @@ CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 
-_NAMES = "|".join([*COMPONENTS, "vae|text_encoder|tokenizer|scheduler|feature_extractor|safety_checker"])
+_NAMES = "|".join([*COMPONENTS, "vae|text_encoder|tokenizer|scheduler|feature_extractor|safety_checker|controlnet"])
 _COMPONENT = rf"({_NAMES})(_ema(_\d\.\d{{3}})?)?"
 OWN_FILES = re.compile(
     rf"config\.yaml|run\.json|metrics\.jsonl|loss\.png|evaluation\.png|skipped\.txt|"

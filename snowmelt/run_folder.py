@@ -12,8 +12,9 @@ from accelerate.utils import broadcast_object_list
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from pipelines import IMAGE_CHANNELS, PIPELINES
+from pipelines.controlnet import CONTROLNET
 from pipelines.schedulers import FEW_STEPS
-from snowmelt.checkpoint import find, finish_saving
+from snowmelt.checkpoint import INDEX_FILE, find, finish_saving
 from snowmelt.data.cache import ImageCache
 from snowmelt.environment import hardware
 from snowmelt.errors import UserError, explained, printable
@@ -141,6 +142,12 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
 
 def _loading(folder: Path, base: str | None) -> str:
     """Lines of Python that load what was trained."""
+    if base and not (folder / INDEX_FILE).is_file() and (folder / CONTROLNET).is_dir():
+        return (
+            "from diffusers import ControlNetModel, StableDiffusionControlNetPipeline\n"
+            f'controlnet = ControlNetModel.from_pretrained("{folder}", subfolder="{CONTROLNET}")\n'
+            f'pipeline = StableDiffusionControlNetPipeline.from_pretrained("{base}", controlnet=controlnet)'
+        )
     adapter = adapter_in(folder)
     source, more = (base, f'\npipeline.{adapter.method}("{folder}")') if adapter else (str(folder), "")
     name = DiffusionPipeline.load_config(source)["_class_name"]

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 
+from pipelines.controlnet import CONTROLNET
 from pipelines.schedulers import FEW_STEPS
 from snowmelt.errors import printable
 from snowmelt.image_conditions import example_arguments
@@ -59,6 +60,8 @@ def write_card(folder: Path, repo_id: str, license: str, facts: Facts) -> None:
         *(["class-conditional"] if classes else []),
         *([facts.adapter.tag] if facts.adapter else []),
     ]
+    beside = facts.controlnet or facts.index is not None and CONTROLNET in facts.index.components
+    tags += ["controlnet"] if beside else []
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,
@@ -100,7 +103,7 @@ def _size(given: Any) -> list[str]:
 
 
 def _class_of(folder: Path) -> str:
-    """The pipeline that the export is loaded as; empty for an adapter."""
+    """The pipeline that the export is loaded as; empty for an adapter or a ControlNet."""
     return read_index(folder).class_name if (folder / INDEX_FILE).is_file() else ""
 
 

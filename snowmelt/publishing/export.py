@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from pipelines import IMAGE_CHANNELS, PIPELINES, PixelDiffusionPipeline, image_generators, save_strip
 from pipelines.bundle import forget_paths
+from pipelines.controlnet import CONTROLNET
 from snowmelt.errors import UserError, printable
 from snowmelt.loading import load_pipeline
 from snowmelt.model_folder import INDEX_FILE, Index, component_files, own_file, own_files
@@ -64,7 +65,11 @@ def export(
     facts = read_facts(source, report, dataset_name)
     readme = source / "README.md"  # the author's own
     own_card = own_file(source, readme) if os.path.lexists(readme) else None
-    if facts.adapter is not None:
+    if facts.controlnet:
+        if stock_pipeline:
+            raise UserError("--stock_pipeline: this is a ControlNet, which any pipeline takes; publish without it")
+        _copy_component(source, folder, CONTROLNET)
+    elif facts.adapter is not None:
         what, file = facts.adapter.what, facts.adapter.file
         if stock_pipeline:
             raise UserError(f"--stock_pipeline: these are {what}, which any pipeline loads; publish without it")
@@ -129,13 +134,7 @@ def _copy_pipeline(source: Path, folder: Path, index: Index, stock: bool | None)
     if own is None and index.class_name not in STOCK:
         known = ", ".join([*PIPELINES, *STOCK])
         raise UserError(f"--model: {source} is a {index.class_name}; published are {known}")
-    left_out = []
-    for name in index.components:
-        known_files, others = component_files(source, name)
-        (folder / name).mkdir()
-        for file, path in known_files.items():
-            _copy(path, folder / name / file)
-        left_out += [f"{name}/{other}" for other in others]
+    left_out = [file for name in index.components for file in _copy_component(source, folder, name)]
     if left_out:
         print(f"left out, being no part of a pipeline: {printable(', '.join(left_out))}", flush=True)
     _write_json(folder / INDEX_FILE, index.values)
@@ -155,6 +154,15 @@ def _copy_pipeline(source: Path, folder: Path, index: Index, stock: bool | None)
             f"--stock_pipeline: no pipeline of diffusers samples this model, a {index.class_name} with {scheduler}; "
             "they sample unconditional models of 8-bit pixels in discrete time: publish without it"
         ) from error
+
+
+def _copy_component(source: Path, folder: Path, name: str) -> list[str]:
+    """The known files of a component; what is left out."""
+    known_files, others = component_files(source, name)
+    (folder / name).mkdir()
+    for file, path in known_files.items():
+        _copy(path, folder / name / file)
+    return [f"{name}/{other}" for other in others]
 
 
 def _copy(source: Path, target: Path) -> None:

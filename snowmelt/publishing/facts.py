@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines import make_condition
 from pipelines.backbones import COMPONENTS
+from pipelines.controlnet import CONTROLNET
 from snowmelt.errors import UserError, printable
 from snowmelt.evaluation.alignment import ALIGNMENT_FILE, read_alignment
 from snowmelt.files import Kind, checked, read_mapping, read_text, shown
@@ -31,6 +32,7 @@ BY_TEXT = (
     "TextToImageTransformerPipeline",
     "StableDiffusionPipeline",
     "TextImageToImagePipeline",
+    "TextToImageControlNetPipeline",
 )
 LAST = 10
 """Log lines whose mean is the last loss."""
@@ -79,10 +81,10 @@ class Facts:
     """Of one model.
 
     Attributes:
-        index: model_index.json; None for an adapter.
-        adapter: LoRA matrices or the like, to be loaded into another pipeline; None for a pipeline.
-        network: the configuration of the network; empty for an adapter.
-        parameters: how many numbers the network or the adapter has learned.
+        index: model_index.json; None for what is no pipeline, an adapter or a ControlNet.
+        adapter: LoRA matrices or the like, to be loaded into another pipeline; None for others.
+        network: the configuration of the network, or of a ControlNet that is no pipeline; empty for an adapter.
+        parameters: how many numbers the networks or the adapter have learned.
         run: run.json: configuration, data, hardware; None for a pipeline that didn't come from a run's folder.
         training: how it went, from metrics.jsonl; None without it.
         report: evaluate.py's, of these weights; None without one.
@@ -99,6 +101,11 @@ class Facts:
     alignment: str | None
 
     @property
+    def controlnet(self) -> bool:
+        """Whether the model is a ControlNet by itself, to be put beside another pipeline."""
+        return self.index is None and bool(self.network)
+
+    @property
     def by_text(self) -> bool:
         """Whether it is conditioned on a text."""
         return self.index is None or self.index.class_name in BY_TEXT
@@ -106,7 +113,9 @@ class Facts:
     @property
     def condition(self) -> str | None:
         """What images it makes others of, as `make_condition` reads it; None for noise alone."""
-        return None if self.index is None else self.index.values.get("condition")
+        said = self.index.values if self.index else self.run["config"] if self.run else {}
+        spec: str | None = said.get("condition")
+        return spec
 
     @property
     def latent(self) -> bool:
@@ -115,7 +124,7 @@ class Facts:
 
 
 def read_facts(source: Path, report: Path | None, dataset_name: str | None = None) -> Facts:
-    """The facts of the folder of a pipeline or of an adapter.
+    """The facts of the folder of a pipeline, of an adapter or of a ControlNet.
 
     Args:
         source: the folder, with what training left beside the model.
@@ -129,6 +138,15 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
     if adapter := adapter_in(source):
         index, network, weights = None, {}, [own_file(source, source / adapter.file)]
         folders = {"": source}
+    elif (source / CONTROLNET).is_dir() and not (source / INDEX_FILE).exists():
+        index, folders = None, {CONTROLNET: source / CONTROLNET}
+        component_files(source, CONTROLNET)
+        network = read_mapping(own_file(source, source / CONTROLNET / "config.json"), {"_class_name": str})
+        if network["_class_name"] != "ControlNetModel":
+            raise UserError(
+                f"--model: {source / CONTROLNET} holds a {shown(network['_class_name'])}, and no ControlNet"
+            )
+        weights = [own_file(source, path) for path in main_weights(source / CONTROLNET)]
     else:
         index = read_index(source)
         if index.backbone is None:
@@ -140,7 +158,8 @@ def read_facts(source: Path, report: Path | None, dataset_name: str | None = Non
         for name in index.components:
             component_files(source, name)
         network = read_mapping(own_file(source, source / index.backbone / "config.json"), {"sample_size": (int, list)})
-        weights = [own_file(source, path) for path in main_weights(source / index.backbone)]
+        learned = [name for name in (index.backbone, CONTROLNET) if name in index.components]
+        weights = [own_file(source, path) for name in learned for path in main_weights(source / name)]
         folders = {name: source / name for name in index.components}
     run = _run(source, dataset_name)
     return Facts(
@@ -165,6 +184,7 @@ def _run(source: Path, dataset_name: str | None) -> dict[str, Any] | None:
         raise UserError(f"{path}: 'images_per_step' must be at least 1, is {run['images_per_step']}; restore it")
     for name in ("dataset_name", "pretrained_model_name_or_path"):
         _check_public(path, name, config.get(name))
+    _check_condition(path, config.get("condition"))
     return run | {"config": config | ({"dataset_name": dataset_name} if dataset_name else {})}
 
 
@@ -183,15 +203,18 @@ def _check_index(source: Path, index: Index) -> None:
     names = index.values.get("id2label") or {}
     if not isinstance(names, dict) or not all(n.isdecimal() and isinstance(v, str) for n, v in names.items()):
         raise UserError(f"{path}: 'id2label' must map numbers to names of classes, is {shown(names)}; restore it")
-    condition = index.values.get("condition")
-    if condition is not None:
-        try:
-            make_condition(condition)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: {error}; restore it") from error
+    _check_condition(path, index.values.get("condition"))
     prediction = index.values.get("prediction_type")
     if not isinstance(prediction, str | None):
         raise UserError(f"{path}: 'prediction_type' must be text, is {shown(prediction)}; restore it")
+
+
+def _check_condition(path: Path, condition: Any) -> None:
+    try:
+        if condition is not None:
+            make_condition(condition)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}; restore it") from error
 
 
 def _check_public(path: Path, key: str, name: Any) -> None:

@@ -103,7 +103,7 @@ class DiffusionTask:
         conditioning: batches to the network's conditions.
         data: the decoded images, or their latents.
         augmentation: of images, on which the network is conditioned by input channels of its own; None without such.
-        given: images that the network is conditioned on in the same way; None without such.
+        given: images that the network is conditioned on, in the same way or by a ControlNet; None without such.
         prior: another data set, by whose losses the network is to stay as it is; None without such.
     """
 
@@ -152,7 +152,7 @@ class DiffusionTask:
         if self.augmentation is not None:
             x0, conditions[CONCATENATED] = self.augmentation(x0, context.generator)
         if self.given is not None:
-            conditions[CONCATENATED] = self.given(batch, context.generator)
+            conditions[self.given.name] = self.given(batch, context.generator)
         losses = self.objective.loss(x0, conditions, context, noise)
         if (weight := batch.get("loss_weight")) is None:
             return losses

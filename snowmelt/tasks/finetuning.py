@@ -16,6 +16,7 @@ from snowmelt.tasks.diffusion import check_shapes, encode_images, hold_out
 from snowmelt.tasks.task import Networks
 from snowmelt.tasks.text_to_image import CaptionTask
 from snowmelt.text.class_images import load_class_images
+from snowmelt.text.controlnet import make_control_images
 from snowmelt.text.finetuning import channels, load_source, make_conditioning, make_trainable
 from snowmelt.text.lora import save_lora
 from snowmelt.text.options import TextToImageConfig
@@ -51,15 +52,18 @@ class FinetuningTask(CaptionTask):
         space = LatentSpace(vae.to(accelerator.device), pixels, "--pretrained_model_name_or_path") if vae else pixels
         space.channels(images)  # or they don't fit, which is known before anything is made
         check_shapes(source.unet, images, space)
+        given = make_control_images(config, images, space, source)
+        control_channels = 0 if given is None else given.channels
         shown, class_images = captions, None
         if config.with_prior_preservation:
             class_images = load_class_images(config, source, images, accelerator)
             shown = captions.followed_by(str(config.class_prompt), len(class_images))
-        objective, conditioning, networks = make_trainable(config, source, shown, accelerator.device)
+        objective, conditioning, networks = make_trainable(config, source, shown, accelerator.device, control_channels)
         held_out = None
         if others:
             conditions = make_conditioning(config, source, others[1], dropout=0.0)
-            held_out = hold_out(space, others[0], conditions, config)
+            judged = given and given.of_held_out(config, others[0])
+            held_out = hold_out(space, others[0], conditions, config, judged)
         prior = None
         if class_images is not None:
             data = encode_images(space, class_images, config, accelerator)
@@ -70,6 +74,7 @@ class FinetuningTask(CaptionTask):
             objective=objective,
             space=space,
             conditioning=conditioning,
+            given=given,
             data=encode_images(space, images, config, accelerator),
             prior=prior,
             networks=networks,

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from pipelines import TextToImagePipeline
+from pipelines.controlnet import CONTROLNET
 from pipelines.text import check_text_encoder
 from snowmelt.config import on_hub
 from snowmelt.data.captions import Captions
@@ -17,6 +18,7 @@ from snowmelt.errors import UserError, one_line
 from snowmelt.objectives import Objective
 from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
 from snowmelt.text.caption_conditioning import CaptionConditioning
+from snowmelt.text.controlnet import make_controlnet
 from snowmelt.text.embeddings import cache_root
 from snowmelt.text.lora import add_lora
 from snowmelt.text.options import TextToImageConfig
@@ -72,21 +74,23 @@ def channels(pipeline: Any) -> int:
 
 
 def make_trainable(
-    config: TextToImageConfig, pipeline: Any, captions: Captions, device: torch.device
+    config: TextToImageConfig, pipeline: Any, captions: Captions, device: torch.device, control_channels: int = 0
 ) -> tuple[Objective, CaptionConditioning, dict[str, Any]]:
     """A pretrained pipeline made ready to be trained on these captions.
 
     Args:
-        config: what is trained of it: the network, or LoRA matrices beside it; the text encoder too, or not.
+        config: what is trained of it: the network, or LoRA matrices or a ControlNet beside it; the text encoder too,
+            or not.
         pipeline: of `load_source`; its scheduler becomes the one that fits what is trained.
         captions: of the images.
         device: where the networks compute.
+        control_channels: of what a ControlNet is shown.
 
     Returns:
         What the network learns, what it is conditioned on, and the networks that are trained, by name.
 
     Raises:
-        UserError: for an objective that doesn't fit the model, or LoRA without peft.
+        UserError: for an objective that doesn't fit the model, LoRA without peft, or as `make_controlnet`.
     """
     objective = pretrained_objective(
         pipeline.scheduler, pipeline.config.get("prediction_type"), config, latent=pipeline.vae is not None
@@ -96,11 +100,13 @@ def make_trainable(
     unet, text_encoder = pipeline.unet, pipeline.text_encoder.eval()
     trained = {"unet": unet} | ({"text_encoder": text_encoder} if config.train_text_encoder else {})
     text_encoder.requires_grad_(config.train_text_encoder)
+    if config.controlnet:
+        trained = {CONTROLNET: make_controlnet(config, pipeline, control_channels)}
     if config.placeholder_token is not None:
         unet.requires_grad_(False)
         text_encoder.get_input_embeddings().learned.requires_grad_()
         trained = {"text_encoder": text_encoder}
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing and not config.controlnet:
         for net in {"unet": unet, **trained}.values():
             (net.enable_gradient_checkpointing if net is unet else net.gradient_checkpointing_enable)()
 

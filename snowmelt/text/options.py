@@ -29,19 +29,17 @@ OF_SCRATCH = (
     "ddpm_beta_start",
     "ddpm_beta_end",
     "variance_type",
-    "condition",
 )
 """Options of a model that is made here."""
 OF_PRETRAINED = (
-    "revision",
-    "non_ema_revision",
-    "variant",
-    "rank",
-    "train_text_encoder",
-    "with_prior_preservation",
-    "placeholder_token",
+    *("revision", "non_ema_revision", "variant", "rank", "train_text_encoder"),
+    *("controlnet", "controlnet_model_name_or_path", "with_prior_preservation", "placeholder_token"),
 )
 """Options that need a pretrained model."""
+UNFIT_FOR_CONTROLNET = (
+    *("rank", "train_text_encoder", "conditioning_dropout_prob", "max_noise_level"),
+    *("with_prior_preservation", "placeholder_token"),
+)
 
 
 @dataclass(kw_only=True)
@@ -60,7 +58,11 @@ class CaptionOptions(CaptionColumnOptions):
 
     max_train_samples: int | None = option(None, "train on the first so many images only", minimum=1)
     caption_dropout: float = option(
-        0.1, "fraction of captions replaced by the empty one, for classifier-free guidance", minimum=0, below=1
+        0.1,
+        "fraction of captions replaced by the empty one, for classifier-free guidance",
+        minimum=0,
+        below=1,
+        aliases=("proportion_empty_prompts",),
     )
 
 
@@ -110,6 +112,12 @@ class PretrainedOptions(Config):
     variant: str | None = option(None, "variant of its weight files, such as fp16")
     rank: int | None = option(None, "train LoRA matrices of this rank instead of the network (4 is common)", minimum=1)
     train_text_encoder: bool = option(False, "train its text encoder too")
+    controlnet: bool = option(
+        False, "train a ControlNet beside it, which is shown what --condition says, and nothing else"
+    )
+    controlnet_model_name_or_path: str | None = option(
+        None, "ControlNet to go on from, instead of one that is made of its unet: a folder, or a Hub name", path=True
+    )
 
 
 @dataclass(kw_only=True)
@@ -170,6 +178,19 @@ class TextToImageConfig(
             if getattr(self, name) != self.fields()[name].default:
                 why = f"that of --pretrained_model_name_or_path {source} is taken; leave it out"
                 raise UserError(f"--{name}: {why if source else 'needs --pretrained_model_name_or_path'}")
+        self._check_controlnet()
+
+    def _check_controlnet(self) -> None:
+        """Refuse options that are a ControlNet's without one, or another training's with one."""
+        if not self.controlnet and self.controlnet_model_name_or_path:
+            raise UserError("--controlnet_model_name_or_path: is of a --controlnet; give that too")
+        if not self.controlnet and self.condition and self.pretrained_model_name_or_path:
+            raise UserError("--condition: a pretrained model takes one by a ControlNet; add --controlnet")
+        if self.controlnet and not self.condition:
+            raise UserError("--controlnet: needs a --condition that it is shown, such as edges")
+        for name in UNFIT_FOR_CONTROLNET if self.controlnet else ():
+            if getattr(self, name):
+                raise UserError(f"--{name}: isn't for --controlnet; drop one of the two")
 
 
 def check_alignment(metrics: list[str], dataset_name: str | None, flag: str) -> None:

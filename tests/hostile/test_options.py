@@ -127,6 +127,17 @@ CASES = [
     (T + "--rank 4", "^error: --rank: needs --pretrained_model_name_or_path$"),
     (T + "--pretrained_model_name_or_path no/such/place", "^error: --pretrained_model_name_or_path no/such/place: "),
     (T + "--rank 0 --pretrained_model_name_or_path m", "^error: --rank: must be at least 1, got 0$"),
+    (T + "--controlnet --condition edges", "^error: --controlnet: needs --pretrained_model_name_or_path$"),
+    (
+        T + "--controlnet --pretrained_model_name_or_path m",
+        "^error: --controlnet: needs a --condition that it is shown",
+    ),
+    (
+        T + "--controlnet --condition edges --rank 4 --pretrained_model_name_or_path m",
+        "^error: --rank: isn't for --controlnet; drop one of the two$",
+    ),
+    (T + "--condition edges --pretrained_model_name_or_path m", "^error: --condition: a pretrained model takes one by"),
+    (G + "--controlnet_conditioning_scale=-1", "^error: --controlnet_conditioning_scale: must be at least 0 and at mo"),
     (T + "--train_text_encoder", "^error: --train_text_encoder: needs --pretrained"),
     (
         T + "--with_prior_preservation",

@@ -111,6 +111,11 @@ FILES: list[tuple[Damage, str]] = [
         r"scheduler_config.json: not valid JSON",
     ),
     (both(remove(INDEX), put("pytorch_lora_weights.safetensors", "x")), r"not whole safetensors"),
+    (both(remove(INDEX), put("controlnet/config.json", "{}")), r"controlnet holds no weights"),
+    (
+        both(remove(INDEX), lambda folder: shutil.copytree(folder / "unet", folder / "controlnet")),
+        r"m/controlnet holds a 'UNet2DModel', and no ControlNet",
+    ),
     (both(remove(INDEX), link("pytorch_lora_weights.safetensors", "/etc/passwd")), r"leads out of the model"),
 ]
 
