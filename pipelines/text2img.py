@@ -76,10 +76,8 @@ class TextPipeline(EditingPipeline):
             check_text_encoder(network, text_encoder, tokenizer)
         parts = {self.COMPONENT: network, "scheduler": scheduler}
         self.register_modules(**parts, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
-        if prediction_type is not None:
-            self.register_to_config(prediction_type=prediction_type)
-        if check_flow_map(network, flow_map):
-            self.register_to_config(flow_map=True)
+        optional = {"prediction_type": prediction_type, "flow_map": check_flow_map(network, flow_map) or None}
+        self.register_to_config(**{name: value for name, value in optional.items() if value is not None})
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> tuple[Tensor, Tensor]:
@@ -152,8 +150,7 @@ class TextPipeline(EditingPipeline):
             prompt: one, or a list; the images of one prompt follow each other.
             height: of the images in pixels; the trained size, or that of `image`, by default.
             width: of the images in pixels; the trained size, or that of `image`, by default.
-            num_inference_steps: steps of the scheduler, of which some evaluate the network twice; `default_steps` by
-                default.
+            num_inference_steps: steps, of which some evaluate the network twice; None for `default_steps`.
             timesteps: a list of times to use instead, where the scheduler takes one.
             guidance_scale: 1 for none; else negative + scale * (conditional - negative) (Ho & Salimans 2022, eq. 6).
                 The default suits models like that of the embedded scenes; pretrained ones usually want more.

@@ -43,11 +43,9 @@ class UnconditionalPipeline(EditingPipeline):
             "v_prediction" on the path of a flow-matching or EDM scheduler. None: what the scheduler expects.
         value_range: the values of float data that -1 and 1 stand for; in images of [0, 1] they are 0 and 1.
         id2label: names of the classes by number. A row of the network's label table beyond them is the null class.
-        augment_channels: of the network's input, the last ones, which say how images were augmented in training (Karras
-            et al. 2022, appendix F.2), and are 0 in sampling.
-        self_condition: whether the network's input is joined by its estimate of x0 in the evaluation before (Chen et
-            al. 2023, "Analog bits").
-        flow_map: whether the network also learned where x_t is to be taken, so that few steps do; see `flow_map.py`.
+        augment_channels: of the network's input, those that say how images were augmented (Karras et al. 2022).
+        self_condition: whether the network's input is joined by its last estimate of x0 (Chen et al. 2023).
+        flow_map: whether the network also learned where x_t is to be taken, so that few steps do.
 
     Raises:
         TypeError: for parts or settings of another type.
@@ -140,8 +138,7 @@ class UnconditionalPipeline(EditingPipeline):
             guidance_interval: guide only where lo < sigma / alpha <= hi (Kynkäänniemi et al. 2024).
             guidance_model: a network that learned the same less well, to guide by in place of the null class:
                 guide + scale * (network - guide) (Karras et al. 2024, eq. 3).
-            num_inference_steps: steps of the scheduler, of which some evaluate the network twice; `default_steps` by
-                default.
+            num_inference_steps: steps, of which some evaluate the network twice; None for `default_steps`.
             timesteps: a list of times to use instead, where the scheduler takes one.
             eta: noise of DDIM, from 0 (none) to 1 (as DDPM) (Song et al. 2021, eq. 16).
             s_churn: noise before the steps of Euler and Heun, all of them together (Karras et al. 2022, algorithm 2).

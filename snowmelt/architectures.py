@@ -25,6 +25,9 @@ from snowmelt.values import multiples_near, to_resolution
 ATTENTION_HEAD_DIM = 64
 """diffusers' default of 8 makes attention the bottleneck; see benchmarks/train_throughput.py."""
 
+CHANNELS_PER_GROUP = 4
+"""Of group norms, at full resolution."""
+
 SIZES: dict[str, tuple[int, int]] = {
     # name: (channels at full resolution, residual blocks per level)
     "tiny": (32, 1),
@@ -74,6 +77,9 @@ def unet_config(size: str, resolution: int) -> dict[str, Any]:
         "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         "attention_head_dim": ATTENTION_HEAD_DIM,
+        # Added to a channel, as by default, the noise level is subtracted again by a norm of that channel alone.
+        "norm_num_groups": width // CHANNELS_PER_GROUP,
+        "resnet_time_scale_shift": "scale_shift",
     }
 
 

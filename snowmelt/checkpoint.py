@@ -8,11 +8,15 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snowmelt.errors import UserError
 from snowmelt.files import read_mapping
 from snowmelt.stateful import Stateful
+
+if TYPE_CHECKING:
+    from snowmelt.options import UnconditionalConfig
+    from snowmelt.text.options import TextToImageConfig
 
 STATE_FILE = "trainer_state.json"
 STATE: dict[str, type] = {"step": int, "files": dict, "sha256": str}
@@ -106,6 +110,23 @@ def find(root: Path, name: str) -> Path | None:
             return candidate
     known = ", ".join(p.name for p in existing) or "none"
     raise UserError(f"--resume_from_checkpoint {name}: no complete checkpoint of that name; there are: {known}")
+
+
+def network_config(config: "UnconditionalConfig | TextToImageConfig", component: str) -> str | None:
+    """Where the configuration of a run's network stands: in the checkpoint that it resumes, or where an option says.
+
+    What a named size means may have changed since the checkpoint was made.
+
+    Args:
+        config: the run's options, with `model_config_name_or_path`.
+        component: the network's name in checkpoints.
+    """
+    name = config.resume_from_checkpoint
+    found = find(Path(config.output_dir), name) if name else None
+    if found is not None and (found / component / "config.json").is_file():
+        return str(found / component)
+    given: str | None = config.model_config_name_or_path
+    return given
 
 
 def read_state(path: Path) -> dict[str, Any]:

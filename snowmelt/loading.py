@@ -56,10 +56,7 @@ class SamplerOptions(Config):
 
     batch_size: int = option(64, "images per process and forward pass", minimum=1)
     num_inference_steps: int | None = option(
-        None,
-        "steps of the scheduler; 50 by default, 4 of flow maps, 2 of consistency models",
-        minimum=1,
-        maximum=100_000,
+        None, "steps; 50 by default, 4 of flow maps, 2 of consistency models", minimum=1, maximum=100_000
     )
     scheduler: str | None = option(None, "sampler, such as ddim, unipc or flow-heun; the model's own by default")
     eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (as ddpm)", minimum=0, maximum=1)

@@ -83,7 +83,7 @@ class Trainer:
         optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step, module)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         forward, emas = torch.compile(self.module) if config.compile else self.module, self._ema_networks()
-        self.context = StepContext(forward, self.generator, 0, self.total_steps, emas, accelerator.gather)
+        self.context = StepContext(forward, self.generator, 0, self.total_steps, emas, accelerator.gather, module)
         states = training_state(task.networks, self.emas, optimizer, accelerator.scaler) | task.states
         states |= {"validation": validation} if validation else {}
         self.checkpoints = Checkpoints(self.folder, states, config.checkpoints_total_limit)

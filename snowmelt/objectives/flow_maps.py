@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -32,12 +31,12 @@ Velocity = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
 MeanVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,), r (B,)) -> u, (B, C, H, W)."""
 
-FIRST_STEP, LAST_STEP = 0.1, 0.002
-"""Of SoFlow: (t - l) / (t - r) when training begins, and when it ends."""
+FIRST_STEP, LAST_STEP = 0.5, 0.05
+"""Of SoFlow: (t - l) / (t - r) when training begins, and when it ends; 0.1 and 0.002 in the paper's longer ones."""
 LEAST_STEP = 1e-4
 """Of t - l, so that float32 tells the two times apart."""
-START, STOP = (0.2, 0.8), (-1.0, 0.8)
-"""Mean and standard deviation of logit t and logit r, the larger of two draws being t (SoFlow, appendix)."""
+START, STOP = (0.4, 1.2), (-2.5, 2.0)
+"""Mean and standard deviation of logit t and logit r, the larger of two draws being t: wide enough for one step."""
 OFFSET = 0.01
 """c of the adaptive weights."""
 
@@ -73,7 +72,17 @@ class ContiguousGroupNorm(TorchFunctionMode):
 def jacobian_vector_product(
     mean_velocity: MeanVelocity, x_t: Tensor, v: Tensor, t: Tensor, r: Tensor, u: Tensor, step: float
 ) -> Tensor:
-    """du/dt along the path, (B, C, H, W), by forward-mode differentiation; the arguments of `finite_difference`."""
+    """du/dt along the path, (B, C, H, W), by forward-mode differentiation.
+
+    Args:
+        mean_velocity: u.
+        x_t: (B, C, H, W).
+        v: the velocity there, of that shape.
+        t: times, (B,).
+        r: times that are smaller, (B,).
+        u: isn't needed.
+        step: neither.
+    """
 
     def moving(x_t: Tensor, t: Tensor) -> Tensor:
         return mean_velocity(x_t, t, r)
@@ -141,8 +150,8 @@ class FlowMapObjective(Objective):
         if first < n:
             rest = {name: value[first:] for name, value in conditions.items()}
             step = FIRST_STEP * (LAST_STEP / FIRST_STEP) ** (context.step / max(context.total_steps, 1))
-            # Of the bare network: what shares gradients between processes has no forward-mode differentiation.
-            frozen = self._mean_velocity(extract_model_from_parallel(context.forward), rest)
+            # What shares gradients between processes has no forward-mode differentiation.
+            frozen = self._mean_velocity(context.bare or context.forward, rest)
             with torch.no_grad():
                 change = DERIVATIVES[self.derivative](frozen, x_t[first:], v[first:], start, stop, u[first:], step)
             target = torch.cat([v[:first], v[first:] - expand(start - stop, x0) * change])

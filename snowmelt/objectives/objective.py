@@ -40,6 +40,7 @@ class StepContext:
         total_steps: of the whole training.
         ema: EMAs of the networks, those that are published, by their names; empty where there are none.
         gather: joins a tensor of every process along the first axis, in the order of processes.
+        bare: calls the networks by themselves, for what isn't descended; None where `forward` does.
     """
 
     forward: Callable[..., Any]
@@ -48,6 +49,7 @@ class StepContext:
     total_steps: int
     ema: Mapping[str, Any] = field(default_factory=dict)
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    bare: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pipelines import TextImageToImagePipeline, TextToImagePipeline, TextToImage
 from pipelines.backbones import COMPONENTS
 from pipelines.text2img import TextPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
+from snowmelt.checkpoint import network_config
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions
 from snowmelt.data.held_out import load_captioned_splits
@@ -153,10 +154,11 @@ class TextToImageTask(CaptionTask):
         conditioning = CaptionConditioning(captions, config.caption_dropout)
         tokenizer, text_encoder = _text_parts(config, captions, conditioning.texts)
         architecture, _ = BACKBONES[config.backbone]
+        component = ARCHITECTURES[architecture].backbone.component
         network = make_network(
             architecture,
             config.model_size,
-            config.model_config_name_or_path,
+            network_config(config, component),
             resolution=space.size(images),
             vae_scale_factor=space.vae_scale_factor,
             channels=channels,
@@ -168,7 +170,7 @@ class TextToImageTask(CaptionTask):
         check_shapes(network, images, space)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        networks = {ARCHITECTURES[architecture].backbone.component: network}
+        networks = {component: network}
         if config.text_encoder is None:
             networks["text_encoder"] = text_encoder
         frozen = None if config.text_encoder is None else text_encoder.to(accelerator.device)

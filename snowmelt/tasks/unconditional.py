@@ -22,6 +22,7 @@ from pipelines.sde import SubVpSde
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.augmentation import AUGMENT_CHANNELS, Augmentation
+from snowmelt.checkpoint import network_config
 from snowmelt.conditioning import LabelConditioning, make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
@@ -102,10 +103,11 @@ class UnconditionalTask(DiffusionTask):
         objective = replace(objective, bin_width=space.bin_width(images), self_condition=config.self_condition)
         channels = space.channels(images)
         joined = channels if config.self_condition else AUGMENT_CHANNELS if config.augment_p else 0
+        architecture = BACKBONES[config.backbone][0]
         network = make_network(
-            BACKBONES[config.backbone][0],
+            architecture,
             config.model_size,
-            config.model_config_name_or_path,
+            network_config(config, ARCHITECTURES[architecture].backbone.component),
             resolution=space.size(images),
             vae_scale_factor=space.vae_scale_factor,
             channels=channels,
@@ -177,8 +179,9 @@ class UnconditionalTask(DiffusionTask):
             # That of integers is their type's.
             "value_range": self.images.value_range if self.images.dtype.kind == "f" else None,
             "self_condition": self.objective.self_condition,
-            "flow_map": self.objective.target_channels > 0,
         }
+        if self.objective.target_channels:
+            settings["flow_map"] = True
         if self.augmentation is not None:
             settings["augment_channels"] = AUGMENT_CHANNELS
         parts = networks[self.component], self.objective.scheduler()
