@@ -1,5 +1,6 @@
 """A run that is interrupted and resumed is the run that wasn't, to the last bit."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from snowmelt import architectures
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
 
@@ -113,3 +115,15 @@ def test_two_processes(variant, train, launch, tmp_path):
     for two, single in lines:
         assert two["lr"] == single["lr"]
         assert two["loss"] == pytest.approx(single["loss"], rel=1e-5)
+
+
+def test_a_resumed_run_keeps_its_network(train, tmp_path, monkeypatch):
+    """Whatever its size's name means by then."""
+    options = {"model_config_name_or_path": None, "model_size": "tiny", "max_train_steps": 2, "checkpointing_steps": 1}
+    whole = train(tmp_path / "whole", **options)
+    monkeypatch.setattr(architectures, "CHANNELS_PER_GROUP", 8)
+    resumed = interrupted(whole, 1, tmp_path / "resumed")
+    train(resumed, **options, resume_from_checkpoint="latest")
+    assert trained(resumed, since=1) == trained(whole, since=1)
+    groups = [json.loads((folder / "unet/config.json").read_text())["norm_num_groups"] for folder in (whole, resumed)]
+    assert groups == [8, 8]
