@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import FlowMapEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from pipelines import make_scheduler
@@ -12,7 +13,7 @@ from pipelines.schedulers import family
 from snowmelt.errors import UserError
 from snowmelt.objective_options import ObjectiveOptions
 from snowmelt.objectives.objective import Objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, Path, StraightPath
+from snowmelt.objectives.paths import DiscretePath, EdmPath, FlowMapPath, Path, StraightPath
 from snowmelt.objectives.recipes import RECIPES, adjusted
 
 
@@ -62,6 +63,8 @@ def pretrained_scheduler(scheduler: SchedulerMixin, objective: Objective) -> Sch
 
 def _path(scheduler: SchedulerMixin) -> Path:
     config, kind = scheduler.config, family(scheduler)
+    if isinstance(scheduler, FlowMapEulerDiscreteScheduler):
+        return FlowMapPath(num_train_timesteps=config.num_train_timesteps)
     if kind == "flow":
         return StraightPath(num_train_timesteps=config.num_train_timesteps)
     if kind == "edm":

@@ -342,19 +342,22 @@ def test_v_prediction_from_zero_snr(tune: Callable[..., Path], tmp_path: Path) -
         tune(tmp_path / "refused", rescale_betas_zero_snr=True)
 
 
-@pytest.mark.parametrize("objective", ["flow", "mixture", "edm", "v"])
+@pytest.mark.parametrize("objective", ["flow", "mixture", "edm", "v", "soflow"])
 def test_our_pipelines(objective: str, tune: Callable[..., Path], tmp_path: Path) -> None:
     """Of pixels, for any objective: a step at the rate of zero leaves all as it is, and one at another doesn't."""
     tokenizer, recipe = tiny_tokenizer(), RECIPES[objective]
     encoder = tiny_encoder("clip", len(tokenizer))
-    source = TextToImagePipeline(
-        tiny_unet(3), recipe.scheduler(), encoder, tokenizer, prediction_type=recipe.pipeline_prediction_type
-    )
+    unet, settings = tiny_unet(3), {"prediction_type": recipe.pipeline_prediction_type}
+    if recipe.target_channels:
+        unet = type(unet).from_config(unet.config, in_channels=3 + recipe.target_channels)
+        settings["flow_map"] = True
+    source = TextToImagePipeline(unet, recipe.scheduler(), encoder, tokenizer, **settings)
     source.save_pretrained(tmp_path / "source")
     options = {"pretrained_model_name_or_path": tmp_path / "source", "max_train_steps": 1}
     still = tune(tmp_path / "still", **options, learning_rate=0.0, train_text_encoder=True)
     pipeline = TextToImagePipeline.from_pretrained(still)
     assert pipeline.config.get("prediction_type") == recipe.pipeline_prediction_type
+    assert pipeline.config.get("flow_map") == settings.get("flow_map")
     assert settings_of(pipeline) == settings_of(source)
     assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), source.unet.parameters(), strict=True))
     lora = tune(tmp_path / "lora", **options, learning_rate=1e-2, rank=4)

@@ -101,6 +101,8 @@ def make_controlnet(config: TextToImageConfig, pipeline: Any, channels: int) -> 
     Raises:
         UserError: if no ControlNet can be made for the network, or that which was named is another's.
     """
+    if pipeline.config.get("flow_map"):
+        raise UserError("--controlnet: a flow map takes none; take a model of --objective flow")
     unet, factor = pipeline.unet, 1 if pipeline.vae is None else vae_scale_factor(pipeline.vae)
     name, flag = config.controlnet_model_name_or_path, "--controlnet"
     if name:

@@ -70,7 +70,7 @@ def _readable(flag: str) -> Iterator[None]:
 
 def channels(pipeline: Any) -> int:
     """Number of channels of a pipeline's images."""
-    return pipeline.unet.config.in_channels if pipeline.vae is None else pipeline.vae.config.in_channels
+    return pipeline.channels if isinstance(pipeline, TextToImagePipeline) else pipeline.vae.config.in_channels
 
 
 def make_trainable(
