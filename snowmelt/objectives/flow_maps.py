@@ -134,7 +134,9 @@ class FlowMapObjective(Objective):
             Of each image its weighted loss, and the quantile of t among those that flow matching is trained at.
         """
         generator, n = context.generator, len(x0)
-        first = round(n * self.flow_fraction)
+        # Of batches that don't divide so, of 1 for one, it comes out in the course of steps.
+        flow = n * self.flow_fraction
+        first = int((context.step + 1) * flow) - int(context.step * flow)
         t, quantile = self.draw_times(n, generator)
         if noise is None:
             noise = COUPLINGS[self.coupling](x0, generator)

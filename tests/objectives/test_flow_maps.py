@@ -133,6 +133,10 @@ def test_a_part_of_the_batch_is_flow_matching(name: str) -> None:
     assert seen[0].tolist() == [False] * 6 + [True] * 2
     assert all(len(other) == 2 for other in seen[1:])
     seen.clear()
+    for step in range(8):  # a batch of one
+        objective(name, flow_fraction=0.75).loss(normal(1), {}, context(Spy(), step))
+    assert sum(len(found) == 1 and not found[0] for found in seen) == 6
+    seen.clear()
     flow = objective(name, flow_fraction=1.0, adaptive_power=0.0).loss(normal(8), {}, context(Spy()))
     assert len(seen) == 1
     net = lambda x, timestep, return_dict: ExactNetwork()(torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 8)), timestep)  # noqa: E731
