@@ -48,7 +48,8 @@ VARIANTS = {
 
 def speed(objective: str, args: argparse.Namespace, **options: object) -> float:
     """Images per second of a short training, at its best."""
-    folder = args.output_dir / "speed" / "-".join([objective, *options])
+    place = [args.resolution, args.train_batch_size, *(["latents"] if args.autoencoder else [])]
+    folder = args.output_dir / "speed" / "-".join(map(str, [objective, *options, *place]))
     if not trained(folder):
         train(folder, args, SPEED_STEPS, objective=objective, **shared(args), **options)
     return max(float(line["images_per_second"]) for line in read_metrics(folder))

@@ -190,7 +190,7 @@ class TextToImageControlNetPipeline(GivenImagePipeline, TextToImagePipeline):
         prompt: str | list[str] | None = None,
         image: PipelineImageInput | None = None,
         mask_image: Any = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         guidance_scale: float = 1.25,
         controlnet_conditioning_scale: float = 1.0,
@@ -268,7 +268,7 @@ class TextToImageControlNetPipeline(GivenImagePipeline, TextToImagePipeline):
         controlled = ControlledUNet(self.unet, self.controlnet, control_scale)
         denoiser = guided(replace(self._predictor(sampler), network=controlled), chain, scales, interval, rescale)
         on_step = self._on_step(sampler, callback_on_step_end, callback_on_step_end_tensor_inputs, seen)
-        sampler.set_timesteps(num_inference_steps, timesteps, self._execution_device)
+        sampler.set_timesteps(self._steps(num_inference_steps), timesteps, self._execution_device)
         size = self._size(*shown.shape[2:])
         noise = self._noise((batch, self.data_channels, *size), generator, latents)
         x0 = self._sample(lambda *_: denoiser, sampler, noise, None, on_step)

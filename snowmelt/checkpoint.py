@@ -15,7 +15,7 @@ from snowmelt.files import read_mapping
 from snowmelt.stateful import Stateful
 
 if TYPE_CHECKING:
-    from snowmelt.options import UnconditionalConfig
+    from snowmelt.options import TrainingConfig, UnconditionalConfig
     from snowmelt.text.options import TextToImageConfig
 
 STATE_FILE = "trainer_state.json"
@@ -112,6 +112,11 @@ def find(root: Path, name: str) -> Path | None:
     raise UserError(f"--resume_from_checkpoint {name}: no complete checkpoint of that name; there are: {known}")
 
 
+def resumed(config: "TrainingConfig") -> Path | None:
+    """The checkpoint that a run resumes, if it does; see `find`."""
+    return find(Path(config.output_dir), config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+
+
 def network_config(config: "UnconditionalConfig | TextToImageConfig", component: str) -> str | None:
     """Where the configuration of a run's network stands: in the checkpoint that it resumes, or where an option says.
 
@@ -121,9 +126,9 @@ def network_config(config: "UnconditionalConfig | TextToImageConfig", component:
         config: the run's options, with `model_config_name_or_path`.
         component: the network's name in checkpoints.
     """
-    name = config.resume_from_checkpoint
-    found = find(Path(config.output_dir), name) if name else None
+    found = resumed(config)
     if found is not None and (found / component / "config.json").is_file():
+        verify(found, [found / component])
         return str(found / component)
     given: str | None = config.model_config_name_or_path
     return given

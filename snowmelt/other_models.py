@@ -15,6 +15,8 @@ from snowmelt.spaces import LatentSpace, PixelSpace
 
 FIRST_LAYERS = ("conv_in.weight", "pos_embed.proj.weight")
 """Of a UNet and of a transformer: (outputs, input channels, height, width)."""
+FREE = ("in_channels", "sample_size", "dropout")
+"""Settings of a network that another one's weights don't depend on."""
 
 
 def find_other(name: str, flag: str) -> Source:
@@ -42,10 +44,11 @@ def check_same_data(other: Any, own: UnconditionalPipeline, flag: str) -> None:
     """
     if not isinstance(other, UnconditionalPipeline) or isinstance(other, ScoreSdePipeline):
         raise UserError(f"{flag}: is a {type(other).__name__}; take a model without a condition or by class")
-    theirs, ours = ({"shape": _shape(p), "classes": p.id2label, "value_range": _range(p)} for p in (other, own))
-    for what, value in theirs.items():
-        if value != ours[what]:
-            raise UserError(f"{flag}: its {what} is {value}, and this model's {ours[what]}; take one of the same data")
+    theirs, ours = (
+        {"shape": _shape(p), "number of classes": p.num_classes, "classes": p.id2label, "value_range": _range(p)}
+        for p in (other, own)
+    )
+    _check_equal(theirs, ours, flag, "take one of the same data")
     vaes = [p.vae and LatentSpace(p.vae, PixelSpace()).fingerprint for p in (other, own)]
     if vaes[0] != vaes[1]:
         raise UserError(f"{flag}: its autoencoder is another than --autoencoder; take one of the same latents")
@@ -64,13 +67,11 @@ def begin_with(other: Any, own: UnconditionalPipeline, flag: str) -> None:
     Raises:
         UserError: for a network of another shape, or one that predicts another thing.
     """
-    kinds = [(family(p.scheduler), _predicts(p)) for p in (other, own)]
-    if kinds[0] != kinds[1]:
-        (theirs, predicts), (ours, needed) = kinds
-        raise UserError(
-            f"{flag}: is a {theirs} model of {predicts}, and this objective's is a {ours} one of {needed}; give the "
-            "objective that it was trained with, or a flow map's for a flow"
-        )
+    _check_equal(
+        _reading(other), _reading(own), flag, "give the options that it was trained with, or soflow for a flow"
+    )
+    if other.config.get("flow_map") and not own.config.get("flow_map"):
+        raise UserError(f"{flag}: is a flow map; add --objective soflow or meanflow")
     weights, needed_weights = other.network.state_dict(), own.network.state_dict()
     for name in FIRST_LAYERS:
         if name in weights and name in needed_weights:
@@ -94,5 +95,25 @@ def _range(pipeline: UnconditionalPipeline) -> Any:
     return None if found is None else tuple(found)
 
 
-def _predicts(pipeline: UnconditionalPipeline) -> str:
-    return str(pipeline._predictor(make_sampler(pipeline.scheduler)).prediction_type.name)
+def _reading(pipeline: UnconditionalPipeline) -> dict[str, Any]:
+    """What a network's weights mean: of what process, what it predicts, what its inputs are, how it is built."""
+    predicts = pipeline._predictor(make_sampler(pipeline.scheduler)).prediction_type
+    betas = getattr(pipeline.scheduler, "betas", None)
+    config = {k: v for k, v in pipeline.network.config.items() if k not in FREE and not k.startswith("_")}
+    return {
+        "network": type(pipeline.network).__name__,
+        "process": family(pipeline.scheduler),
+        "prediction": f"{predicts.name} (sigma_data {predicts.sigma_data})"
+        if predicts.name == "edm"
+        else predicts.name,
+        "betas": None if betas is None else f"{len(betas)} from {betas[0]:.3g} to {betas[-1]:.3g}",
+        "self_condition": pipeline.config.get("self_condition"),
+        "augment_channels": pipeline.config.get("augment_channels"),
+        **config,
+    }
+
+
+def _check_equal(theirs: dict[str, Any], ours: dict[str, Any], flag: str, remedy: str) -> None:
+    for what, value in theirs.items():
+        if value != ours.get(what):
+            raise UserError(f"{flag}: its {what} is {value}, and this model's {ours.get(what)}; {remedy}")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler
+from diffusers import CMStochasticIterativeScheduler, FlowMapEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from pipelines import make_scheduler
@@ -13,7 +13,7 @@ from pipelines.schedulers import family
 from snowmelt.errors import UserError
 from snowmelt.objective_options import ObjectiveOptions
 from snowmelt.objectives.objective import Objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, FlowMapPath, Path, StraightPath
+from snowmelt.objectives.paths import ConsistencyPath, DiscretePath, EdmPath, FlowMapPath, Path, StraightPath
 from snowmelt.objectives.recipes import RECIPES, adjusted
 
 
@@ -67,6 +67,8 @@ def _path(scheduler: SchedulerMixin) -> Path:
         return FlowMapPath(num_train_timesteps=config.num_train_timesteps)
     if kind == "flow":
         return StraightPath(num_train_timesteps=config.num_train_timesteps)
+    if isinstance(scheduler, CMStochasticIterativeScheduler):
+        return ConsistencyPath(config.sigma_data, clip_denoised=config.clip_denoised)
     if kind == "edm":
         return EdmPath(config.sigma_data)
     path = DiscretePath(

@@ -54,8 +54,6 @@ def make_pairs(
     check_same_data(teacher, student, flag)
     if family(teacher.scheduler) != "flow":
         raise UserError(f"{flag}: is no flow model of train_unconditional.py (--objective flow or mixture); take one")
-    if teacher.config.get("self_condition") != student.config.get("self_condition"):
-        raise UserError(f"{flag}: one of the two is self-conditioned; give the options that it was trained with")
     begin_with(teacher, student, flag)
     teacher.to(accelerator.device).set_progress_bar_config(disable=True)
     teacher.scheduler = make_scheduler("flow-euler", teacher.scheduler)

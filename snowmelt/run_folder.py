@@ -128,7 +128,7 @@ def summary(config: TrainingConfig, data: ImageCache, arguments: str, base: str 
     """
     folder = Path(config.output_dir)
     grids = sorted((folder / "samples").glob("step-*"))
-    index = DiffusionPipeline.load_config(base or folder)
+    index = DiffusionPipeline.load_config(folder if (folder / INDEX_FILE).is_file() else base)
     call = f"{arguments}num_inference_steps={FEW_STEPS.get(index['scheduler'][1], 50)}"
     last = f'pipeline({call}, output_type="np").images'
     if data.channels in IMAGE_CHANNELS:

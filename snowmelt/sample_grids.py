@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers import CMStochasticIterativeScheduler, DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from pipelines import (
 )
 from pipelines.base import ImagePipeline
 from pipelines.given_image import GivenImagePipeline
+from pipelines.schedulers import FEW_STEPS
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.errors import UserError
 from snowmelt.image_conditions import drawn_inputs
@@ -105,10 +106,11 @@ def check_steps(scheduler: SchedulerMixin, config: DiffusionConfig) -> None:
     Raises:
         UserError: saying how many it takes.
     """
-    steps, known = config.ddpm_num_inference_steps or 50, scheduler.config.get("num_train_timesteps")
-    if hasattr(scheduler, "alphas_cumprod") and steps > known:
+    steps = config.ddpm_num_inference_steps or FEW_STEPS.get(type(scheduler).__name__, 50)
+    known, counted = scheduler.config.get("num_train_timesteps"), hasattr(scheduler, "alphas_cumprod")
+    if (counted or isinstance(scheduler, CMStochasticIterativeScheduler)) and steps > known:
         raise UserError(
-            f"--ddpm_num_inference_steps {steps}: the model is trained on {known} timesteps; take {known} or fewer"
+            f"--ddpm_num_inference_steps {steps}: the model's scheduler has {known} timesteps; take {known} or fewer"
         )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import CMStochasticIterativeScheduler
 from torch import Tensor
 
 from pipelines import guided, make_sampler
@@ -45,7 +46,9 @@ class Teacher:
         """
         chain: list[dict[str, Tensor]] = [{}]
         if self.num_class_embeds is not None:
-            labels = conditions.get("class_labels", torch.zeros(len(x_t), dtype=torch.long, device=x_t.device))
+            labels = conditions.get(
+                "class_labels", torch.full((len(x_t),), self.num_class_embeds - 1, device=x_t.device)
+            )
             chain = [{"class_labels": labels}]
         if self.guidance_scale != 1:
             chain.insert(0, {"class_labels": torch.full_like(labels, self.num_class_embeds - 1)})  # type: ignore[operator]
@@ -82,6 +85,8 @@ def make_teacher(pipeline: UnconditionalPipeline, guidance_scale: float, label_d
     Raises:
         UserError: for a model that can't be asked for what the student learns.
     """
+    if isinstance(pipeline.scheduler, CMStochasticIterativeScheduler):
+        raise UserError(f"{flag}: is a consistency model, which knows no velocity; take the one that it was tuned from")
     if pipeline.config.get("self_condition"):
         raise UserError(f"{flag}: is self-conditioned, which has no velocity of x_t alone; take another")
     embeds, classes = num_class_embeds(pipeline.network), pipeline.num_classes

@@ -177,16 +177,19 @@ def test_latents(train, tmp_path) -> None:
         ({"objective": "edm"}, "^--objective edm: --reflow_from straightens flows; take flow or mixture$"),
         (
             {"objective": "mixture"},
-            "its prediction_type is None, not sample; give the options that it was",
+            "its prediction is flow_prediction, and this model's sample; give the options that it was",
         ),
-        ({"class_conditional": False}, "its id2label is {0: '0'.*, not None; give the options"),
-        ({"label_dropout": 0.0}, "^--reflow_from .*: its network is of another shape; give the options"),
-        ({"resolution": 16}, "^--reflow_from .*: its network is of another shape; give the options"),
+        ({"class_conditional": False}, "its number of classes is 10, and this model's 0; take one of the same data"),
+        (
+            {"label_dropout": 0.0},
+            "^--reflow_from .*: its num_class_embeds is 11, and this model's 10; give",
+        ),
+        ({"resolution": 16}, "^--reflow_from .*: its shape is .*; take one of the same data"),
         (
             {"backbone": "dit", "model_config_name_or_path": None, "model_size": "tiny"},
-            "is a PixelDiffusionPipeline, and",
+            "its network is UNet2DModel, and this model's DiT",
         ),
-        ({"self_condition": True}, "its self_condition is None, not True; give the options"),
+        ({"self_condition": True}, "its self_condition is None, and this model's True; give the options"),
         ({"coupling": "ot"}, "^--coupling: is not for the pairs of --reflow_from; leave it out$"),
         ({"reflow_from": None}, "^--reflow_pairs: needs --reflow_from$"),
     ],
@@ -199,9 +202,12 @@ def test_refused(options, message, teacher, train, tmp_path) -> None:
 
 
 def test_models_that_are_no_flows(train, tmp_path) -> None:
-    for objective in ("epsilon", "ve"):
+    for objective, line in (
+        ("epsilon", "is no flow model of train_unconditional.py"),
+        ("ve", "is a ScoreSdePipeline;"),
+    ):
         model = train(tmp_path / objective, objective=objective, max_train_steps=1)
-        with pytest.raises(UserError, match="is no flow model of train_unconditional.py"):
+        with pytest.raises(UserError, match=line):
             train(tmp_path / "run", reflow_from=model)
 
 

@@ -126,7 +126,11 @@ def test_guidance_of_a_teacher() -> None:
         ({"condition": "lowres:2"}, "--condition: isn't for flow maps"),
         ({"objective": "flow", "pretrained_model_name_or_path": "DIR", "condition": "gray"}, "--pretrained_model_na"),
         ({"teacher": "nowhere"}, "--teacher: can't load nowhere"),
-        ({"self_condition": True}, "--self_condition: isn't for flow maps"),
+        ({"self_condition": True}, "--self_condition: isn't for soflow"),
+        ({"objective": "ect", "self_condition": True}, "--self_condition: isn't for ect"),
+        ({"objective": "ect", "dropout": 0.1}, "--dropout: isn't for ect"),
+        ({"objective": "ect", "ddpm_num_inference_steps": 50}, "--ddpm_num_inference_steps 50: .* take 40 or fewer"),
+        ({"snr_gamma": 5.0}, "--loss_weight or --snr_gamma: changes the loss of one time"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], line: str, train: Any, tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_models_that_do_not_fit() -> None:
     own = PixelDiffusionPipeline(unet(1, None), FlowMapEulerDiscreteScheduler(), flow_map=True)
     cases = {
         "its shape is": PixelDiffusionPipeline(tiny_unet(3), FlowMatchEulerDiscreteScheduler()),
-        "its classes is": PixelDiffusionPipeline(
+        "its number of classes is": PixelDiffusionPipeline(
             unet(1), FlowMapEulerDiscreteScheduler(), id2label={0: "a", 1: "b"}, flow_map=True
         ),
         "its value_range is": PixelDiffusionPipeline(
@@ -151,11 +155,18 @@ def test_models_that_do_not_fit() -> None:
         with pytest.raises(UserError, match=f"--teacher DIR: {line}"):
             check_same_data(other, own, "--teacher DIR")
     epsilon = PixelDiffusionPipeline(unet(1, None), DDPMScheduler(), flow_map=True)
-    with pytest.raises(UserError, match="is a discrete model of epsilon, and this objective's is a flow one"):
+    with pytest.raises(UserError, match="its process is discrete, and this model's flow; give the options"):
         begin_with(epsilon, own, "--pretrained_model_name_or_path DIR")
     wide = PixelDiffusionPipeline(unet(1, 5), FlowMapEulerDiscreteScheduler(), flow_map=True)
-    with pytest.raises(UserError, match="its network is of another shape"):
+    with pytest.raises(UserError, match="its num_class_embeds is 5, and this model's None"):
         begin_with(wide, own, "--pretrained_model_name_or_path DIR")
+    twice = PixelDiffusionPipeline(tiny_unet(2), FlowMatchEulerDiscreteScheduler(), self_condition=False)
+    twice.register_to_config(self_condition=True)
+    with pytest.raises(UserError, match="its self_condition is True, and this model's None"):
+        begin_with(twice, own, "--pretrained_model_name_or_path DIR")
+    few = PixelDiffusionPipeline(tiny_unet(), CMStochasticIterativeScheduler())
+    with pytest.raises(UserError, match="is a consistency model, which knows no velocity"):
+        make_teacher(few, 1.0, 0.0, "--teacher DIR")
 
 
 def test_a_trained_edm_model_is_tuned(train, tmp_path):

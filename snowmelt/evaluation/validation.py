@@ -26,6 +26,7 @@ from snowmelt.evaluation.reference import Reference, features_of
 from snowmelt.files import read_mapping
 from snowmelt.loading import SamplerOptions
 from snowmelt.objectives import StepContext
+from snowmelt.objectives.flow_maps import FlowMapObjective
 from snowmelt.options import UnconditionalConfig, ValidationOptions
 from snowmelt.sample_grids import few_steps
 from snowmelt.tasks.diffusion import DiffusionTask
@@ -62,6 +63,8 @@ class ValidationLoss:
         self, task: DiffusionTask, fields: dict[str, Cache], config: ValidationOptions, accelerator: Accelerator
     ) -> None:
         objective = replace(task.objective, low_discrepancy=True, history=None)
+        if isinstance(objective, FlowMapObjective):
+            objective = replace(objective, adaptive_power=0.0)  # weights hide how large errors are
         # Held-out images are not augmented, and the network's condition says so.
         self.task = replace(task, objective=objective, augmentation=task.augmentation and Augmentation(0.0))
         self.fields, data = fields, fields["image"]

@@ -35,6 +35,11 @@ class ConsistencyObjective(Objective):
     trained one is where it goes on from.
     """
 
+    @property
+    def of_two_times(self) -> bool:
+        """True."""
+        return True
+
     def loss(self, x0: Tensor, conditions: dict[str, Any], context: StepContext, noise: Tensor | None = None) -> Losses:
         """|D(x_t, t) - D(x_r, r)| / (t - r), without a gradient through the second.
 

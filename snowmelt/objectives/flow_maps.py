@@ -121,6 +121,11 @@ class FlowMapObjective(Objective):
         """A network with `target_channels` more input channels than the data."""
         return Predictor(net, self.path.prediction_type(self.prediction_type), target_channels=TARGET_CHANNELS)
 
+    @property
+    def of_two_times(self) -> bool:
+        """True."""
+        return True
+
     def loss(self, x0: Tensor, conditions: dict[str, Any], context: StepContext, noise: Tensor | None = None) -> Losses:
         """The loss of mean velocities, the first images of the batch being those of flow matching.
 
@@ -131,17 +136,17 @@ class FlowMapObjective(Objective):
             noise: that belongs to x0, unit normal, float32 (B, C, H, W); None: it is drawn by the `coupling`.
 
         Returns:
-            Of each image its weighted loss, and the quantile of t among those that flow matching is trained at.
+            Of each image its weighted loss, and as `error` that without weight.
         """
         generator, n = context.generator, len(x0)
-        # Of batches that don't divide so, of 1 for one, it comes out in the course of steps.
-        flow = n * self.flow_fraction
-        first = int((context.step + 1) * flow) - int(context.step * flow)
-        t, quantile = self.draw_times(n, generator)
+        first = int(n * self.flow_fraction)
+        if part := n * self.flow_fraction - first:  # of a batch that doesn't divide so, of 1 for one
+            first += int(torch.rand(1, generator=generator, device=x0.device) < part)
+        t, _ = self.draw_times(first, generator)
         if noise is None:
             noise = COUPLINGS[self.coupling](x0, generator)
         start, stop = self._draw_intervals(n - first, generator)
-        t, r = torch.cat([t[:first], start]), torch.cat([t[:first], stop])
+        t, r = torch.cat([t, start]), torch.cat([t, stop])
         expanded = expand(t, x0)
         x_t, v = (1 - expanded) * x0 + expanded * noise, noise - x0
         if self.velocity is not None:
@@ -158,7 +163,8 @@ class FlowMapObjective(Objective):
                 change = DERIVATIVES[self.derivative](frozen, x_t[first:], v[first:], start, stop, u[first:], step)
             target = torch.cat([v[:first], v[first:] - expand(start - stop, x0) * change])
         error = (u - target).square().flatten(1).mean(1)
-        return Losses(error * (error.detach() + OFFSET) ** -self.adaptive_power, quantile)
+        # By weights alone, of about 1 / error, the loss wouldn't say how large errors are.
+        return Losses(error * (error.detach() + OFFSET) ** -self.adaptive_power, values={"error": error.detach()})
 
     def _draw_intervals(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n times t and smaller ones r, each (n,)."""

@@ -115,6 +115,11 @@ class Objective:
         return 0
 
     @property
+    def of_two_times(self) -> bool:
+        """Whether the network is compared with itself at another time, which it must say the same of but for that."""
+        return False
+
+    @property
     def learns_variance(self) -> bool:
         """Whether the network has twice the data's channels as outputs, of which the second half says the variance."""
         return isinstance(self.path, DiscretePath) and self.path.variance_type == "learned_range"

@@ -178,7 +178,7 @@ def _check(name: str, objective: Objective) -> None:
 
 def _check_few_steps(name: str, objective: Objective) -> None:
     changes = {
-        "loss_weight": objective.weight != "unit",
+        "loss_weight or --snr_gamma": objective.weight != "unit",
         "noise_offset": objective.noise_offset,
         "input_perturbation": objective.input_perturbation,
         "dream_training": objective.dream_detail_preservation is not None,

@@ -22,7 +22,7 @@ from pipelines.sde import SubVpSde
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.augmentation import AUGMENT_CHANNELS, Augmentation
-from snowmelt.checkpoint import network_config
+from snowmelt.checkpoint import network_config, resumed
 from snowmelt.conditioning import LabelConditioning, make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
@@ -87,9 +87,11 @@ class UnconditionalTask(DiffusionTask):
             raise UserError(f"--augment_p: isn't for --{other}; drop one of the two")
         if config.reflow_from and not isinstance(objective.path, StraightPath):
             raise UserError(f"--objective {config.objective}: --reflow_from straightens flows; take flow or mixture")
-        if objective.target_channels and (config.self_condition or config.condition):
-            other = "self_condition" if config.self_condition else "condition"
-            raise UserError(f"--{other}: isn't for flow maps ({config.objective}); leave out one of the two")
+        if objective.of_two_times and (config.self_condition or config.dropout):
+            other = "self_condition" if config.self_condition else "dropout"
+            raise UserError(f"--{other}: isn't for {config.objective}, which compares two outputs; leave it out")
+        if objective.target_channels and config.condition:
+            raise UserError(f"--condition: isn't for flow maps ({config.objective}); leave out one of the two")
         straightened = find_other(config.reflow_from, "--reflow_from") if config.reflow_from else None
         others = _find_others(config, objective)
         check_steps(objective.scheduler(), config)
@@ -222,7 +224,9 @@ class UnconditionalTask(DiffusionTask):
 
 def _find_others(config: UnconditionalConfig, objective: Objective) -> dict[str, Source]:
     """The models that training begins with and learns from, by their flags, found before the data are read."""
-    names = {"pretrained_model_name_or_path": config.pretrained_model_name_or_path, "teacher": config.teacher}
+    names = {"teacher": config.teacher}
+    if resumed(config) is None:  # whose weights are taken instead
+        names["pretrained_model_name_or_path"] = config.pretrained_model_name_or_path
     given = {flag: name for flag, name in names.items() if name is not None}
     if "teacher" in given and not isinstance(objective, FlowMapObjective):
         raise UserError("--teacher: is for flow maps, which learn its velocity; add --objective soflow or meanflow")

@@ -10,6 +10,7 @@ from diffusers import ControlNetModel, StableDiffusionPipeline
 from torch import Tensor
 
 from pipelines.controlnet import CONTROL, CONTROLNET, check_controlnet, control_image
+from pipelines.schedulers import FEW_STEPS
 from pipelines.vae import vae_scale_factor
 from snowmelt.config import on_hub
 from snowmelt.data.cache import ImageCache
@@ -101,8 +102,8 @@ def make_controlnet(config: TextToImageConfig, pipeline: Any, channels: int) -> 
     Raises:
         UserError: if no ControlNet can be made for the network, or that which was named is another's.
     """
-    if pipeline.config.get("flow_map"):
-        raise UserError("--controlnet: a flow map takes none; take a model of --objective flow")
+    if type(pipeline.scheduler).__name__ in FEW_STEPS:
+        raise UserError("--controlnet: models of few steps take none; take one of --objective flow, say")
     unet, factor = pipeline.unet, 1 if pipeline.vae is None else vae_scale_factor(pipeline.vae)
     name, flag = config.controlnet_model_name_or_path, "--controlnet"
     if name:

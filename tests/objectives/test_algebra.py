@@ -163,8 +163,8 @@ def test_only_pixels_are_clipped(name):
     ours, theirs = (dict(o.scheduler().config) for o in (latents, pixels))
     assert not ours.get("clip_sample")
     changed = {key for key in ours if ours[key] != theirs[key]}
-    assert changed <= {"clip_sample", "sigma_data"}
-    assert bool(changed) == (name in DISCRETE or name == "edm")
+    assert changed <= {"clip_sample", "clip_denoised", "sigma_data"}
+    assert bool(changed) == (name in DISCRETE or name in ("edm", "ect"))
 
 
 def test_pipelines_read_outputs_as_objectives_teach_them() -> None:

@@ -133,10 +133,12 @@ def test_a_part_of_the_batch_is_flow_matching(name: str) -> None:
     assert seen[0].tolist() == [False] * 6 + [True] * 2
     assert all(len(other) == 2 for other in seen[1:])
     seen.clear()
-    for step in range(8):  # a batch of one
-        objective(name, flow_fraction=0.75).loss(normal(1), {}, context(Spy(), step))
-    assert sum(len(found) == 1 and not found[0] for found in seen) == 6
-    seen.clear()
+    maps = []
+    for seed in range(40):  # batches of one
+        objective(name, flow_fraction=0.75).loss(normal(1), {}, StepContext(Spy(), generator(seed), 0, 1))
+        maps.append(bool(seen[0]))
+        seen.clear()
+    assert 3 <= sum(maps) <= 20
     flow = objective(name, flow_fraction=1.0, adaptive_power=0.0).loss(normal(8), {}, context(Spy()))
     assert len(seen) == 1
     net = lambda x, timestep, return_dict: ExactNetwork()(torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 8)), timestep)  # noqa: E731
@@ -185,5 +187,5 @@ def test_forward_mode_through_a_stock_unet(attention: bool) -> None:
 )
 def test_options_of_one_time_are_refused(given: dict[str, Any]) -> None:
     config = UnconditionalConfig(dataset_name="digits", output_dir="x", objective="soflow", **given)
-    with pytest.raises(UserError, match=rf"^--{next(iter(given))}: .*leave it out"):
+    with pytest.raises(UserError, match=rf"^--{next(iter(given))}.*: .*leave it out"):
         make_objective(config)

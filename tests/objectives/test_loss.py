@@ -10,12 +10,11 @@ from scipy import stats
 from pipelines.prediction import expand
 from snowmelt.errors import UserError
 from snowmelt.objectives import DEFAULT, RECIPES, Losses, Objective, StepContext, make_objective
-from snowmelt.objectives.flow_maps import FlowMapObjective
 from snowmelt.objectives.paths import DiscretePath, StraightPath
 from snowmelt.objectives.timesteps import DISTRIBUTIONS, uniform
 from snowmelt.options import UnconditionalConfig
 
-OF_ONE_TIME = [name for name, objective in RECIPES.items() if not isinstance(objective, FlowMapObjective)]
+OF_ONE_TIME = [name for name, objective in RECIPES.items() if not objective.of_two_times]
 
 
 def generator(seed: int = 0) -> torch.Generator:
