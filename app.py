@@ -41,8 +41,8 @@ def make_page(model: str) -> gradio.Blocks:
             )
             start = guidance.default if guidance else 1
             scale = gradio.Slider(1, 8, start, label="Guidance", visible=by_text or bool(classes))
-            most = 250 if pipeline.default_steps > 2 else 40  # of consistency models
-            steps = gradio.Slider(1, most, pipeline.default_steps, step=1, label="Steps")
+            usual = getattr(pipeline, "default_steps", 50)
+            steps = gradio.Slider(1, 250 if usual > 2 else 40, usual, step=1, label="Steps")
             count = gradio.Slider(1, 16, 4, step=1, label="Images")
             seed = gradio.Number(0, label="Seed", precision=0)
         button = gradio.Button("Sample")

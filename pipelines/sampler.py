@@ -12,7 +12,10 @@ from pipelines.churn import Churn
 from pipelines.prediction import PREDICTION_TYPES, NoiseLevel, Prediction, PredictionType
 from pipelines.start import noised
 
-LISTS = "DDPM, EulerDiscrete, HeunDiscrete, DPMSolverMultistep, DPMSolverSinglestep and FlowMatchEulerDiscrete"
+LISTS = (
+    "DDPM, EulerDiscrete, HeunDiscrete, DPMSolverMultistep, DPMSolverSinglestep, FlowMatchEulerDiscrete, "
+    "FlowMapEulerDiscrete and CMStochasticIterative"
+)
 CHURNING = "EDMEuler, EulerDiscrete and HeunDiscrete"
 
 

@@ -25,8 +25,7 @@ from snowmelt.values import multiples_near, to_resolution
 ATTENTION_HEAD_DIM = 64
 """diffusers' default of 8 makes attention the bottleneck; see benchmarks/train_throughput.py."""
 
-CHANNELS_PER_GROUP = 4
-"""Of group norms, at full resolution."""
+CHANNELS_PER_GROUP = 4  # of group norms, at full resolution
 
 SIZES: dict[str, tuple[int, int]] = {
     # name: (channels at full resolution, residual blocks per level)
@@ -99,6 +98,7 @@ def conditional_unet_config(size: str, resolution: int) -> dict[str, Any]:
         "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         # The number of heads, whatever diffusers calls it.
         "attention_head_dim": tuple(max(1, c // ATTENTION_HEAD_DIM) for c in channels),
+        "norm_num_groups": width // CHANNELS_PER_GROUP,
         "resnet_time_scale_shift": "scale_shift",
     }
 

@@ -276,7 +276,7 @@ def test_several_loras_are_scaled_and_fused(tune: Callable[..., Path], tmp_path:
         pipeline.load_lora_weights(tmp_path / adapter, adapter_name=adapter)
     pipeline.set_adapters(["a", "b"], [0.5, 2.0])
     together = images()
-    assert np.abs(together - plain).max() > 1e-3
+    assert np.abs(together - plain).max() > 1e-2
     added = torch.zeros_like(weight)
     for adapter, scale in (("a", 0.5), ("b", 2.0)):
         matrices = load_file(tmp_path / adapter / "pytorch_lora_weights.safetensors")
@@ -286,7 +286,7 @@ def test_several_loras_are_scaled_and_fused(tune: Callable[..., Path], tmp_path:
     pipeline.fuse_lora(adapter_names=["a", "b"])
     fused = dict(pipeline.unet.named_parameters())[name.replace("to_q.weight", "to_q.base_layer.weight")]
     assert torch.allclose(fused, weight + added, atol=1e-6)
-    assert np.abs(images() - together).max() < 1e-4
+    assert np.abs(images() - together).max() < 1e-3  # matrices of a rate of 0.1 are large
     pipeline.unfuse_lora()
     pipeline.unload_lora_weights()
     assert np.abs(images() - plain).max() < 1e-4

@@ -135,7 +135,7 @@ def test_pairs_are_mirrored_together(pairs, train, tmp_path, monkeypatch):
             seen.append(batch)
             yield batch
 
-    monkeypatch.setattr("snowmelt.trainer.batches", recorded)
+    monkeypatch.setattr("snowmelt.data.mixture.batches", recorded)
     train(tmp_path / "run", **options(pairs, condition="column:map", random_flip=True, max_train_steps=4))
     mirrored = [row[0, 8, 0].item() < 128 for batch in seen for row in batch["condition"]]
     assert len(set(mirrored)) == 2

@@ -18,7 +18,7 @@ from snowmelt.errors import UserError
 from snowmelt.evaluation.likelihood import _draw, bits_per_dim
 from snowmelt.evaluation.variational_bound import variational_bound
 from snowmelt.objectives import RECIPES, Objective
-from snowmelt.objectives.paths import DiscretePath, EdmPath, FlowMapPath, SdePath
+from snowmelt.objectives.paths import DiscretePath, EdmPath, SdePath
 from snowmelt.spaces import PixelSpace
 from tests.pipelines.mixture import Pixels, draw, mixture_pipeline
 from tests.pipelines.models import tiny_pipeline
@@ -26,7 +26,9 @@ from tests.pipelines.test_latent import pipeline_of
 
 SIDE, SIGMA_DATA = 4, 0.5
 D = SIDE**2
-OBJECTIVES = {name: o for name, o in RECIPES.items() if not isinstance(o.path, SdePath | FlowMapPath)} | {
+OBJECTIVES = {
+    name: o for name, o in RECIPES.items() if not isinstance(o.path, SdePath | FlowMapPath | ConsistencyPath)
+} | {
     "zero_snr": Objective(DiscretePath("linear", zero_snr=True), "v_prediction"),
     "few_steps": Objective(DiscretePath("squaredcos_cap_v2", 50), "v_prediction"),
     "edm_epsilon": Objective(EdmPath(), "epsilon"),

@@ -176,7 +176,7 @@ CASES = [
     (U + "--output_dir new --rescale_betas_zero_snr", "--rescale_betas_zero_snr leaves no signal at the last step"),
     (
         U + "--output_dir new --prediction_type epsilon --ddpm_num_steps 20 --ddpm_num_inference_steps 21",
-        "--ddpm_num_inference_steps 21: the model is trained on 20 timesteps; take 20 or fewer",
+        "--ddpm_num_inference_steps 21: the model's scheduler has 20 timesteps; take 20 or fewer",
     ),
     (U + "--output_dir new --lr_scheduler piecewise_constant", "piecewise_constant and --lr_step_rules: give both"),
     (U + "--output_dir new --lr_step_rules 1:5,0.1", "piecewise_constant and --lr_step_rules: give both"),

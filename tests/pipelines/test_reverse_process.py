@@ -15,7 +15,6 @@ from diffusers import (
 )
 
 from pipelines import PixelDiffusionPipeline, fitting_schedulers, image_generators, make_scheduler
-from pipelines.schedulers import SAMPLERS
 from tests.pipelines.models import quiet, run_loop, tiny_pipeline, tiny_unet
 from tests.pipelines.oracle import MEAN, STD, Oracle
 
@@ -77,7 +76,7 @@ def test_every_sampler_reproduces_a_normal_distribution(model: str, name: str) -
 @pytest.mark.parametrize("model", ["flow", "edm"])
 def test_other_predictions_on_the_path_of_a_scheduler(model: str, target: str) -> None:
     """Whatever the network predicts, the same x0 and so the same samples follow from it."""
-    for name in SAMPLERS[model]:
+    for name in fitting_schedulers(TRAINED[model]):
         scheduler = make_scheduler(name, TRAINED[model])
         expected = oracle_samples(model, scheduler)
         # At t = 1 an epsilon tells nothing of x0, which is taken for 0 in that step.
