@@ -16,6 +16,7 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
@@ -264,6 +265,7 @@ def test_several_loras_are_scaled_and_fused(tune: Callable[..., Path], tmp_path:
         given = {"pretrained_model_name_or_path": model, "rank": 2, "learning_rate": 0.1, "seed": seed}
         tune(tmp_path / name, **given, max_train_steps=3)
     pipeline = quiet(TextToImagePipeline.from_pretrained(model))
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()  # of an epsilon, steps would multiply what is rounded
     name, weight = next((n, p.clone()) for n, p in pipeline.unet.named_parameters() if "attn2.to_q.weight" in n)
     call = {"num_inference_steps": 2, "output_type": "np"}
 
@@ -286,7 +288,7 @@ def test_several_loras_are_scaled_and_fused(tune: Callable[..., Path], tmp_path:
     pipeline.fuse_lora(adapter_names=["a", "b"])
     fused = dict(pipeline.unet.named_parameters())[name.replace("to_q.weight", "to_q.base_layer.weight")]
     assert torch.allclose(fused, weight + added, atol=1e-6)
-    assert np.abs(images() - together).max() < 1e-3  # matrices of a rate of 0.1 are large
+    assert np.abs(images() - together).max() < 1e-4
     pipeline.unfuse_lora()
     pipeline.unload_lora_weights()
     assert np.abs(images() - plain).max() < 1e-4
