@@ -12,6 +12,7 @@ from diffusers import (
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from safetensors.torch import load_file
 
 from pipelines import PixelDiffusionPipeline
 from pipelines.flow_map import TARGET_CHANNELS
@@ -53,11 +54,17 @@ def test_latents(train, tmp_path):
     assert quiet(load_pipeline(str(run)))(output_type="pt").images.shape == (1, 1, 16, 16)
 
 
-def test_two_processes(launch, tmp_path):
-    """Each takes its part of the batch; gradients are shared though derivatives are of the bare network."""
-    codes, log = launch(tmp_path / "two", 2, **MAP | {"objective": "meanflow", "mixed_precision": "no"})
+@pytest.mark.parametrize("objective", ["meanflow", "ect"])
+def test_two_processes(objective, train, launch, tmp_path):
+    """They take the steps of one with twice the accumulation: gradients are shared, whatever else is evaluated."""
+    options = MAP | {"objective": objective, "learning_rate": 1e-3, "lr_warmup_steps": 0}
+    codes, log = launch(tmp_path / "two", 2, **options)
     assert codes == [0, 0], log
-    assert load_pipeline(str(tmp_path / "two")).config["flow_map"]
+    one = train(tmp_path / "one", **options, gradient_accumulation_steps=2)
+    name = "checkpoint-4/unet/diffusion_pytorch_model.safetensors"
+    expected, begun = load_file(one / name), load_file(one / name.replace("4", "2"))
+    torch.testing.assert_close(load_file(tmp_path / "two" / name), expected, rtol=0, atol=1e-5)
+    assert any((expected[key] - begun[key]).abs().max() > 1e-4 for key in expected)
 
 
 def test_a_flow_becomes_a_flow_map(train, tmp_path):
