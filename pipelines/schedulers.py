@@ -134,6 +134,17 @@ def family(scheduler: SchedulerMixin) -> str:
     return "discrete"
 
 
+def invertible(scheduler: SchedulerMixin) -> str:
+    """The name of the deterministic sampler of first order, whose steps can be undone, of a model of this scheduler.
+
+    Raises:
+        ValueError: for a consistency model, whose network knows where a path ends and not which way it goes.
+    """
+    if isinstance(scheduler, CMStochasticIterativeScheduler):
+        raise ValueError("scheduler: a consistency model has no steps to undo; take the model that it was tuned from")
+    return INVERTIBLE[family(scheduler)]
+
+
 def fitting_schedulers(scheduler: SchedulerMixin) -> list[str]:
     """Names of the samplers that can run a model saved with this scheduler."""
     return [name for name, sampler in SAMPLERS[family(scheduler)].items() if sampler.fits(scheduler)]

@@ -30,7 +30,7 @@ from pipelines.guidance_model import check_guidance_model
 from pipelines.inversion import invert
 from pipelines.labels import ClassLabels, check_id2label, label_conditions, num_classes
 from pipelines.samplers import make_sampler
-from pipelines.schedulers import INVERTIBLE, family, make_scheduler
+from pipelines.schedulers import invertible, make_scheduler
 
 
 class UnconditionalPipeline(EditingPipeline):
@@ -231,7 +231,7 @@ class UnconditionalPipeline(EditingPipeline):
         predict = self._predictor(make_sampler(self.scheduler))
         chain = self._label_chain(len(x0), class_labels, guidance_scale, guidance_model)
         denoiser = self._guided(predict, *chain, guidance_interval, guidance_model)({})
-        sampler = make_sampler(make_scheduler(INVERTIBLE[family(self.scheduler)], self.scheduler))
+        sampler = make_sampler(make_scheduler(invertible(self.scheduler), self.scheduler))
         sampler.set_timesteps(num_inference_steps, None, self._execution_device)
         noise = invert(denoiser, sampler, x0, num_fixed_point_iterations=iterations, progress=self.progress_bar)
         self.maybe_free_model_hooks()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import CMStochasticIterativeScheduler
 from torch import Tensor
 
 from pipelines import ScoreSdePipeline
@@ -47,6 +48,8 @@ def forward_process(pipeline: UnconditionalPipeline) -> ForwardProcess:
         straight = StraightPath(num_train_timesteps=config.num_train_timesteps)
         limit = float(np.log(config.num_train_timesteps - 1))  # the samplers' last time before 0 is one over T
         return ForwardProcess(lambda log_ratio: straight.level(log_ratio.sigmoid()), (-limit, limit))
+    if isinstance(scheduler, CMStochasticIterativeScheduler):
+        raise UserError("likelihood: a consistency model has none; take the model that it was tuned from")
     if kind == "edm":
         exploding = EdmPath(config.sigma_data)
         limits = float(np.log(config.sigma_min)), float(np.log(config.sigma_max))

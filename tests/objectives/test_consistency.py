@@ -9,6 +9,8 @@ from diffusers import CMStochasticIterativeScheduler, EDMEulerScheduler, UNet2DM
 from torch import Tensor, nn
 
 from pipelines import PixelDiffusionPipeline, fitting_schedulers, make_scheduler
+from snowmelt.errors import UserError
+from snowmelt.evaluation.process import forward_process
 from snowmelt.objectives import RECIPES, StepContext
 from snowmelt.objectives.consistency import earlier_time
 from tests.pipelines.models import quiet, tiny_pipeline
@@ -134,3 +136,11 @@ def test_samplers_that_fit() -> None:
     assert tiny_pipeline(own).default_steps == 2
     assert not ECT.path.for_latents().scheduler("edm").config.clip_denoised
     assert ECT.path.for_latents().scheduler("edm").config.sigma_data == 1.0
+
+
+def test_it_has_neither_steps_to_undo_nor_a_likelihood() -> None:
+    pipeline = tiny_pipeline(ECT.scheduler())
+    with pytest.raises(ValueError, match="scheduler: a consistency model has no steps to undo"):
+        pipeline.invert(torch.zeros(1, 1, 16, 16))
+    with pytest.raises(UserError, match="^likelihood: a consistency model has none"):
+        forward_process(pipeline)
