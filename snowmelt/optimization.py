@@ -19,8 +19,8 @@ def make_optimizer(
     total_steps: int,
     images_per_step: int = 1,
     module: nn.Module | None = None,
-) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
-    """The optimizer, and its learning rate's factor as a function of the optimizer steps taken.
+) -> tuple[torch.optim.Optimizer, Callable[[float], float]]:
+    """The optimizer, and its learning rate's factor as a function of the optimizer steps taken, whole or not.
 
     Args:
         groups: what it trains.

@@ -14,7 +14,9 @@ class OptimizationOptions(Config):
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step", minimum=1)
     num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True, aliases=("num_train_epochs",))
     max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", minimum=1, resumable=True)
-    max_train_minutes: float | None = option(None, "stop, and save, after this many minutes", above=0, resumable=True)
+    max_train_minutes: float | None = option(
+        None, "end after so many minutes, resumes included, and the learning rate with them", above=0, resumable=True
+    )
     learning_rate: float = option(1e-4, "peak learning rate", minimum=0)
     scale_lr: bool = option(False, "multiply it by the images of an optimizer step, over all processes")
     lr_scheduler: str = option(
@@ -56,6 +58,10 @@ class OptimizationOptions(Config):
     allow_tf32: bool = option(True, "matrix products in TF32 on GPUs that have it, where they are in float32")
     compile: bool = option(False, "torch.compile the network: faster steps after a minute or more of compilation")
     seed: int = option(0, "all randomness follows from it", minimum=0, maximum=2**63 - 1)
+
+    def images_per_step(self, num_processes: int) -> int:
+        """Images in an optimizer step, over all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * num_processes
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -106,13 +106,12 @@ def _prepare(config: TrainingConfig, data: ImageCache, accelerator: Accelerator,
 def _facts(config: TrainingConfig, data: ImageCache, accelerator: Accelerator) -> dict[str, Any]:
     """What strangers may know of the run, for its model card."""
     with_class_images = getattr(config, "with_prior_preservation", False)
-    per_pass = config.train_batch_size * (2 if with_class_images else 1)
     return {
         "config": config.to_publish(),
         "num_images": len(data),
         "hardware": hardware(accelerator),
         "mixed_precision": accelerator.mixed_precision,
-        "images_per_step": per_pass * config.gradient_accumulation_steps * accelerator.num_processes,
+        "images_per_step": config.images_per_step(accelerator.num_processes) * (2 if with_class_images else 1),
         "software": {name: version(name) for name in ("snowmelt", "diffusers", "torch")},
     }
 

@@ -1,7 +1,6 @@
 """The training loop, one for every task: checkpoints, averages, logging, and when to stop."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from snowmelt.meter import Meter
 from snowmelt.objectives import StepContext
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
+from snowmelt.progress import OUT_OF_TIME, Progress
 from snowmelt.stateful import network_state, training_state
 from snowmelt.tasks.task import Networks, Task
 from snowmelt.tracking import Metrics, log_samples, plot_loss
@@ -35,8 +35,8 @@ from snowmelt.tracking import Metrics, log_samples, plot_loss
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
     from snowmelt.evaluation.validation import Validation
 
-STATE = {"config": dict, "total_steps": int, "data": str, "num_processes": int}  # of a checkpoint
-MORE = "give a larger --max_train_steps or --num_epochs"
+STATE = {"config": dict, "total_steps": int, "seconds": float, "data": str, "num_processes": int}  # of a checkpoint
+MORE = "give a larger --max_train_steps, --num_epochs or --max_train_minutes"
 
 
 class Trainer:
@@ -74,6 +74,11 @@ class Trainer:
         check_memory(self.data, config, accelerator.device)
         self.generator = torch.Generator(accelerator.device)
         self.step = 0
+        self.images_per_step = config.images_per_step(accelerator.num_processes)
+        self.total_steps = config.max_train_steps or math.ceil(
+            config.num_epochs * len(self.data) / self.images_per_step
+        )
+        self.progress = Progress(self.total_steps, config.max_train_minutes)
 
         module = task.module(task.networks).train().to(accelerator.device)
         self.emas = make_emas({name: task.networks[name] for name in task.with_ema}, config)
@@ -83,50 +88,37 @@ class Trainer:
         optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step, module)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         forward, emas = torch.compile(self.module) if config.compile else self.module, self._ema_networks()
-        self.context = StepContext(forward, self.generator, 0, self.total_steps, emas, accelerator.gather, module)
+        self.context = StepContext(forward, self.generator, 0, 0, emas, accelerator.gather, module)
         states = training_state(task.networks, self.emas, optimizer, accelerator.scaler) | task.states
         states |= {"validation": validation} if validation else {}
         self.checkpoints = Checkpoints(self.folder, states, config.checkpoints_total_limit)
 
-    @property
-    def images_per_step(self) -> int:
-        """Images in an optimizer step, over all processes."""
-        return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.config.max_train_steps or math.ceil(self.config.num_epochs * len(self.data) / self.images_per_step)
-
     def resume(self, checkpoint: Path) -> None:
-        """Resume from a checkpoint, as if the run had never stopped.
-
-        Raises:
-            UserError: if it is damaged or was made by a run that trains differently.
-        """
-        state = checked(checkpoint / STATE_FILE, read_state(checkpoint), STATE)
+        """Resume as if the run had never stopped; a UserError if the checkpoint is damaged, or of another training."""
+        state = {"seconds": 0.0} | read_state(checkpoint)  # version 0.1 had none
+        state = checked(checkpoint / STATE_FILE, state, STATE)
         changed = differences(state["config"], self.config)
         changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state[k] != v]
         if changed:
             raise UserError(
                 f"{checkpoint} was made with {', '.join(changed)}; resume with the same, or start a new run"
             )
-        if state["total_steps"] != self.total_steps and not self.config.lr_scheduler.startswith("constant"):
-            self.accelerator.print(
-                f"the {self.config.lr_scheduler} learning rate ends at step {self.total_steps} now, not at "
-                f"{state['total_steps']} as when {checkpoint.name} was made"
-            )
+        then = Progress(state["total_steps"], state["config"]["max_train_minutes"])
+        if then.end != self.progress.end and not self.config.lr_scheduler.startswith("constant"):
+            ends = f"the {self.config.lr_scheduler} learning rate ends at {self.progress.end} now"
+            self.accelerator.print(f"{ends}, not at {then.end} as when {checkpoint.name} was made")
         self.checkpoints.load(checkpoint, state)
         self.step = state["step"]
-        if self.step >= self.total_steps:
+        self.progress.start(self.step, state["seconds"])
+        if self.progress.fraction(self.step) == 1:
             self.accelerator.print(f"nothing left to train: {checkpoint.name} is at step {self.step}; {MORE}")
 
     def fit(self) -> None:
         """Train to the last step, or until a signal or the time limit asks to stop; then save."""
         with Interrupts() as interrupts, full_disk(self.folder, "metrics or samples"):
-            stop = self._train(interrupts)
-            if stop:
-                resume = "resume with --resume_from_checkpoint latest"
+            if stop := self._train(interrupts):
+                more = " and a larger --max_train_minutes" if stop == OUT_OF_TIME else ""
+                resume = f"resume with --resume_from_checkpoint latest{more}"
                 self.accelerator.print(f"stopped at step {self.step} ({stop}); {resume}")
             self.save_model()
             self.save_samples()
@@ -142,7 +134,9 @@ class Trainer:
         meter = Meter(accelerator, config.gradient_accumulation_steps, self.mixture.rows)
         self.metrics = Metrics(self.folder, accelerator, self.step)
         stream = self._stream()
-        deadline = time.monotonic() + 60 * (math.inf if config.max_train_minutes is None else config.max_train_minutes)
+        if self.progress.fraction(self.step) == 1:
+            return None  # as `resume` said
+        self.progress.start(self.step, self.progress.seconds)
         stop: str | None = None
         quiet = not accelerator.is_main_process
         bar = tqdm(total=self.total_steps, initial=self.step, disable=quiet, unit="step", mininterval=1)
@@ -152,7 +146,7 @@ class Trainer:
                     self.train_step(next(stream), micro, meter)
                 self.step += 1
                 bar.update()
-                request = interrupts.requested or ("time limit" if time.monotonic() > deadline else None)
+                request = interrupts.requested or (OUT_OF_TIME if self.progress.out_of_time else None)
                 checkpointing = self.step % config.checkpointing_steps == 0 or self.step == self.total_steps
                 due = self._due_by_epoch()
                 evaluating = self.validation is not None and self.validation.due(self.step, self.total_steps)
@@ -160,6 +154,8 @@ class Trainer:
                 logging = self.step % config.logging_steps == 0 or (request and accelerator.num_processes == 1)
                 if checkpointing or due or evaluating or logging:
                     values, stop = meter.flush(self.step, request)
+                    self.progress.measure(self.step, accelerator)
+                    bar.total = self.progress.expected_steps()
                     values["lr"] = self.optimizer.param_groups[0]["lr"]
                     if self.validation and evaluating:
                         with meter.paused():
@@ -190,14 +186,17 @@ class Trainer:
         self.generator.manual_seed(seeds[0])
         torch.manual_seed(seeds[1])  # for the network's dropout
         with accelerator.accumulate(self.module):
-            losses = self.task.loss(batch, replace(self.context, step=self.step))
+            losses = self.task.loss(
+                batch, replace(self.context, step=self.step, progress=self.progress.fraction(self.step))
+            )
             accelerator.backward(losses.loss.mean())
             meter.add(losses, batch["indices"])
             if not accelerator.sync_gradients:
                 return
             accelerator.unscale_gradients()
             meter.add_norm(clip_gradients(self.optimizer, self.config.max_grad_norm))
-            set_learning_rate(self.optimizer, self.lr_factor(self.step))
+            position = self.progress.position(self.step, self.config.lr_warmup_steps)
+            set_learning_rate(self.optimizer, self.lr_factor(position))
             self.optimizer.step()
             self.optimizer.zero_grad()
             for emas in self.emas.values():
@@ -214,8 +213,8 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}`."""
-        meta = {"config": self.config.to_dict(), "total_steps": self.total_steps, **self._identity()}
-        self.checkpoints.save(self.step, meta, writes=self.accelerator.is_main_process)
+        meta = {"config": self.config.to_dict(), "total_steps": self.total_steps, "seconds": self.progress.seconds}
+        self.checkpoints.save(self.step, meta | self._identity(), writes=self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
 
     def save_model(self) -> None:

@@ -57,7 +57,7 @@ def fit(net: Velocity, batch_of: Callable[[torch.Generator], tuple[Tensor, Tenso
     for step in range(600):
         generator = torch.Generator().manual_seed(step)
         x0, noise = batch_of(generator)
-        loss = FLOW.loss(x0, {}, StepContext(net, generator, step, 600), noise).loss.mean()
+        loss = FLOW.loss(x0, {}, StepContext(net, generator, step, step / 600), noise).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -221,7 +221,7 @@ def test_a_pairs_noise_is_mixed_with_its_sample() -> None:
         return (noise - x0,)
 
     task = DiffusionTask(FLOW, PixelSpace(), NoConditioning(), data=None)  # type: ignore[arg-type]
-    context = StepContext(net, torch.Generator().manual_seed(0), 0, 1)
+    context = StepContext(net, torch.Generator().manual_seed(0), 0, 0)
     losses = task.loss({"image": x0, "noise": noise}, context)
     torch.testing.assert_close(seen[0], (1 - seen[1]) * x0 + seen[1] * noise)
     assert losses.loss.max() < 1e-12

@@ -77,7 +77,7 @@ class ValidationLoss:
     @torch.no_grad()
     def __call__(self, networks: Networks, step: int) -> dict[str, float]:
         """`eval_loss`, and by quartile of the noise level `eval_loss_q1` to `_q4`; in every process alike."""
-        context = StepContext(self.task.module(networks), self.generator, step, step)
+        context = StepContext(self.task.module(networks), self.generator, step, 1)
         size = self.config.train_batch_size
         batches = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
         own = [(i, self._losses(context, i, batches[i])) for i in turns(len(batches), PartialState())]

@@ -56,7 +56,7 @@ class ConsistencyObjective(Objective):
         t, quantile = self.draw_times(len(x0), generator)
         if noise is None:
             noise = COUPLINGS[self.coupling](x0, generator)
-        r = earlier_time(t, context.step / max(context.total_steps, 1))
+        r = earlier_time(t, context.progress)
         expected = predict(x0 + expand(t, x0) * noise, self.path.level(t), conditions).x0
         with torch.no_grad():
             near = self.path.level(r.clamp(min=1e-4))  # whose logarithm the network is shown; of 0 it isn't asked

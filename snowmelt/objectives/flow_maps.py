@@ -156,7 +156,7 @@ class FlowMapObjective(Objective):
         target = v
         if first < n:
             rest = {name: value[first:] for name, value in conditions.items()}
-            step = FIRST_STEP * (LAST_STEP / FIRST_STEP) ** (context.step / max(context.total_steps, 1))
+            step = FIRST_STEP * (LAST_STEP / FIRST_STEP) ** context.progress
             # What shares gradients between processes has no forward-mode differentiation.
             frozen = self._mean_velocity(context.bare or context.forward, rest)
             with torch.no_grad():

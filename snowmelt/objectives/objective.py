@@ -37,7 +37,7 @@ class StepContext:
         forward: calls the networks, as processes share them and as they are compiled.
         generator: of all that is random, on the device, seeded for this forward pass.
         step: optimizer steps taken before this one.
-        total_steps: of the whole training.
+        progress: how much of the training lies behind it, from 0 to 1.
         ema: EMAs of the networks, those that are published, by their names; empty where there are none.
         gather: joins a tensor of every process along the first axis, in the order of processes.
         bare: calls the networks by themselves, for what isn't descended; None where `forward` does.
@@ -46,7 +46,7 @@ class StepContext:
     forward: Callable[..., Any]
     generator: torch.Generator
     step: int
-    total_steps: int
+    progress: float
     ema: Mapping[str, Any] = field(default_factory=dict)
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
     bare: Callable[..., Any] | None = None

@@ -24,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def context(net: Any, step: int = 0) -> StepContext:
-    return StepContext(net, generator(), step, 100)
+    return StepContext(net, generator(), step, step / 100)
 
 
 def consistent(x_t: Tensor, sigma: Tensor) -> Tensor:

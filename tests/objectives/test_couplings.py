@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_the_coupled_noise(name: str) -> None:
     x0 = torch.randn(32, 1, 2, 2, generator=generator(1))
     losses = {}
     for coupling in ("independent", name):
-        context = StepContext(lambda x, timestep, return_dict: (torch.zeros_like(x),), generator(), 0, 1)
+        context = StepContext(lambda x, timestep, return_dict: (torch.zeros_like(x),), generator(), 0, 0)
         losses[coupling] = replace(RECIPES["flow"], coupling=coupling).loss(x0, {}, context).loss.mean()
     assert losses[name] < 0.8 * losses["independent"]
 

@@ -28,7 +28,7 @@ def objective(name: str, **changes: Any) -> FlowMapObjective:
 
 
 def context(net: Any, step: int = 0, total: int = 1000) -> StepContext:
-    return StepContext(net, generator(), step, total)
+    return StepContext(net, generator(), step, step / total)
 
 
 def exact(x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def test_a_part_of_the_batch_is_flow_matching(name: str) -> None:
     seen.clear()
     maps = []
     for seed in range(40):  # batches of one
-        objective(name, flow_fraction=0.75).loss(normal(1), {}, StepContext(Spy(), generator(seed), 0, 1))
+        objective(name, flow_fraction=0.75).loss(normal(1), {}, StepContext(Spy(), generator(seed), 0, 0))
         maps.append(bool(seen[0]))
         seen.clear()
     assert 3 <= sum(maps) <= 20

@@ -96,7 +96,7 @@ def test_hybrid_loss() -> None:
         seen.update(x=x, t=timestep)
         return (output,)
 
-    losses = objective.loss(x0, {}, StepContext(network, torch.Generator().manual_seed(0), 0, 1)).loss
+    losses = objective.loss(x0, {}, StepContext(network, torch.Generator().manual_seed(0), 0, 0)).loss
     t, level = seen["t"], PATH.level(seen["t"])
     noise = (seen["x"] - level.alpha.view(-1, 1, 1, 1) * x0) / level.sigma.view(-1, 1, 1, 1)
     prediction = Prediction(torch.zeros_like(x0), PredictionType("epsilon"), seen["x"], level)
@@ -124,7 +124,7 @@ def test_gradients_are_finite_at_every_timestep(weight: str) -> None:
     objective = replace(RECIPES["improved_ddpm"], weight=weight, bin_width=BIN, low_discrepancy=True)
     x0 = torch.where(data(1000, 1, 2, 2) > 0, 1.0, -1.0)
     output = torch.randn(1000, 2, 2, 2, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    context = StepContext(lambda x, timestep, return_dict: (3 * output,), torch.Generator().manual_seed(0), 0, 1)
+    context = StepContext(lambda x, timestep, return_dict: (3 * output,), torch.Generator().manual_seed(0), 0, 0)
     losses = objective.loss(x0, {}, context).loss
     (gradient,) = torch.autograd.grad(losses.sum(), output)
     assert losses.isfinite().all()

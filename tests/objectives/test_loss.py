@@ -27,7 +27,7 @@ def weights(objective: Objective, t: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(objective: Objective, net, x0: torch.Tensor, conditions: dict) -> Losses:
-    return objective.loss(x0, conditions, StepContext(net, generator(), 0, 1))
+    return objective.loss(x0, conditions, StepContext(net, generator(), 0, 0))
 
 
 def zero(x, timestep, **condition):
