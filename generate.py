@@ -5,21 +5,13 @@ change none of them. Under `accelerate launch` the processes share the work.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snowmelt.config import option, parse
+from snowmelt.config import parse
 from snowmelt.errors import UserError, run
-from snowmelt.loading import (
-    PipelineOptions,
-    SamplerOptions,
-    SizeOptions,
-    choose_pipeline,
-    sample,
-    sampler_arguments,
-    set_scheduler,
-)
+from snowmelt.generate_options import TRAJECTORY_IMAGES, GenerateConfig
+from snowmelt.loading import choose_pipeline, sample, sampler_arguments, set_scheduler
 from snowmelt.output_folder import SETTINGS_FILE, check_folder
 
 if TYPE_CHECKING:
@@ -29,74 +21,12 @@ if TYPE_CHECKING:
     from snowmelt.input_images import InputImages
 
 GRID_IMAGES = 64
-TRAJECTORY_IMAGES = 8
 LONGEST_ROW = 16
 """Images of an interpolation that stand in one row; more make a square."""
 BEFORE_AFTER = "before-after.png"
 ELSEWHERE = ("model", "revision", "image", "mask", "num_images", "batch_size", "trajectory")
-ELSEWHERE += ("upsampler", "output_dir", "overwrite_output_dir", "textual_inversion")
+ELSEWHERE += ("upsampler", "output_dir", "overwrite_output_dir", "textual_inversion", "search_timesteps", "compile")
 """Options that an image doesn't depend on, or not by their names."""
-
-
-@dataclass(kw_only=True)
-class GenerateConfig(SizeOptions, SamplerOptions, PipelineOptions):
-    """Output."""
-
-    num_images: int = option(64, "images to generate", minimum=1, maximum=10_000_000)
-    class_label: str | None = option(None, "number or name of the class of all images; all in turn by default")
-    prompt: list[str] = option([], "prompts, which images take in turn, for a model that makes them from texts")
-    textual_inversion: list[str] = option([], "new words to load, each a file, its folder, or a Hub repository")
-    output_dir: str = option("samples", "folder of the images")
-    overwrite_output_dir: bool = option(False, "remove the images of another model, or other settings, in output_dir")
-    bit_depth: int = option(8, "8, or 16 for gray images", minimum=8, maximum=16)
-    interpolate: list[str] = option(
-        [], "two images, by number or file: the num_images then go from one to the other (Song et al. 2021, DDIM)"
-    )
-    image: str | None = option(
-        None,
-        "file or folder to start from, each image from the next file; or what a model of --condition makes them of",
-    )
-    mask: str | None = option(None, "file or folder: what of --image to make anew, white; the rest is kept")
-    strength: float | None = option(
-        None, "fraction of the steps that are left to --image (0.8, and 1 with --mask)", minimum=0, maximum=1
-    )
-    noise_std: str | None = option(
-        None, "of noise that --image has and is to lose, of values in [0, 1]; or auto, to estimate it"
-    )
-    jump_length: int | None = option(
-        None, "steps that are undone together, with --mask (10; RePaint, Lugmayr et al. 2022)", minimum=1
-    )
-    jump_n_sample: int | None = option(
-        None, "how often steps are made, with --mask (1; 10 fits the rest better)", minimum=1, maximum=1000
-    )
-    upsampler: str | None = option(
-        None, "model of --condition lowres that enlarges the images, a folder or Hub repository (Ho et al. 2022)"
-    )
-    upsampler_noise_level: float | None = option(
-        None, "of noise added to the images before that, as --noise_level (0)", minimum=0, below=1
-    )
-    trajectory: bool = option(False, f"also draw the denoising trajectories of the first {TRAJECTORY_IMAGES}")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bit_depth not in (8, 16):
-            raise UserError(f"--bit_depth: {self.bit_depth} is not one of 8, 16")
-        if len(self.interpolate) not in (0, 2):
-            raise UserError(f"--interpolate: takes two images, got {len(self.interpolate)}")
-        if self.interpolate and self.num_images < 2:
-            raise UserError(f"--num_images: {self.num_images} is no way from one image to another; take 2 or more")
-        for name in ("mask", "strength", "noise_std", "jump_length", "jump_n_sample"):
-            if getattr(self, name) is not None and self.image is None:
-                raise UserError(f"--{name}: is of an image to start from; give --image too")
-        if self.size and (self.interpolate or self.image is not None):
-            other = "interpolate" if self.interpolate else "image"
-            raise UserError(f"--{next(iter(self.size))}: not with --{other}, which takes the model's own size")
-        if self.interpolate and self.image is not None:
-            raise UserError("--image: not with --interpolate, which says where images start; give one of the two")
-        if self.upsampler_noise_level is not None and self.upsampler is None:
-            raise UserError("--upsampler_noise_level: is of an --upsampler; give that too")
-        if self.interpolate and self.trajectory:
-            raise UserError("--trajectory: draws images of their own noise, without --interpolate; give one of the two")
 
 
 def main() -> None:
@@ -107,16 +37,19 @@ def main() -> None:
     from accelerate import PartialState
 
     from pipelines import GivenImagePipeline
+    from pipelines.sampler import searched_timesteps
     from snowmelt.cascade import Upsampler
     from snowmelt.environment import check_fits, find_launch, use_all_cores
     from snowmelt.guidance_model import guidance_arguments
     from snowmelt.input_images import InputImages
     from snowmelt.interpolation import Interpolation
     from snowmelt.sample_size import sampled_size
+    from snowmelt.timestep_search import search_timesteps
 
     use_all_cores(find_launch())
     state = PartialState(cpu=not torch.accelerator.is_available())
-    pipeline = load(config).to(state.device)
+    pipeline, own = load(config)
+    pipeline.to(state.device)
     pipeline.set_progress_bar_config(leave=False, disable=not state.is_main_process)
     guidance = guidance_arguments(config, pipeline, config.guidance_scale, state.device)
     height, width = sampled_size(pipeline, config.size, str(config.model))
@@ -135,8 +68,13 @@ def main() -> None:
     upsampler = None
     if config.upsampler:
         upsampler = Upsampler(config, config.upsampler, config.upsampler_noise_level, pipeline)
+    if config.search_timesteps:
+        asked = {"class_label": config.class_label, "prompts": config.prompt}
+        search_timesteps(pipeline, own, config, state.is_main_process, **asked, **guidance)
     folder = Path(config.output_dir)
     kept = settings(config) | ({} if inputs is None else {"input_images": inputs.digest()})
+    if searched := searched_timesteps(pipeline.scheduler, config.num_inference_steps or pipeline.default_steps):
+        kept |= {"timesteps": searched}
     stale = check_folder(folder, kept, expected_files(config, pipeline), config.overwrite_output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     state.wait_for_everyone()  # every process has looked at the folder before one changes it
@@ -168,8 +106,8 @@ def main() -> None:
     state.destroy_process_group()
 
 
-def load(config: GenerateConfig) -> "PixelDiffusionPipeline":
-    """The pipeline, with the sampler that was asked for.
+def load(config: GenerateConfig) -> tuple["PixelDiffusionPipeline", Any]:
+    """The pipeline, with the sampler that was asked for, and the scheduler that it was saved with.
 
     Raises:
         UserError: if it can't be had, or can't make the files that were asked for.
@@ -178,13 +116,14 @@ def load(config: GenerateConfig) -> "PixelDiffusionPipeline":
 
     pipeline = choose_pipeline(config)
     load_words(pipeline, config.textual_inversion)
-    set_scheduler(pipeline, config.scheduler, pipeline.scheduler)
+    own = pipeline.scheduler
+    set_scheduler(pipeline, config.scheduler, own)
     sampler_arguments(pipeline, config)  # refuses what doesn't fit, before anything is written
     if config.trajectory and not is_drawable(pipeline):
         raise UserError(f"--trajectory: can't draw images of {pipeline.channels} channels")
     if config.bit_depth == 16 and pipeline.channels != 1:
         raise UserError(f"--bit_depth: 16 is for gray images, this model's have {pipeline.channels} channels")
-    return pipeline
+    return pipeline, own
 
 
 def draw(pipeline: "PixelDiffusionPipeline", config: GenerateConfig, indices: list[int], **arguments: Any) -> Any:

@@ -30,9 +30,10 @@ from snowmelt.data.sources import load_images
 from snowmelt.environment import native_precision
 from snowmelt.evaluation.features import make_features
 from snowmelt.evaluation.metrics import FrechetDistance
+from snowmelt.evaluation.options import checkpoints
 from snowmelt.evaluation.real import RealImages
 from snowmelt.evaluation.reference import features_of
-from snowmelt.loading import checkpoints, load_pipeline
+from snowmelt.loading import load_pipeline
 from snowmelt.options import DataOptions
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 

@@ -7,16 +7,26 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from pipelines.arguments import MOST_STEPS, check_timesteps, whole
+from pipelines.arguments import MOST_STEPS, brief, check_timesteps, whole
 from pipelines.churn import Churn
 from pipelines.prediction import PREDICTION_TYPES, NoiseLevel, Prediction, PredictionType
 from pipelines.start import noised
 
 LISTS = (
     "DDPM, EulerDiscrete, HeunDiscrete, DPMSolverMultistep, DPMSolverSinglestep, FlowMatchEulerDiscrete, "
-    "FlowMapEulerDiscrete and CMStochasticIterative"
+    "FlowMapEulerDiscrete and CMStochasticIterative, and UniPCMultistep of a flow"
 )
+SEARCHED = "searched_timesteps"
+"""In a scheduler's configuration: the times to use for a number of steps, by that number as a text."""
 CHURNING = "EDMEuler, EulerDiscrete and HeunDiscrete"
+
+
+def searched_timesteps(scheduler: Any, num_inference_steps: int) -> list[float] | None:
+    """The times of `SEARCHED` for so many steps, if there are any."""
+    found = scheduler.config.get(SEARCHED)
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"scheduler: its {SEARCHED} must be lists by numbers of steps, got {brief(found)}")
+    return (found or {}).get(str(num_inference_steps))
 
 
 class Sampler:
@@ -59,7 +69,7 @@ class Sampler:
         """Lay out the steps, from noise to data.
 
         Args:
-            num_inference_steps: how many, spaced as the scheduler does it.
+            num_inference_steps: how many, spaced as the scheduler does it, or as `SEARCHED` says.
             timesteps: the model's times to use instead, where the scheduler takes a list.
             device: of the scheduler's tensors.
 
@@ -68,14 +78,21 @@ class Sampler:
             ValueError: for values out of range, or a list that the scheduler can't take.
         """
         scheduler, trained = self.scheduler, self.scheduler.config.num_train_timesteps
+        if timesteps is None and self.takes_list:
+            timesteps = searched_timesteps(scheduler, num_inference_steps)
         if timesteps is None:
             most = MOST_STEPS if self.CONTINUOUS else trained
             scheduler.set_timesteps(whole("num_inference_steps", num_inference_steps, 1, most), device=device)
-        elif "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        elif not self.takes_list:
             raise ValueError(f"timesteps: {type(scheduler).__name__} takes no list; {LISTS} do")
         else:
             self._set_list(check_timesteps(timesteps, trained, self.CONTINUOUS), device)
         self._begin(0)
+
+    @property
+    def takes_list(self) -> bool:
+        """Whether the times can be given."""
+        return "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters
 
     @property
     def repeats(self) -> bool:

@@ -29,6 +29,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from pipelines.arguments import brief
 from pipelines.edm import SOLVER_ORDER
+from pipelines.sampler import SEARCHED
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,8 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
         # DPM-Solver divides an epsilon's error by alpha, which all but vanishes at the end of cosine betas.
         config["lambda_min_clipped"] = -5.1
     if kind == "discrete":
+        if config.get("variance_type") is None:  # as it stands in what has none
+            config.pop("variance_type", None)
         if sampler.scheduler is not DDPMScheduler:
             config.pop("variance_type", None)  # the others sample the mean, or have a variance of their own
             if config["beta_schedule"] == "sigmoid":  # which only DDPM knows by name
@@ -183,5 +186,6 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
             # Dynamic thresholding with these values clips to [-1, 1].
             config |= {"thresholding": True, "dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
     made = sampler.scheduler(**{k: v for k, v in (config | sampler.settings).items() if k in sampler.accepts})
-    made.register_to_config(**{k: v for k, v in sampler.settings.items() if k not in sampler.accepts})
+    unknown = {k: v for k, v in sampler.settings.items() if k not in sampler.accepts}
+    made.register_to_config(**unknown | {k: v for k, v in config.items() if k == SEARCHED})
     return made

@@ -1,13 +1,21 @@
 """How pipelines are loaded and saved: downloads are verified, and folders bring the code that loads them."""
 
 import os
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
 
 from pipelines.bundle import INDEX_FILE, PACKAGE, bundled_source, complete_folder, read_json
 from pipelines.download import cached_files, verify_snapshot
+from pipelines.sampler import SEARCHED
+
+
+def _is_of_others(record: LogRecord) -> bool:
+    """Not of settings of a scheduler that diffusers ignores, and our adapters read."""
+    return not any(f"'{name}'" in record.getMessage() for name in (SEARCHED, "solver_order"))
 
 
 class StoredPipeline(DiffusionPipeline):
@@ -36,7 +44,12 @@ class StoredPipeline(DiffusionPipeline):
             )
         if not str(source):
             raise ValueError("pretrained_model_name_or_path: is empty; give a folder or a name on the Hub")
-        return super().from_pretrained(source, **kwargs)
+        messages = logging.get_logger("diffusers.configuration_utils")
+        messages.addFilter(_is_of_others)
+        try:
+            return super().from_pretrained(source, **kwargs)
+        finally:
+            messages.removeFilter(_is_of_others)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -76,7 +89,8 @@ class StoredPipeline(DiffusionPipeline):
         Args:
             folder: of this pipeline, or of diffusers'.
             alike: None too where its samples differ from this one's: `DDIMPipeline` steps with the noise of the x0
-                before clipping, and `DDPMPipeline` ends in noise where the variance isn't the posterior's.
+                before clipping, `DDPMPipeline` ends in noise where the variance isn't the posterior's, and neither
+                knows of times that were searched.
         """
         index = read_json(Path(folder) / INDEX_FILE)
         scheduler = index.get("scheduler", ("", ""))[1]
@@ -90,7 +104,7 @@ class StoredPipeline(DiffusionPipeline):
             "DDIMScheduler": config.get("clip_sample", True),
             "DDPMScheduler": not config.get("variance_type", "fixed_small").startswith("fixed_small"),
         }
-        return None if alike and differs.get(scheduler) else cls.STOCK.get(scheduler)
+        return None if alike and (differs.get(scheduler) or SEARCHED in config) else cls.STOCK.get(scheduler)
 
     @classmethod
     def complete(cls, folder: str | Path, *, stock: bool | None = None) -> None:

@@ -6,7 +6,6 @@ torch and diffusers are imported inside the functions, so that `--help` doesn't 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snowmelt.config import Config, option
@@ -31,6 +30,7 @@ class PipelineOptions(Config):
     torch_dtype: str = option(
         "float32", "precision of the network's passes", choices=("float32", "bfloat16", "float16")
     )
+    compile: bool = option(False, "torch.compile the network: pays for thousands of images, after a minute or more")
     guidance_model: str | None = option(
         None, "worse model to guide by in place of the null class (Karras et al. 2024), as --model names one"
     )
@@ -157,14 +157,9 @@ def choose_pipeline(options: PipelineOptions) -> "PixelDiffusionPipeline":
     for part in (pipeline.network, getattr(pipeline, CONTROLNET, None)):
         if part is not None:  # `to` would warn of modules to keep in float32, of which this network has none
             part.type(getattr(torch, options.torch_dtype))
+    if options.compile:
+        pipeline.network.compile()
     return pipeline
-
-
-def checkpoints(path: Path) -> list[int]:
-    """Steps of the complete checkpoints of a run's folder, ascending."""
-    from snowmelt.checkpoint import complete
-
-    return [int(folder.name.removeprefix("checkpoint-")) for folder in complete(path)]
 
 
 GIVEN_OPTIONS = {

@@ -257,7 +257,7 @@ def test_help_is_immediate() -> None:
 
 def test_default_scheduler_is_the_models(models: Path) -> None:
     config = generate.GenerateConfig(model=str(models / "classes"))
-    assert type(generate.load(config).scheduler) is DDPMScheduler
+    assert type(generate.load(config)[0].scheduler) is DDPMScheduler
 
 
 def test_prompts_in_turn(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import PixelDiffusionPipeline
 from snowmelt.errors import UserError
-from snowmelt.loading import PipelineOptions, checkpoints, choose_pipeline, load_pipeline
+from snowmelt.evaluation.options import checkpoints
+from snowmelt.loading import PipelineOptions, choose_pipeline, load_pipeline
 from snowmelt.model_source import find_source
 from tests.autoencoders import tiny_vae
 from tests.pipelines.models import seal, tiny_pipeline, tiny_unet

@@ -9,7 +9,7 @@ from typing import Any
 from snowmelt.condition_options import PAIR_METRICS
 from snowmelt.config import option
 from snowmelt.errors import UserError
-from snowmelt.loading import PipelineOptions, SamplerOptions, checkpoints
+from snowmelt.loading import PipelineOptions, SamplerOptions
 from snowmelt.options import METRICS as COMPARED
 from snowmelt.options import ImageOptions
 from snowmelt.text.options import CLIP, CLIP_HELP, TEXT_METRICS, CaptionColumnOptions, check_alignment
@@ -85,6 +85,13 @@ class EvaluateConfig(SamplerOptions, CaptionColumnOptions, ImageOptions, Pipelin
         """Folder of the report."""
         model = Path(str(self.model))
         return Path(self.output) if self.output else (model if model.is_dir() else Path()) / "report"
+
+
+def checkpoints(path: Path) -> list[int]:
+    """Steps of the complete checkpoints of a run's folder, ascending."""
+    from snowmelt.checkpoint import complete
+
+    return [int(folder.name.removeprefix("checkpoint-")) for folder in complete(path)]
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,6 @@ CALL = [
     *rows("pixel", "timesteps", ([NAN], "finite"), (["9"], "number"), ([None], "number"), ([[9, 5]], "number")),
     *rows("flow", "timesteps", ([1001], "above 0 and at most 1000"), ([500, 0], "above 0"), ({9: 5}, "list")),
     *rows("ddim", "timesteps", ([9, 5], "DDIMScheduler takes no list")),
-    *rows("dpm", "timesteps", ([900, 500], "DPMSolverMultistepScheduler takes no list of a flow; FlowMatchEuler")),
     *rows(
         "pixel", "class_labels", ([1.7], "whole number, got 1.7"), (True, "whole"), ([[0, 1]], "whole"), (1.0, "whole")
     ),

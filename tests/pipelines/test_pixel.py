@@ -1,6 +1,5 @@
 """Arguments in, images out."""
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,14 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from pipelines import PixelDiffusionPipeline, SamplingOutput, fitting_schedulers, image_generators, make_scheduler
+from pipelines import (
+    PixelDiffusionPipeline,
+    SamplingOutput,
+    fitting_schedulers,
+    image_generators,
+    make_sampler,
+    make_scheduler,
+)
 from pipelines.sampler import LISTS
 from pipelines.schedulers import SAMPLERS
 from tests.pipelines.models import quiet, tiny_pipeline, tiny_unet
@@ -190,13 +196,32 @@ def test_guidance_interval(scheduler: Any) -> None:
     assert {1, 2} == set(expected)
 
 
-@pytest.mark.parametrize("name", [*SAMPLERS["discrete"], *SAMPLERS["flow"]])
-def test_timesteps(name: str) -> None:
-    trained = [DDPMScheduler(), FlowMatchEulerDiscreteScheduler()][name.startswith("flow")]
+FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+@pytest.mark.parametrize("name", ["flow-euler", "dpmsolver++", "dpmsolver++-single", "unipc"])
+def test_the_times_that_a_sampler_would_take_by_itself(name: str) -> None:
+    """Given as a list, before the scheduler's shift, they make the same images."""
+    pipeline = tiny_pipeline(make_scheduler(name, FLOW))
+    noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    own = pipeline(latents=noise, num_inference_steps=5, output_type="pt").images
+    sigmas = pipeline.scheduler.sigmas[:-1]
+    times = (1000 * sigmas / (3 - 2 * sigmas)).tolist()
+    assert torch.allclose(pipeline(latents=noise, timesteps=times, output_type="pt").images, own, atol=1e-5)
+    pipeline.scheduler.register_to_config(searched_timesteps={"4": times})
+    assert torch.allclose(pipeline(latents=noise, num_inference_steps=4, output_type="pt").images, own, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trained", "name"),
+    [(DDPMScheduler(), name) for name in SAMPLERS["discrete"]]
+    + [(FlowMatchEulerDiscreteScheduler(), name) for name in SAMPLERS["flow"]],
+)
+def test_timesteps(trained: Any, name: str) -> None:
     scheduler = make_scheduler(name, trained)
     pipeline = tiny_pipeline(scheduler)
     times = [900, 500, 100]
-    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+    if not make_sampler(scheduler).takes_list:
         with pytest.raises(ValueError, match="takes no list; DDPM, EulerDiscrete, HeunDiscrete, DPMSolver"):
             pipeline(timesteps=times)
     else:
