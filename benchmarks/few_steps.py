@@ -15,10 +15,8 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.scripts import NATIVE_DTYPE, add_arguments, evaluate, train, trained, values
-from snowmelt.tracking import read_metrics
+from benchmarks.scripts import NATIVE_DTYPE, add_arguments, evaluate, images_per_second, slug, train, trained, values
 
-SPEED_STEPS = 60
 FEW = (1, 2, 4)
 
 
@@ -50,9 +48,7 @@ def speed(objective: str, args: argparse.Namespace, **options: object) -> float:
     """Images per second of a short training, at its best."""
     place = [args.resolution, args.train_batch_size, *(["latents"] if args.autoencoder else [])]
     folder = args.output_dir / "speed" / "-".join(map(str, [objective, *options, *place]))
-    if not trained(folder):
-        train(folder, args, SPEED_STEPS, objective=objective, **shared(args), **options)
-    return max(float(line["images_per_second"]) for line in read_metrics(folder))
+    return images_per_second(folder, args, objective=objective, **shared(args), **options)
 
 
 def shared(args: argparse.Namespace) -> dict[str, object]:
@@ -69,7 +65,7 @@ def steps_in(minutes: float, rate: float, args: argparse.Namespace) -> int:
 def measure(name: str, seed: int, args: argparse.Namespace) -> tuple[float, list[float]]:
     """Train one; the images per second of its last stage, and distances by `FEW` steps, or by 50 of the flow."""
     variant = VARIANTS[name]
-    folder = args.output_dir / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    folder = args.output_dir / f"{slug(name)}-{seed}"
     minutes, options = args.minutes, {}
     if variant.first is not None:
         minutes /= 2

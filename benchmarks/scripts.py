@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from snowmelt.environment import native_precision
+from snowmelt.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
+SPEED_STEPS = 60
 NATIVE_DTYPE = "bfloat16" if native_precision() == "bf16" else "float32"
 
 
@@ -56,6 +58,18 @@ def bits_per_dimension(folder: Path, args: argparse.Namespace, metric: str) -> f
     """Of held-out images, in float32; the metric is "bound" or "likelihood"."""
     few = {"metrics": metric, "likelihood_images": args.likelihood_images, "num_images": 2, "torch_dtype": "float32"}
     return values(evaluate(folder, args, "likelihood", **few)["results"])[metric]
+
+
+def images_per_second(folder: Path, args: argparse.Namespace, **options: object) -> float:
+    """Speed of a short training in that folder, at its best, so that other work on the machine doesn't count."""
+    if not trained(folder):
+        train(folder, args, SPEED_STEPS, **options)
+    return max(float(line["images_per_second"]) for line in read_metrics(folder))
+
+
+def slug(name: str) -> str:
+    """The name as one of a folder."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def trained(folder: Path) -> bool:

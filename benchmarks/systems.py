@@ -19,10 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scripts import NATIVE_DTYPE, add_arguments, bits_per_dimension, evaluate, train, trained, values
-from snowmelt.tracking import read_metrics
-
-SPEED_STEPS = 60
+from benchmarks.scripts import (
+    NATIVE_DTYPE,
+    add_arguments,
+    bits_per_dimension,
+    evaluate,
+    images_per_second,
+    slug,
+    train,
+    trained,
+    values,
+)
 
 
 @dataclass(frozen=True)
@@ -74,23 +81,11 @@ SYSTEMS = {
 }
 
 
-def speed(system: System, folder: Path, args: argparse.Namespace) -> float:
-    """Images per second of a short training, at its best."""
-    if not trained(folder):
-        batch = {"train_batch_size": args.train_batch_size, "ddpm_num_inference_steps": 2}
-        train(folder, args, SPEED_STEPS, **batch, **system.train)
-    return max(float(line["images_per_second"]) for line in read_metrics(folder))
-
-
 def steps_of(name: str, args: argparse.Namespace) -> int:
     """Steps of a system in the time that it is given."""
-    rate = speed(SYSTEMS[name], args.output_dir / "speed" / slug(name), args)
+    batch = {"train_batch_size": args.train_batch_size, "ddpm_num_inference_steps": 2}
+    rate = images_per_second(args.output_dir / "speed" / slug(name), args, **batch, **SYSTEMS[name].train)
     return round(rate * args.minutes * 60 / args.train_batch_size)
-
-
-def slug(name: str) -> str:
-    """The name as one of a folder."""
-    return name.replace(", ", "-").replace(" ", "-")
 
 
 def measure(name: str, seed: int, steps: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from benchmarks import (
     predictor_corrector,
     strokes,
     systems,
+    what_pays,
 )
 from snowmelt.evaluation import classifier
 from snowmelt.tracking import read_metrics
@@ -63,7 +64,7 @@ def pictures(tmp_path):
 
 def test_systems(scripts, common, tmp_path, capsys, monkeypatch):
     """A training of each to see its speed, one per seed, and a row whose distances are those of the reports."""
-    monkeypatch.setattr(systems, "SPEED_STEPS", 2)
+    monkeypatch.setattr("benchmarks.scripts.SPEED_STEPS", 2)
     chain = replace(systems.SYSTEMS["DDPM, DDIM"], sampler=("ddim:2", "ddpm:3"))
     monkeypatch.setitem(systems.SYSTEMS, "DDPM, DDIM", chain)
     words = [*common, "--systems", "DDPM, DDIM", "--seeds", "1", "2", "3", "--likelihood_images", "2"]
@@ -162,7 +163,7 @@ def test_couplings(scripts, common, tmp_path, capsys):
 @pytest.mark.slow
 def test_few_steps(scripts, common, tmp_path, capsys, monkeypatch):
     """Two stages share the time of one; each row is over the flow's distance."""
-    monkeypatch.setattr(few_steps, "SPEED_STEPS", 2)
+    monkeypatch.setattr("benchmarks.scripts.SPEED_STEPS", 2)
     words = [*common, "--variants", "flow, then soflow of it", "--minutes", "0.01", "--train_batch_size", "5"]
     with patch.object(sys, "argv", ["few_steps", *words]):
         few_steps.main()
@@ -308,3 +309,23 @@ def test_latent_against_pixels_over_training(scripts, pictures, tmp_path, capsys
         (point,) = report["sweep"]
         assert point["value"] == 2
         assert rows[after].split(" | ")[column] == f"{point['results'][0]['value']:.4g}"
+
+
+@pytest.mark.slow
+def test_what_pays(scripts, common, tmp_path, capsys, monkeypatch):
+    """Ratios of each seed to the recipe's own, whose row is first."""
+    monkeypatch.setattr("benchmarks.scripts.SPEED_STEPS", 2)
+    monkeypatch.setattr(what_pays, "BATCH", 5)
+    words = [*common, "--factors", "Muon", "v prediction", "--seeds", "1", "2", "--minutes", "0.01"]
+    with patch.object(sys, "argv", ["what_pays", *words]):
+        what_pays.main()
+    rows = table("| | |\n" + capsys.readouterr().out, "changed")
+    assert [row[0] for row in rows] == ["the recipe", "Muon", "v prediction"]
+    found = {}
+    for name in ("the-recipe", "Muon"):
+        reports = [json.loads((tmp_path / f"out/{name}-{seed}/report/report.json").read_text()) for seed in (1, 2)]
+        found[name] = [report["results"][0]["value"] for report in reports]
+    ratios = sorted(own / base for own, base in zip(found["Muon"], found["the-recipe"], strict=True))
+    assert rows[0][3] == "1.00 (1.00 to 1.00)"
+    assert rows[1][3] == f"{sum(ratios) / 2:.2f} ({ratios[0]:.2f} to {ratios[1]:.2f})"
+    assert rows[1][2] == f"{sum(found['Muon']) / 2:.2f}"

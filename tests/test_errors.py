@@ -16,7 +16,7 @@ def test_the_script_says_it_in_one_line(start, tmp_path):
     (tmp_path / "pictures").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "pictures" / "a.png")
     process = start(tmp_path / "run", dataset_name=None, train_data_dir=tmp_path / "pictures")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 2
     last = "error: --class_conditional: no column has a class for every row; name one with --label_column"
     assert err.splitlines()[-1] == last
