@@ -23,6 +23,7 @@ from benchmarks import (
     inpainting,
     latent_against_pixels,
     predictor_corrector,
+    sampling_speed,
     strokes,
     systems,
     what_pays,
@@ -329,3 +330,27 @@ def test_what_pays(scripts, common, tmp_path, capsys, monkeypatch):
     assert rows[0][3] == "1.00 (1.00 to 1.00)"
     assert rows[1][3] == f"{sum(ratios) / 2:.2f} ({ratios[0]:.2f} to {ratios[1]:.2f})"
     assert rows[1][2] == f"{sum(found['Muon']) / 2:.2f}"
+
+
+@pytest.mark.slow
+def test_sampling_speed(scripts, common, tmp_path, capsys, monkeypatch):
+    """Rows of diffusers' pipelines and of ours, each with the distance of its model's report."""
+    monkeypatch.setattr("benchmarks.scripts.SPEED_STEPS", 2)
+    monkeypatch.setattr(sampling_speed, "BATCH", 5)
+    monkeypatch.setattr(sampling_speed, "SEARCHED", (2,))
+    rows = [sampling_speed.ROWS[i]._replace(steps=2, images=2) for i in (0, 1, 3, 5, -1)]
+    monkeypatch.setattr(sampling_speed, "ROWS", rows)
+    config = Path(common[common.index("--config") + 1])
+    values = {k: v for k, v in yaml.safe_load(config.read_text()).items() if k != "model_config_name_or_path"}
+    config.write_text(yaml.safe_dump(values | {"model_size": "tiny"}))
+    with patch.object(sys, "argv", ["sampling_speed", *common, "--minutes", "0.001", "--rounds", "2"]):
+        sampling_speed.main()
+    assert scripts.count("generate") == 1
+    table_of = table(capsys.readouterr().out, "sampled by")
+    assert [row[0] for row in table_of] == [row.title for row in rows]
+    assert table_of[0][0] == "diffusers' DDPMPipeline"
+    assert table_of[1][4] == "1.00 (1.00 to 1.00)"
+    report = json.loads((tmp_path / "out/flow-searched/report-dpmsolver++-2/report.json").read_text())
+    assert table_of[3][2] == f"{report['results'][0]['value']:.2f}"
+    kept = json.loads((tmp_path / "out/flow-searched/scheduler/scheduler_config.json").read_text())
+    assert len(kept["searched_timesteps"]["2"]) == 2
