@@ -56,7 +56,10 @@ class OptimizationOptions(Config):
         choices=("no", "fp16", "bf16"),
     )
     allow_tf32: bool = option(True, "matrix products in TF32 on GPUs that have it, where they are in float32")
-    compile: bool = option(False, "torch.compile the network: faster steps after a minute or more of compilation")
+    compile: bool = option(
+        False,
+        "torch.compile the network: a minute or more of compilation, and faster steps on GPUs; CPUs gain next to nothing",
+    )
     seed: int = option(0, "all randomness follows from it", minimum=0, maximum=2**63 - 1)
 
     def images_per_step(self, num_processes: int) -> int:

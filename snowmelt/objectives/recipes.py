@@ -35,7 +35,7 @@ RECIPES: dict[str, Objective] = {
 }
 
 DEFAULT = "flow"
-"""The objective of a run that names none: the one that is best at equal time in the README's table."""
+"""The objective of a run that names none: the one that is best at equal time in docs/systems.md."""
 
 
 def make_objective(options: ObjectiveOptions, *, latent: bool = False) -> Objective:
