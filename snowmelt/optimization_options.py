@@ -58,7 +58,7 @@ class OptimizationOptions(Config):
     allow_tf32: bool = option(True, "matrix products in TF32 on GPUs that have it, where they are in float32")
     compile: bool = option(
         False,
-        "torch.compile the network: a minute or more of compilation, and faster steps on GPUs; CPUs gain next to nothing",
+        "torch.compile the network: a minute or more of compiling, then faster steps on GPUs; CPUs gain little",
     )
     seed: int = option(0, "all randomness follows from it", minimum=0, maximum=2**63 - 1)
 
