@@ -7,6 +7,7 @@ stand the real digits of the second half, as they are and after the same resizin
 """
 
 import argparse
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,31 @@ def shrink(images: np.ndarray) -> np.ndarray:
     return 16 * images.reshape(-1, 8, 2, 8, 2).mean((2, 4)).reshape(-1, 64)
 
 
+class Judge:
+    """The classifier, and how many it recognises."""
+
+    def __init__(self) -> None:
+        digits = load_digits()
+        half = len(digits.data) // 2
+        self.classifier = SVC(gamma=0.001, C=10).fit(digits.data[:half], digits.target[:half])
+        self.real = self.classifier.score(digits.data[half:], digits.target[half:])
+        cache = load_images(
+            DataOptions(dataset_name="digits", resolution=16, interpolation="bicubic", center_crop=True)
+        )
+        resized = cache.gather(np.arange(half, len(cache)), None)[:, 0] / 255
+        self.resized = self.classifier.score(shrink(resized), cache.labels[half:])
+
+    def __call__(self, pipeline: Any, count: int, seed: int, **options: Any) -> float:
+        """The fraction of so many samples that is recognised, classes in turn."""
+        right = 0
+        for rows in torch.arange(count).split(250):
+            labels = [i % 10 for i in rows.tolist()]
+            generator = image_generators(seed, rows.tolist())
+            output = pipeline(len(rows), class_labels=labels, generator=generator, output_type="np", **options)
+            right += int((self.classifier.predict(shrink(output.images[..., 0])) == np.array(labels)).sum())
+        return right / count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="runs/digits")
@@ -34,35 +60,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    digits = load_digits()
-    half = len(digits.data) // 2
-    judge = SVC(gamma=0.001, C=10).fit(digits.data[:half], digits.target[:half])
-    real = judge.score(digits.data[half:], digits.target[half:])
-    cache = load_images(DataOptions(dataset_name="digits", resolution=16, interpolation="bicubic", center_crop=True))
-    resized = cache.gather(np.arange(half, len(cache)), None)[:, 0] / 255
-    print(f"real digits, held out          {real:.1%}")
-    print(f"the same, resized              {judge.score(shrink(resized), cache.labels[half:]):.1%}")
+    judge = Judge()
+    print(f"real digits, held out          {judge.real:.1%}")
+    print(f"the same, resized              {judge.resized:.1%}")
 
     pipeline = load_pipeline(args.model)
     pipeline.set_progress_bar_config(disable=True)
     if args.scheduler:
         pipeline.scheduler = make_scheduler(args.scheduler, pipeline.scheduler)
-    images = []
-    for rows in torch.arange(args.num_images).split(250):
-        output = pipeline(
-            batch_size=len(rows),
-            class_labels=[i % 10 for i in rows.tolist()],
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            generator=image_generators(args.seed, rows.tolist()),
-            output_type="np",
-        )
-        images.append(output.images[..., 0])
-    right = judge.predict(shrink(np.concatenate(images))) == np.arange(args.num_images) % 10
-    error = np.sqrt(right.mean() * (1 - right.mean()) / len(right))
-    print(
-        f"samples, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}  {right.mean():.1%} ± {error:.1%}"
-    )
+    sampling = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    right = judge(pipeline, args.num_images, args.seed, **sampling)
+    error = (right * (1 - right) / args.num_images) ** 0.5
+    print(f"samples, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}  {right:.1%} ± {error:.1%}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from benchmarks import (
     latent_against_pixels,
     predictor_corrector,
     sampling_speed,
+    speedrun,
     strokes,
     systems,
     what_pays,
@@ -354,3 +355,40 @@ def test_sampling_speed(scripts, common, tmp_path, capsys, monkeypatch):
     assert table_of[3][2] == f"{report['results'][0]['value']:.2f}"
     kept = json.loads((tmp_path / "out/flow-searched/scheduler/scheduler_config.json").read_text())
     assert len(kept["searched_timesteps"]["2"]) == 2
+
+
+@pytest.mark.slow
+def test_speedrun(scripts, tmp_path, capsys, monkeypatch):
+    """A row where the median of the seeds reaches the target, with the options as they were typed, else none."""
+    names = {"ROWS": "rows.jsonl", "PAGE": "page.md", "PLOT": "plot.png"}
+    for name, file in names.items():
+        monkeypatch.setattr(speedrun, name, tmp_path / file)
+    (tmp_path / "page.md").write_text(f"# Rows\n{speedrun.BEGIN}\nold\n{speedrun.END}\nEnd.\n")
+    qualities = iter([0.9, 0.97, 0.98, 0.1, 0.99, 0.2])
+    track = speedrun.TRACKS["digits"]._replace(measure=lambda folder, args: next(qualities))
+    monkeypatch.setitem(speedrun.TRACKS, "digits", track)
+    short = (
+        "--max_train_steps 2 --train_batch_size 5 --eval_batch_size 1 --ddpm_num_inference_steps 1 --logging_steps 1"
+    )
+    for title, status in (("first", None), ("second", "missed")):
+        words = ["digits", "--title", title, "--options", short, "--output_dir", str(tmp_path / "out")]
+        with patch.object(sys, "argv", ["speedrun", *words]):
+            if status is None:
+                speedrun.main()
+            else:
+                with pytest.raises(SystemExit, match=status):
+                    speedrun.main()
+    (line,) = (tmp_path / "rows.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert (row["title"], row["options"], row["quality"], row["steps"], row["images"]) == ("first", short, 0.97, 2, 10)
+    seconds = [
+        sum(5 / m["images_per_second"] for m in read_metrics(tmp_path / f"out/digits/first-{s}")) for s in range(3)
+    ]
+    assert row["each_minutes"] == pytest.approx([s / 60 for s in seconds])
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("# Rows\n")
+    assert page.endswith("End.\n")
+    assert "| first, `--max_train_steps 2" in page
+    assert "| 97.0% |" in page
+    assert "old" not in page
+    assert (tmp_path / "plot.png").is_file()

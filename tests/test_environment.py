@@ -61,6 +61,7 @@ def test_what_nobody_asked_for(found) -> None:
     assert found() | {"threads": 0} == asked | {"threads": 0}
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_is_obeyed(found) -> None:
     saved = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nmixed_precision: 'no'\nnum_processes: 2\n"
     saved += "use_cpu: true\nmachine_rank: 0\nnum_machines: 1\nmain_training_function: main\ndebug: false\n"

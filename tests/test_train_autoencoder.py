@@ -158,6 +158,7 @@ def test_resume_is_exact(variant, fit, tmp_path):
     assert expected <= contents(whole / "checkpoint-4")
 
 
+@pytest.mark.slow
 def test_saving_changes_nothing(fit, tmp_path):
     often = fit(
         tmp_path / "often", checkpointing_steps=1, train_batch_size=1000, save_model_epochs=1, save_images_epochs=1
@@ -258,6 +259,7 @@ def test_non_finite_says_which_row(fit, tmp_path):
         fit(tmp_path / "run", learning_rate=1e30, lr_warmup_steps=0, max_train_steps=30)
 
 
+@pytest.mark.slow
 def test_both_stages_with_the_default_recipes(train, tmp_path, capsys, monkeypatch):
     """As they are but for their length, and that of the training of the classifier whose features they use."""
     monkeypatch.setattr(classifier, "STEPS", 20)

@@ -169,7 +169,7 @@ def test_what_is_given_is_learned(control: Callable[..., Path], tmp_path: Path) 
         assert distances.argmin(1).tolist() == expected
 
 
-@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("latent", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_of_ours(
     latent: bool,
     control: Callable[..., Path],
@@ -258,7 +258,7 @@ def test_channels(
     assert config.conditioning_embedding_out_channels == (16, 32)
 
 
-@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("ours", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_published(ours: bool, control: Callable[..., Path], sd: Path, tmp_path: Path) -> None:
     """With what it was given and what came of it side by side, and code that loads it."""
     base = own(tmp_path / "base") if ours else sd

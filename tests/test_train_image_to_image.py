@@ -167,6 +167,7 @@ def test_latents(condition, pairs, train, tmp_path):
     assert call(pipeline, image=image, **mask).shape == (1, SIDE, SIDE, 3)
 
 
+@pytest.mark.slow
 def test_held_out_maps_belong_to_held_out_images(pairs, train, tmp_path):
     more = {"validation_split": "test", "eval_steps": 1, "condition": "column:map"}
     run = train(tmp_path / "run", **options(pairs, **more))
@@ -246,6 +247,7 @@ def test_a_cascade_of_a_class(train, tmp_path, monkeypatch):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_float_columns_keep_their_range(train, tmp_path):
     """Of training, for other splits and in sampling."""
     feature = datasets.Features({"image": datasets.Image(), "map": datasets.Array2D((8, 8), "float32")})

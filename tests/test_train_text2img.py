@@ -165,6 +165,7 @@ def test_held_out_loss(
     assert (run / "evaluation.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_resume_is_exact_while_watched(fit: Callable[..., Path], tmp_path: Path) -> None:
     """The best step, patience and all that is trained; and to watch a split changes no step."""

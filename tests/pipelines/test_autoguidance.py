@@ -86,6 +86,7 @@ def test_weight_0_is_the_guide_itself() -> None:
     assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_are_encoded_under_guidance() -> None:
     pipeline, guide = tiny_pipeline(EDMEulerScheduler()), worse()
     guidance = {"guidance_model": guide, "guidance_scale": 3.0, "num_inference_steps": 20}

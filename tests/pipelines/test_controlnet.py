@@ -149,6 +149,7 @@ def test_masks_and_sizes() -> None:
     assert larger("a", pictures(3, 12)[:1], **CALL).images.shape == (1, 3, 48, 48)
 
 
+@pytest.mark.slow
 def test_it_loads_with_diffusers_alone(tmp_path: Path) -> None:
     pipeline = make(test_text2img.make(FlowMatchEulerDiscreteScheduler()), "edges", 1)
     pipeline.save_pretrained(tmp_path / "model")

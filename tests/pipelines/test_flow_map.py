@@ -129,7 +129,9 @@ def test_editing() -> None:
     assert not torch.equal(made[..., :4], image[..., :4])
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit", "latent"])
+@pytest.mark.parametrize(
+    "kind", ["unet", pytest.param("dit", marks=pytest.mark.slow), pytest.param("latent", marks=pytest.mark.slow)]
+)
 def test_saved_and_loaded_by_diffusers_alone(kind: str, tmp_path: Path) -> None:
     pipeline = pipeline_of(kind)
     pipeline.save_pretrained(tmp_path / "map")

@@ -436,6 +436,7 @@ def test_round_trip(tmp_path: Path, latent: bool) -> None:
     assert torch.equal(again("a cat", **fixed()).images, pipeline("a cat", **fixed()).images)
 
 
+@pytest.mark.slow
 def test_published_it_needs_no_package_of_ours(tmp_path: Path) -> None:
     pipeline = make(FlowMatchEulerDiscreteScheduler(), latent=True)
     folder = tmp_path / "published"

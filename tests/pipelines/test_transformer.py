@@ -162,6 +162,7 @@ def test_other_sizes() -> None:
     assert drawn(text_pipeline(), prompt="a", height=12).shape == (1, 3, 12, 8)
 
 
+@pytest.mark.slow
 def test_published_with_its_code(tmp_path: Path) -> None:
     pipeline = PixelTransformerPipeline(tiny_dit(2), DDIMScheduler(), id2label={0: "cat", 1: "dog"})
     pipeline.save_pretrained(tmp_path / "published")

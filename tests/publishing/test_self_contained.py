@@ -92,6 +92,7 @@ pipeline.save_pretrained(sys.argv[3])
     assert np.array_equal(ours(again), ours(published))
 
 
+@pytest.mark.slow
 def test_a_trained_score_based_model(train, tmp_path):
     """A run by the sub-VP SDE, exported, and sampled where neither package can be imported."""
     run = train(tmp_path / "run", objective="subvp")
@@ -121,6 +122,7 @@ def test_refused_without_trust(published):
     assert "trust_remote_code=True" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_with_different_code_do_not_disturb_each_other(published):
     other = published.parent / "other"
     subprocess.run(["cp", "-r", published, other], check=True)
