@@ -18,9 +18,10 @@ import yaml
 
 from snowmelt.errors import UserError
 from snowmelt.files import checked, parse_yaml, read_text
+from snowmelt.shipped import shipped
 from snowmelt.values import Resolution, check_value, element_type, number_reader, read_resolution
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = shipped("recipes")
 
 C = TypeVar("C", bound="Config")
 
@@ -126,7 +127,7 @@ def parse(
     Raises:
         UserError: for an unknown flag or YAML key, or a value that isn't allowed.
     """
-    parser = _parser(cls)
+    parser = make_parser(cls)
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         word = unknown[0].split("=")[0]
@@ -196,9 +197,10 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=110)
 
 
-def _parser(cls: type[Config]) -> argparse.ArgumentParser:
+def make_parser(cls: type[Config]) -> argparse.ArgumentParser:
+    """The flags of a configuration, in the groups of its mixins."""
     parser = _Parser(
-        description=sys.modules["__main__"].__doc__ if cls.__module__ == "__main__" else cls.__doc__,
+        description=sys.modules["__main__"].__doc__,
         formatter_class=_Formatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

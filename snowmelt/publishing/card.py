@@ -17,9 +17,10 @@ from snowmelt.errors import printable
 from snowmelt.image_conditions import example_arguments
 from snowmelt.model_folder import INDEX_FILE, read_index
 from snowmelt.publishing.facts import Facts
+from snowmelt.shipped import shipped
 from snowmelt.text.prompt_templates import templates
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
+TEMPLATE = shipped("model_cards") / "template.md"
 MARKUP = {ord(c): f"&#{ord(c)};" for c in "<[`|"}
 """What begins a tag, a link, an image, code or a cell, as it is written where it means itself."""
 

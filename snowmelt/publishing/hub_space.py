@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 
 from snowmelt.publishing.upload import Repository, open_repository, upload
+from snowmelt.shipped import shipped
 
-APP = Path(__file__).resolve().parents[2] / "app.py"
+APP = shipped("app.py")
 README = """\
 ---
 title: {name}

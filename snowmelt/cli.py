@@ -1,0 +1,96 @@
+"""The command `snowmelt`: the project's scripts by one name, from any folder.
+
+`snowmelt train ...` is `python train_unconditional.py ...`, and so on. Several processes: `accelerate launch -m
+snowmelt.cli train ...`. Nothing here imports torch, so that `--help` is immediate.
+"""
+
+import argparse
+import importlib
+import runpy
+import sys
+from typing import NamedTuple
+
+from snowmelt.errors import UserError, run
+from snowmelt.shipped import shipped
+
+
+class Command(NamedTuple):
+    """One of the project's scripts.
+
+    Attributes:
+        script: its file.
+        config: what it takes, as MODULE:CLASS.
+        help: what it does.
+    """
+
+    script: str
+    config: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command("train_unconditional.py", "snowmelt.options:UnconditionalConfig", "train a diffusion model"),
+    "train-text2img": Command("train_text2img.py", "snowmelt.text.options:TextToImageConfig", "train on captions"),
+    "train-autoencoder": Command(
+        "train_autoencoder.py", "snowmelt.autoencoder.options:AutoencoderConfig", "train an autoencoder for latents"
+    ),
+    "sample": Command("generate.py", "snowmelt.generate_options:GenerateConfig", "generate images from a model"),
+    "evaluate": Command("evaluate.py", "snowmelt.evaluation.options:EvaluateConfig", "measure a model"),
+    "publish": Command("publish.py", "snowmelt.publishing.options:PublishConfig", "put a model on the Hub"),
+}
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="snowmelt", description="Train your own diffusion model and share it.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help, add_help=False)
+    commands.add_parser("doctor", help="what this machine has, and what is missing for what")
+    completion = commands.add_parser("completion", help="print what makes a shell complete commands and flags")
+    completion.add_argument("shell", choices=SHELLS)
+    # What follows the name of a script is that script's own.
+    given = sys.argv[1:2] if sys.argv[1:2] and sys.argv[1] in COMMANDS else sys.argv[1:]
+    args = parser.parse_args(given)
+    if args.command in COMMANDS:
+        start(args.command, sys.argv[2:])
+    elif args.command == "doctor":
+        from snowmelt.doctor import report
+
+        print(report())
+    else:
+        print(completions(args.shell))
+
+
+def start(name: str, arguments: list[str]) -> None:
+    """Run a script as if it had been called by itself."""
+    sys.argv = [f"snowmelt {name}", *arguments]
+    runpy.run_path(str(shipped(COMMANDS[name].script)), run_name="__main__")
+
+
+def completions(shell: str) -> str:
+    """A script for that shell.
+
+    Raises:
+        UserError: without shtab.
+    """
+    from snowmelt.config import make_parser
+
+    try:
+        import shtab
+    except ImportError as error:
+        raise UserError(f"completion: {error}; pip install 'snowmelt[completion]'") from error
+    parser = argparse.ArgumentParser(prog="snowmelt")
+    commands = parser.add_subparsers()
+    for name, command in COMMANDS.items():
+        module, _, config = command.config.partition(":")
+        flags = make_parser(getattr(importlib.import_module(module), config))
+        commands.add_parser(name, help=command.help, parents=[flags], conflict_handler="resolve")
+    commands.add_parser("doctor")
+    commands.add_parser("completion").add_argument("shell", choices=SHELLS)
+    text: str = shtab.complete(parser, shell)
+    return text
+
+
+if __name__ == "__main__":
+    run(main)
