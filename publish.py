@@ -1,7 +1,7 @@
 """Publish a trained model on the Hub: weights, code, images and a model card, in one commit."""
 
 from snowmelt.config import parse
-from snowmelt.errors import run
+from snowmelt.errors import UserError, run
 from snowmelt.publishing.options import PublishConfig
 
 

@@ -6,8 +6,8 @@ snowmelt.cli train ...`. Nothing here imports torch, so that `--help` is immedia
 
 import argparse
 import importlib
-import runpy
 import sys
+from types import ModuleType
 from typing import NamedTuple
 
 from snowmelt.errors import UserError, run
@@ -42,6 +42,11 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main() -> None:
+    """The command; what the user can mend is said in one line."""
+    run(_command)
+
+
+def _command() -> None:
     parser = argparse.ArgumentParser(prog="snowmelt", description="Train your own diffusion model and share it.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
@@ -64,8 +69,12 @@ def main() -> None:
 
 def start(name: str, arguments: list[str]) -> None:
     """Run a script as if it had been called by itself."""
-    sys.argv = [f"snowmelt {name}", *arguments]
-    runpy.run_path(str(shipped(COMMANDS[name].script)), run_name="__main__")
+    path = shipped(COMMANDS[name].script)
+    # As runpy does it, which would put the script's path in place of the command's name.
+    script = ModuleType("__main__")
+    script.__file__ = str(path)
+    sys.modules["__main__"], sys.argv = script, [f"snowmelt {name}", *arguments]
+    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), vars(script))
 
 
 def completions(shell: str) -> str:
@@ -93,4 +102,4 @@ def completions(shell: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()
