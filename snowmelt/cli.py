@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 from typing import NamedTuple
 
+from snowmelt.config import Config, make_parser
 from snowmelt.errors import UserError, run
 from snowmelt.shipped import shipped
 
@@ -77,14 +78,19 @@ def start(name: str, arguments: list[str]) -> None:
     exec(compile(path.read_text(encoding="utf-8"), path, "exec"), vars(script))
 
 
+def config_of(name: str) -> type[Config]:
+    """What a command takes."""
+    module, _, config = COMMANDS[name].config.partition(":")
+    found: type[Config] = getattr(importlib.import_module(module), config)
+    return found
+
+
 def completions(shell: str) -> str:
     """A script for that shell.
 
     Raises:
         UserError: without shtab.
     """
-    from snowmelt.config import make_parser
-
     try:
         import shtab
     except ImportError as error:
@@ -92,8 +98,7 @@ def completions(shell: str) -> str:
     parser = argparse.ArgumentParser(prog="snowmelt")
     commands = parser.add_subparsers()
     for name, command in COMMANDS.items():
-        module, _, config = command.config.partition(":")
-        flags = make_parser(getattr(importlib.import_module(module), config))
+        flags = make_parser(config_of(name))
         commands.add_parser(name, help=command.help, parents=[flags], conflict_handler="resolve")
     commands.add_parser("doctor")
     commands.add_parser("completion").add_argument("shell", choices=SHELLS)
