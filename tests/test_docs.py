@@ -60,5 +60,27 @@ def test_benchmarks_exist_with_their_flags(page: Path) -> None:
             assert f'"{flag}"' in source, f"{page.name}: {module} has no {flag}"
 
 
+LANGUAGES = [("README.md", "README.zh.md")]
+
+
+@pytest.mark.parametrize(("english", "other"), LANGUAGES)
+def test_languages_say_the_same(english: str, other: str) -> None:
+    """Headings of the same depth, the same commands, code, figures and links, in the same order."""
+    texts = [
+        re.sub(r"^\[[^]]*\]\(README\S*\)$", "", (ROOT / name).read_text(), flags=re.M) for name in (english, other)
+    ]
+    blocks, headings, code, links, cells = (
+        [re.findall(pattern, text, re.S | re.M) for text in texts]
+        for pattern in (r"```.*?```", r"^#+(?= )", r"`[^`\n]+`", r"\]\(([^)]+)\)", r"^\|.*\|$")
+    )
+    assert blocks[0] == blocks[1]
+    assert headings[0] == headings[1]
+    assert sorted(code[0]) == sorted(code[1])
+    assert links[0] == links[1]
+    assert [row.count("|") for row in cells[0]] == [row.count("|") for row in cells[1]]
+    prose = [re.sub(r"```.*?```|`[^`\n]+`|\]\([^)]+\)", "", text, flags=re.S) for text in texts]
+    assert sorted(re.findall(r"\d+(?:\.\d+)?%?", prose[0])) == sorted(re.findall(r"\d+(?:\.\d+)?%?", prose[1]))
+
+
 def test_they_are_found() -> None:
     assert len(FOUND) > 60
