@@ -72,7 +72,22 @@ class Ema:
         torch._foreach_lerp_(self._averages, self._trained, 1 - self.decay(step))
 
 
-def make_emas(networks: dict[str, nn.Module], options: EmaOptions) -> dict[str, dict[str, Ema]]:
+Emas = dict[str, dict[str, Ema]]
+"""EMAs of each decay, by the suffix of its folders, of each network, by its name."""
+
+
+def update_emas(emas: Emas, step: int) -> None:
+    """Update all of them after optimizer step `step` (from 1 on)."""
+    for ema in (ema for of_decay in emas.values() for ema in of_decay.values()):
+        ema.update(step)
+
+
+def published(emas: Emas) -> dict[str, nn.Module]:
+    """The averages that are sampled and published, those of the first decay, by their networks' names."""
+    return {name: ema.network for name, ema in next(iter(emas.values()), {}).items()}
+
+
+def make_emas(networks: dict[str, nn.Module], options: EmaOptions) -> Emas:
     """EMAs of networks.
 
     Args:

@@ -22,17 +22,20 @@ class Meter:
         accelerator: gathers what the processes hold.
         micro_steps: forward passes per optimizer step.
         rows: (N,) the row of the data set that each image comes from.
+        skipping: whether steps whose gradient isn't finite aren't taken, and only counted.
     """
 
-    def __init__(self, accelerator: Accelerator, micro_steps: int, rows: np.ndarray) -> None:
+    def __init__(self, accelerator: Accelerator, micro_steps: int, rows: np.ndarray, *, skipping: bool = False) -> None:
+        self.skipping = skipping
         self.accelerator = accelerator
         self.micro_steps = micro_steps
         self.rows = rows
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # of making the data ready
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Forget what was collected since the last flush."""
         self._losses: list[Tensor] = []
         self._quantiles: list[Tensor] = []
         self._values: list[Mapping[str, Tensor]] = []
@@ -72,29 +75,35 @@ class Meter:
         loss = self._gather(self._losses)  # (passes, processes * B)
         quantile = self._gather(self._quantiles) if self._quantiles else None
         norms = torch.stack(self._norms).cpu()  # (steps,)
-        self._refuse("loss", ~loss.isfinite(), quantile, step)
+        taken = norms.isfinite().repeat_interleave(self.micro_steps)  # (passes,)
+        if not self.skipping:
+            taken = torch.ones_like(taken)
+        self._refuse("loss", ~loss.isfinite() & taken[:, None], quantile, step)
         if self.accelerator.scaler is None:  # which leaves out steps whose gradient overflows
-            refused = (~norms.isfinite()).repeat_interleave(self.micro_steps)
+            refused = ~norms.isfinite().repeat_interleave(self.micro_steps) & taken
             self._refuse("gradient", refused[:, None].expand_as(loss), quantile, step)
         applied = norms[norms.isfinite()]
+        images, loss = loss.numel(), loss[taken]
         values: dict[str, Any] = {
-            "loss": loss.mean().item(),
+            "loss": loss.mean().item() if len(loss) else None,
             "grad_norm": applied.mean().item() if len(applied) else None,
         }
+        if self.skipping:
+            values["skipped_steps"] = int((~taken).sum()) // self.micro_steps
         if quantile is not None:
-            quartile = (quantile * 4).long().clamp_(max=3)
+            quartile = (quantile[taken] * 4).long().clamp_(max=3)
             here = [loss[quartile == q] for q in range(4)]
             values |= {f"loss_q{q}": h.mean().item() if len(h) else None for q, h in enumerate(here, start=1)}
         if names := list(self._values[-1]):
-            means = self._gather([torch.stack([v[n].float().mean() for n in names]) for v in self._values])
+            means = self._gather([torch.stack([v[n].float().mean() for n in names]) for v in self._values])[taken]
             means = means.unflatten(1, (-1, len(names))).mean((0, 1))  # from (passes, processes * names)
             values |= dict(zip(names, means.tolist(), strict=True))
-        values["images_per_second"] = loss.numel() / (time.monotonic() - self._start)
+        values["images_per_second"] = images / (time.monotonic() - self._start)
         values["peak_memory_mb"] = peak_memory_mb(self.accelerator.device)
         if self.accelerator.num_processes > 1:
             reasons = torch.tensor([stop is not None], device=self.accelerator.device)
             stop = (stop or "as another process") if self.accelerator.gather(reasons).any() else None
-        self._restart()
+        self.restart()
         return values, stop
 
     def _refuse(self, what: str, bad: Tensor, quantile: Tensor | None, step: int) -> None:

@@ -50,6 +50,13 @@ class OptimizationOptions(Config):
     sgd_momentum: float = option(0.9, "momentum of sgd", minimum=0, below=1)
     use_8bit_adam: bool = option(False, "AdamW of bitsandbytes, whose moments take a quarter of the memory")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
+    on_nonfinite: str = option(
+        "stop",
+        "what to do about a gradient that isn't finite: stop; skip the step, up to 10 in a row; or then rewind to the "
+        "last checkpoint and go on in another order of data, up to 3 times",
+        choices=("stop", "skip", "rewind"),
+        resumable=True,
+    )
     mixed_precision: str | None = option(
         None,
         "precision of the network's passes; bf16 where the hardware has it",

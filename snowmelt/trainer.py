@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,23 +13,25 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from snowmelt.checkpoint import STATE_FILE, Checkpoints, full_disk, read_state, save_atomically
+from snowmelt.checkpoint import STATE_FILE, Checkpoints, complete, full_disk, read_state
 from snowmelt.config import differences
 from snowmelt.data.loader import NOISE
 from snowmelt.data.mixture import Mixture
-from snowmelt.ema import make_emas
+from snowmelt.ema import make_emas, published, update_emas
 from snowmelt.environment import check_memory
 from snowmelt.errors import UserError
 from snowmelt.files import checked
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
+from snowmelt.model_writer import ModelWriter
+from snowmelt.nonfinite import NonFinite
 from snowmelt.objectives import StepContext
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
 from snowmelt.progress import OUT_OF_TIME, Progress
-from snowmelt.stateful import network_state, training_state
-from snowmelt.tasks.task import Networks, Task
-from snowmelt.tracking import Metrics, log_samples, plot_loss
+from snowmelt.stateful import training_state
+from snowmelt.tasks.task import Task
+from snowmelt.tracking import Metrics, plot_loss
 
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
     from snowmelt.evaluation.validation import Validation
@@ -78,6 +79,7 @@ class Trainer:
         self.total_steps = config.max_train_steps or math.ceil(
             config.num_epochs * len(self.data) / self.images_per_step
         )
+        self.nonfinite = NonFinite(config.on_nonfinite, scales=accelerator.scaler is not None)
         self.progress = Progress(self.total_steps, config.max_train_minutes)
 
         module = task.module(task.networks).train().to(accelerator.device)
@@ -87,15 +89,16 @@ class Trainer:
         groups = task.parameter_groups()
         optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step, module)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
-        forward, emas = torch.compile(self.module) if config.compile else self.module, self._ema_networks()
+        forward, emas = torch.compile(self.module) if config.compile else self.module, published(self.emas)
         self.context = StepContext(forward, self.generator, 0, 0, emas, accelerator.gather, module)
         states = training_state(task.networks, self.emas, optimizer, accelerator.scaler) | task.states
         states |= {"validation": validation} if validation else {}
         self.checkpoints = Checkpoints(self.folder, states, config.checkpoints_total_limit)
+        self.writer = ModelWriter(task, self.emas, self.folder, accelerator)
 
     def resume(self, checkpoint: Path) -> None:
         """Resume as if the run had never stopped; a UserError if the checkpoint is damaged, or of another training."""
-        state = {"seconds": 0.0} | read_state(checkpoint)  # version 0.1 had none
+        state = {"seconds": 0.0, "rewinds": 0} | read_state(checkpoint)  # version 0.1 had none
         state = checked(checkpoint / STATE_FILE, state, STATE)
         changed = differences(state["config"], self.config)
         changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state[k] != v]
@@ -110,6 +113,7 @@ class Trainer:
         self.checkpoints.load(checkpoint, state)
         self.step = state["step"]
         self.progress.start(self.step, state["seconds"])
+        self.nonfinite.rewinds = max(self.nonfinite.rewinds, state["rewinds"])
         if self.progress.fraction(self.step) == 1:
             self.accelerator.print(f"nothing left to train: {checkpoint.name} is at step {self.step}; {MORE}")
 
@@ -131,7 +135,8 @@ class Trainer:
     def _train(self, interrupts: Interrupts) -> str | None:
         """The loop. Returns the reason why it ended early, if it did; a checkpoint was saved then, too."""
         config, accelerator = self.config, self.accelerator
-        meter = Meter(accelerator, config.gradient_accumulation_steps, self.mixture.rows)
+        skipping = self.nonfinite.mode != "stop"
+        meter = Meter(accelerator, config.gradient_accumulation_steps, self.mixture.rows, skipping=skipping)
         self.metrics = Metrics(self.folder, accelerator, self.step)
         stream = self._stream()
         if self.progress.fraction(self.step) == 1:
@@ -146,6 +151,10 @@ class Trainer:
                     self.train_step(next(stream), micro, meter)
                 self.step += 1
                 bar.update()
+                if self.nonfinite.must_rewind(self.step):
+                    stream = self._rewind(meter)
+                    bar.n = self.step
+                    continue
                 request = interrupts.requested or (OUT_OF_TIME if self.progress.out_of_time else None)
                 checkpointing = self.step % config.checkpointing_steps == 0 or self.step == self.total_steps
                 due = self._due_by_epoch()
@@ -162,7 +171,9 @@ class Trainer:
                             values |= self.evaluate(self.validation)
                         stop = stop or self.validation.stop
                     self.metrics.log(self.step, values)
-                    bar.set_postfix(loss=f"{values['loss']:.4f}", speed=f"{values['images_per_second']:.0f} images/s")
+                    bar.set_postfix(
+                        loss=f"{values['loss'] or math.nan:.4f}", speed=f"{values['images_per_second']:.0f} images/s"
+                    )
                 with meter.paused():
                     if checkpointing or stop:
                         self.save_checkpoint()
@@ -171,6 +182,17 @@ class Trainer:
                     if self.save_model in due and accelerator.is_main_process:
                         self.on_saved()
         return stop
+
+    def _rewind(self, meter: Meter) -> Iterator[dict[str, Tensor]]:
+        """Go back to the last checkpoint; the data from there on, in another order."""
+        last = complete(self.folder)
+        if not last:
+            raise UserError("--on_nonfinite rewind: there is no checkpoint yet to go back to; save more of them")
+        self.accelerator.print(f"the gradient is not finite: from step {self.step} back to {last[-1].name}")
+        self.resume(last[-1])
+        meter.restart()
+        self.metrics = Metrics(self.folder, self.accelerator, self.step)
+        return self._stream()
 
     def train_step(self, batch: dict[str, Tensor], micro: int, meter: Meter) -> None:
         """One forward and backward pass and, after the last of them, an optimizer step: no waiting for the device.
@@ -182,7 +204,7 @@ class Trainer:
         """
         accelerator = self.accelerator
         shard = micro * accelerator.num_processes + accelerator.process_index
-        seeds = np.random.SeedSequence((NOISE, self.config.seed, self.step, shard)).generate_state(2).tolist()
+        seeds = np.random.SeedSequence((NOISE, self._seed, self.step, shard)).generate_state(2).tolist()
         self.generator.manual_seed(seeds[0])
         torch.manual_seed(seeds[1])  # for the network's dropout
         with accelerator.accumulate(self.module):
@@ -194,80 +216,39 @@ class Trainer:
             if not accelerator.sync_gradients:
                 return
             accelerator.unscale_gradients()
-            meter.add_norm(clip_gradients(self.optimizer, self.config.max_grad_norm))
+            norm = clip_gradients(self.optimizer, self.config.max_grad_norm)
+            meter.add_norm(norm)
+            if self.nonfinite.skips(norm):
+                self.optimizer.zero_grad()
+                return
             position = self.progress.position(self.step, self.config.lr_warmup_steps)
             set_learning_rate(self.optimizer, self.lr_factor(position))
             self.optimizer.step()
             self.optimizer.zero_grad()
-            for emas in self.emas.values():
-                for ema in emas.values():
-                    ema.update(self.step + 1)
+            update_emas(self.emas, self.step + 1)
 
     def evaluate(self, validation: "Validation") -> dict[str, float]:
         """Judge the networks that are sampled and published; the best so far are kept in `best`."""
-        with self._published() as networks:
+        with self.writer.published() as networks:
             values, best = validation.evaluate(networks, self.step)
             if best:
-                self._write(lambda folder: validation.keep(folder, partial(self.task.save, networks), values))
+                self.writer.exchange(lambda folder: validation.keep(folder, partial(self.task.save, networks), values))
         return values
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}`."""
         meta = {"config": self.config.to_dict(), "total_steps": self.total_steps, "seconds": self.progress.seconds}
+        meta["rewinds"] = self.nonfinite.rewinds
         self.checkpoints.save(self.step, meta | self._identity(), writes=self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
 
     def save_model(self) -> None:
-        """Write the model; where there are EMAs of several decays, all are kept beside it."""
-        several = self.emas if len(self.emas) > 1 else {}
-        written = {
-            f"{name}_{suffix}": network_state(ema.network, self.task.networks[name]).collect()
-            for suffix, emas in several.items()
-            for name, ema in emas.items()
-        }
-
-        def save(folder: Path | None) -> None:
-            self._log(self.task.save(networks, folder))
-            if folder is not None:
-                for name, write in written.items():
-                    write(folder / name)
-
-        with self._published() as networks:
-            self._write(save)
+        """Write the model into the run's folder."""
+        self._log(self.writer.save_model())
 
     def save_samples(self) -> None:
         """Save a preview of the progress."""
-        path, main = self.folder / "samples" / f"step-{self.step:06d}.png", self.accelerator.is_main_process
-        if main:
-            path.parent.mkdir(exist_ok=True)
-        with self._published() as networks:
-            preview = self.task.preview(networks, path if main else None)
-        log_samples(self.accelerator, preview.images, self.step)
-        self._log(preview.values)
-        self.accelerator.wait_for_everyone()
-
-    def _write(self, save: Callable[[Path | None], None]) -> None:
-        """Exchange the model in the run's folder. Every process enters `save`; the one that writes is given a path."""
-        if self.accelerator.is_main_process:
-            save_atomically(save, self.folder)
-        else:
-            save(None)
-        self.accelerator.wait_for_everyone()
-
-    @contextmanager
-    def _published(self) -> Iterator[Networks]:
-        """The networks that are sampled and published, averages where there are any, in evaluation mode."""
-        networks = {**self.task.networks, **self._ema_networks()}
-        in_training = [net for net in networks.values() if net.training]
-        for net in in_training:
-            net.eval()
-        yield networks
-        for net in in_training:
-            net.train()
-
-    def _ema_networks(self) -> Networks:
-        """The averages that are kept first, by their networks' names."""
-        return {name: ema.network for name, ema in next(iter(self.emas.values()), {}).items()}
+        self._log(self.writer.save_samples(self.step))
 
     def _log(self, values: dict[str, float]) -> None:
         if values:  # measured once for a step, and maybe logged already: a run that had ended may be resumed
@@ -276,7 +257,7 @@ class Trainer:
     def _stream(self) -> Iterator[dict[str, Tensor]]:
         return self.mixture.batches(
             batch_size=self.config.train_batch_size,
-            seed=self.config.seed,
+            seed=self._seed,
             start_step=self.step,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
@@ -286,6 +267,11 @@ class Trainer:
             random_flip=self.config.random_flip,
             labels=self.task.labels,
         )
+
+    @property
+    def _seed(self) -> int:
+        """Of noise and the order of data, another one after each rewind."""
+        return self.config.seed + self.nonfinite.rewinds
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint besides the configuration."""
