@@ -149,7 +149,7 @@ class Trainer:
         with bar:
             while self.step < self.total_steps and not stop:
                 for micro in range(config.gradient_accumulation_steps):
-                    self.train_step(next(stream), micro, meter)
+                    self.train_step(meter.next(stream), micro, meter)
                 self.step += 1
                 bar.update()
                 request = interrupts.requested or ("time limit" if time.monotonic() > deadline else None)

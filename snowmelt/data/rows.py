@@ -1,5 +1,6 @@
 """Images of a data set's rows, one after another, with those that can't be read named or left out."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -13,6 +14,12 @@ from snowmelt.errors import UserError, one_line, printable
 from snowmelt.options import DataOptions
 
 T = TypeVar("T")
+
+
+def cores() -> int:
+    """CPU cores that this process may use, where each of a machine's processes takes its part."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, own // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def readable(
