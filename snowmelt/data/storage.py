@@ -36,18 +36,18 @@ class Storage:
         return isinstance(self.fs, LocalFileSystem)
 
     def open(self, path: str, size: int) -> BinaryIO:
-        """A file that can be read from anywhere; of a remote one each read is a request of as many bytes.
-
-        Args:
-            path: of the file.
-            size: that it has.
-        """
+        """A file that can be read from anywhere; of a remote one, of so many bytes, each read is a request."""
         if self.is_local:
             return open(path, "rb")
         return cast(BinaryIO, _Remote(self, path, size))
 
     def read(self, path: str, start: int, stop: int) -> bytes:
-        """Bytes of a file from the first number to before the second.
+        """Bytes of a file.
+
+        Args:
+            path: of the file.
+            start: the first byte.
+            stop: after the last.
 
         Raises:
             OSError: if there are fewer; and whatever the file system raises.

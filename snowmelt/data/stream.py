@@ -8,7 +8,6 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -121,8 +120,12 @@ class StreamedImages(ImageCache):
         found = []
         for index, unit in zip(indices.tolist(), self._unit_of(indices).tolist(), strict=True):
             row = self._kept(unit)[self._place(unit, index)]
-            with suppress(*BAD_IMAGE):  # which is named when its turn comes
+            try:
                 found.append(header(self.pixels.open(row, index)))
+            except UserError:
+                raise
+            except BAD_IMAGE:  # it is named when its turn comes
+                continue
         if not found:
             raise UserError(f"none of the first {len(indices)} images can be decoded; check the files")
         return found
@@ -152,6 +155,8 @@ class StreamedImages(ImageCache):
             number = first + (index - first + n) % count
             try:
                 return self._decoded(unit, number, units)
+            except UserError:
+                raise
             except BAD_IMAGE as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
                 name = printable(f"{self._file(unit)}: row {number}")
@@ -168,8 +173,8 @@ class StreamedImages(ImageCache):
         try:
             row = units[unit].result()[place]
             return self.pixels(row, number), row
-        except BAD_IMAGE:
-            if self.index.shards.storage.is_local:
+        except BAD_IMAGE as error:
+            if isinstance(error, UserError) or self.index.shards.storage.is_local:
                 raise
         # What was fetched may have been damaged on its way.
         units[unit] = Future()
