@@ -1,7 +1,9 @@
 """Images of a data set's rows, one after another, with those that can't be read named or left out."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import datasets
@@ -13,6 +15,7 @@ from snowmelt.data.reading import readable_source
 from snowmelt.errors import UserError, one_line, printable
 from snowmelt.options import DataOptions
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -29,16 +32,18 @@ def readable(
     options: DataOptions,
     title: str,
     skipped: list[str],
+    threads: int | None = None,
 ) -> Iterator[tuple[int, T]]:
     """Images of a column that can be read, one after another.
 
     Args:
         source: the data set, and where its files may lie.
         column: of the images.
-        read: what is made of an opened image.
+        read: what is made of an opened image, by several threads.
         options: `skip_bad_images`, to leave out what can't be read.
         title: of the progress bar.
         skipped: names of the images left out are added to it.
+        threads: as many as there are cores by default.
 
     Yields:
         (row, read(image)).
@@ -46,15 +51,23 @@ def readable(
     Raises:
         UserError: for an image that can't be read, unless such are skipped, and for one outside of the data set.
     """
-    for row, item in enumerate(tqdm(_items(source, column), title, len(source.dataset), unit="img")):
+
+    def opened(numbered: tuple[int, Any]) -> T:
+        row, item = numbered
         file = None
         if isinstance(item, dict) and item["bytes"] is None and item["path"] is not None:
             try:
                 file = source.place.locate(item["path"])
             except UserError as error:
                 raise UserError(f"{source.name}: row {row} {error}") from error
+        return read(open_item(item, file))
+
+    items = in_order(opened, enumerate(_items(source, column)), threads or cores())
+    for (row, item), result in tqdm(items, title, len(source.dataset), unit="img"):
         try:
-            result = read(open_item(item, file))
+            made = result()
+        except UserError:
+            raise
         except BAD_IMAGE as error:
             name = printable(_name(row, item))
             if not options.skip_bad_images:
@@ -64,7 +77,27 @@ def readable(
                 ) from error
             skipped.append(name)
         else:
-            yield row, result
+            yield row, made
+
+
+def in_order(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[tuple[S, Callable[[], T]]]:
+    """Items, each with what returns the function of it, or raises what that does; some are worked on ahead.
+
+    Args:
+        function: called in threads.
+        items: its arguments, of which no more are taken than are worked on.
+        threads: that work.
+    """
+    pool, waiting = ThreadPoolExecutor(threads), deque[tuple[S, Callable[[], T]]]()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item).result))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _items(source: Source, column: str) -> Iterator[Any]:
