@@ -35,7 +35,7 @@ from snowmelt.tracking import Metrics, log_samples, plot_loss
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
     from snowmelt.evaluation.validation import Validation
 
-STATE = {"config": dict, "total_steps": int, "data": str, "num_processes": int}  # of a checkpoint
+STATE = {"config": dict, "total_steps": int, "num_processes": int}  # of a checkpoint
 MORE = "give a larger --max_train_steps or --num_epochs"
 
 
@@ -106,7 +106,7 @@ class Trainer:
         """
         state = checked(checkpoint / STATE_FILE, read_state(checkpoint), STATE)
         changed = differences(state["config"], self.config)
-        changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state[k] != v]
+        changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state.get(k, v) != v]
         if changed:
             raise UserError(
                 f"{checkpoint} was made with {', '.join(changed)}; resume with the same, or start a new run"
@@ -289,8 +289,8 @@ class Trainer:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What a resumed run must share with its checkpoint besides the configuration."""
-        return {"data": self.mixture.fingerprint, "num_processes": self.accelerator.num_processes}
+        """What a resumed run must share with its checkpoint; earlier versions' knew data by paths, and have no content."""
+        return {"content": self.mixture.fingerprint, "num_processes": self.accelerator.num_processes}
 
     def _due_by_epoch(self) -> list[Callable[[], None]]:
         if self.step == self.total_steps:  # the last step saves all by itself

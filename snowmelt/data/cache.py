@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from snowmelt.data.agreement import Like, common_channels, common_dtype
+from snowmelt.data.content import content_key
 from snowmelt.data.images import Header, Preprocess, background_color, header
 from snowmelt.data.places import Source
 from snowmelt.data.rows import cores, readable
@@ -155,8 +156,7 @@ def build_cache(
 def _key(source: Source, image_column: str, options: DataOptions, like: Like | None) -> dict[str, Any]:
     key = {
         "version": VERSION,
-        "dataset": source.dataset._fingerprint,
-        "column": image_column,
+        "content": content_key(source, image_column, options),
         **{
             name: getattr(options, name)
             for name in (

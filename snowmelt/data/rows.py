@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
@@ -52,18 +53,10 @@ def readable(
         UserError: for an image that can't be read, unless such are skipped, and for one outside of the data set.
     """
 
-    def opened(numbered: tuple[int, Any]) -> T:
-        row, item = numbered
-        file = None
-        if isinstance(item, dict) and item["bytes"] is None and item["path"] is not None:
-            try:
-                file = source.place.locate(item["path"])
-            except UserError as error:
-                raise UserError(f"{source.name}: row {row} {error}") from error
+    def opened(item: Any, file: tuple[Path, str | None] | None) -> T:
         return read(open_item(item, file))
 
-    items = in_order(opened, enumerate(_items(source, column)), threads or cores())
-    for (row, item), result in tqdm(items, title, len(source.dataset), unit="img"):
+    for (row, item), result in read_items(source, column, opened, title, threads):
         try:
             made = result()
         except UserError:
@@ -78,6 +71,40 @@ def readable(
             skipped.append(name)
         else:
             yield row, made
+
+
+def read_items(
+    source: Source,
+    column: str,
+    read: Callable[[Any, tuple[Path, str | None] | None], T],
+    title: str,
+    threads: int | None = None,
+) -> Iterator[tuple[tuple[int, Any], Callable[[], T]]]:
+    """What a column holds, row by row, with what returns what is read of it, or raises what `read` does.
+
+    Args:
+        source: the data set, and where its files may lie.
+        column: of the images.
+        read: called in threads with what a row holds, and the file that it names: its path, and the member of a zip.
+        title: of the progress bar.
+        threads: as many as there are cores by default.
+
+    Raises:
+        UserError: for a file outside of the data set.
+    """
+
+    def located(numbered: tuple[int, Any]) -> T:
+        row, item = numbered
+        if not isinstance(item, dict) or item["bytes"] is not None or item["path"] is None:
+            return read(item, None)
+        try:
+            file = source.place.locate(item["path"])
+        except UserError as error:
+            raise UserError(f"{source.name}: row {row} {error}") from error
+        return read(item, file)
+
+    numbered = in_order(located, enumerate(_items(source, column)), threads or cores())
+    yield from tqdm(numbered, title, len(source.dataset), unit="img")
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[tuple[S, Callable[[], T]]]:
