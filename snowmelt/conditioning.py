@@ -73,6 +73,6 @@ def make_conditioning(options: ModelOptions, data: ImageCache) -> Conditioning:
     """
     if not options.class_conditional:
         return NullLabelConditioning() if options.backbone == "dit" else NoConditioning()
-    if data.labels is None or data.class_names is None:
+    if data.class_names is None:
         raise UserError("--class_conditional: no column has a class for every row; name one with --label_column")
     return LabelConditioning(len(data.class_names), options.label_dropout)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from snowmelt.errors import UserError
 from snowmelt.objectives import Losses
 from snowmelt.tracking import peak_memory_mb
+
+T = TypeVar("T")
 
 
 class Meter:
@@ -42,6 +44,14 @@ class Meter:
         self._indices: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._start = time.monotonic()
+        self._waited = 0.0
+
+    def next(self, stream: Iterator[T]) -> T:
+        """The next of the data, the time for which counts as waiting."""
+        start = time.monotonic()
+        found = next(stream)
+        self._waited += time.monotonic() - start
+        return found
 
     def add(self, losses: Losses, indices: Tensor) -> None:
         """Take note of one forward pass: its losses, and the indices (B,) of the images that it saw."""
@@ -98,7 +108,9 @@ class Meter:
             means = self._gather([torch.stack([v[n].float().mean() for n in names]) for v in self._values])[taken]
             means = means.unflatten(1, (-1, len(names))).mean((0, 1))  # from (passes, processes * names)
             values |= dict(zip(names, means.tolist(), strict=True))
-        values["images_per_second"] = images / (time.monotonic() - self._start)
+        seconds = time.monotonic() - self._start
+        values["images_per_second"] = images / seconds
+        values["data_wait_percent"] = 100 * self._waited / seconds
         values["peak_memory_mb"] = peak_memory_mb(self.accelerator.device)
         if self.accelerator.num_processes > 1:
             reasons = torch.tensor([stop is not None], device=self.accelerator.device)

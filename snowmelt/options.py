@@ -67,12 +67,31 @@ class DataOptions(ImageOptions):
         minimum=0,
         resumable=True,
     )
+    streaming: bool = option(
+        False, "read images from their shards while training, instead of decoding all of them first and keeping them"
+    )
+    shuffle_buffer_size: int = option(
+        4096, "rows that are shuffled among each other, and so held in memory, with streaming", minimum=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         buckets = self.aspect_ratio_buckets
         if buckets is not None and self.size not in to_buckets(buckets):
             raise UserError(f"--resolution {self.resolution}: is that of samples; take one of the sizes {buckets}")
+        self.refuse_streaming("aspect_ratio_buckets")
+
+    def refuse_streaming(self, *names: str) -> None:
+        """Refuse options that need all images decoded, where they are streamed.
+
+        Raises:
+            UserError: naming the first that is given.
+        """
+        given = next((name for name in names if self.streaming and getattr(self, name)), None)
+        if given:
+            raise UserError(
+                f"--streaming: isn't for --{given}, which needs all images decoded first; drop one of the two"
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -199,6 +218,7 @@ class ValidationOptions(HeldOutOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.refuse_streaming("eval_metrics")
         if self.aspect_ratio_buckets and self.eval_metrics:
             raise UserError("--aspect_ratio_buckets: isn't for --eval_metrics, of images of one size; evaluate.py is")
         judged = self.validation_split or self.validation_share or self.eval_metrics
@@ -239,6 +259,9 @@ class UnconditionalConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.refuse_streaming("autoencoder", "reflow_from")
+        if self.streaming and (self.condition or "").startswith("column:"):
+            raise UserError(f"--streaming: isn't for --condition {self.condition}, a second image; drop one of the two")
         if self.aspect_ratio_buckets and self.reflow_from:
             raise UserError("--aspect_ratio_buckets: isn't for --reflow_from, whose pairs are of one size; drop one")
         if self.contrastive_weight and not self.class_conditional:

@@ -36,7 +36,7 @@ from snowmelt.tracking import Metrics, plot_loss
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
     from snowmelt.evaluation.validation import Validation
 
-STATE = {"config": dict, "total_steps": int, "seconds": float, "data": str, "num_processes": int}  # of a checkpoint
+STATE = {"config": dict, "total_steps": int, "seconds": float, "num_processes": int}  # of a checkpoint
 MORE = "give a larger --max_train_steps, --num_epochs or --max_train_minutes"
 
 
@@ -101,7 +101,7 @@ class Trainer:
         state = {"seconds": 0.0, "rewinds": 0} | read_state(checkpoint)  # version 0.1 had none
         state = checked(checkpoint / STATE_FILE, state, STATE)
         changed = differences(state["config"], self.config)
-        changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state[k] != v]
+        changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state.get(k, v) != v]
         if changed:
             raise UserError(
                 f"{checkpoint} was made with {', '.join(changed)}; resume with the same, or start a new run"
@@ -148,7 +148,7 @@ class Trainer:
         with bar:
             while self.step < self.total_steps and not stop:
                 for micro in range(config.gradient_accumulation_steps):
-                    self.train_step(next(stream), micro, meter)
+                    self.train_step(meter.next(stream), micro, meter)
                 self.step += 1
                 bar.update()
                 if self.nonfinite.must_rewind(self.step):
@@ -274,8 +274,8 @@ class Trainer:
         return self.config.seed + self.nonfinite.rewinds
 
     def _identity(self) -> dict[str, Any]:
-        """What a resumed run must share with its checkpoint besides the configuration."""
-        return {"data": self.mixture.fingerprint, "num_processes": self.accelerator.num_processes}
+        """What a resumed run shares with its checkpoint; earlier versions knew data by paths, and have no `content`."""
+        return {"content": self.mixture.fingerprint, "num_processes": self.accelerator.num_processes}
 
     def _due_by_epoch(self) -> list[Callable[[], None]]:
         if self.step == self.total_steps:  # the last step saves all by itself

@@ -78,5 +78,9 @@ class AutoencoderConfig(AutoencoderOptions, ReportOptions, TrainingConfig):
         super().__post_init__()
         if self.aspect_ratio_buckets:
             raise UserError("--aspect_ratio_buckets: isn't for autoencoders; take --resolution, and any shape later")
+        if self.streaming:
+            raise UserError(
+                "--streaming: isn't for autoencoders, whose latents are measured on all images; leave it out"
+            )
         if len(self.ema_widths) > 1:
             raise UserError("--ema_widths: takes one width here, since the latents are measured of one autoencoder")

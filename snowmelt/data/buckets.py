@@ -16,6 +16,7 @@ from PIL.ExifTags import Base
 
 from snowmelt.data.agreement import Like, common_channels, common_dtype
 from snowmelt.data.cache import ImageCache, build_cache
+from snowmelt.data.content import content_key
 from snowmelt.data.images import Opened, header
 from snowmelt.data.latent_cache import LatentCache
 from snowmelt.data.places import Source
@@ -161,8 +162,7 @@ def _sort(source: Source, options: DataOptions, column: str, sizes: list[tuple[i
     """The number of the bucket of each row (rows,), and what the images of all buckets have in common."""
     key = {
         "version": VERSION,
-        "dataset": source.dataset._fingerprint,
-        "column": column,
+        "content": content_key(source, column, options),
         "buckets": sizes,
         **{name: getattr(options, name) for name in ("channels", "preserve_input_precision", "skip_bad_images")},
     }

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from snowmelt.data.agreement import Like, common_channels, common_dtype
+from snowmelt.data.content import content_key
 from snowmelt.data.images import Header, Preprocess, background_color, header
 from snowmelt.data.places import Source
-from snowmelt.data.rows import readable
+from snowmelt.data.rows import cores, readable
 from snowmelt.data.store import cache_root, check_space, in_units, open_store
 from snowmelt.errors import UserError
 from snowmelt.options import DataOptions
@@ -155,8 +156,7 @@ def build_cache(
 def _key(source: Source, image_column: str, options: DataOptions, like: Like | None) -> dict[str, Any]:
     key = {
         "version": VERSION,
-        "dataset": source.dataset._fingerprint,
-        "column": image_column,
+        "content": content_key(source, image_column, options),
         **{
             name: getattr(options, name)
             for name in (
@@ -186,17 +186,17 @@ def _build(folder: Path, source: Source, column: str, options: DataOptions, like
         center_crop=options.center_crop,
         background=background_color(options),
     )
-    _check_sizes(folder.parent, headers, preprocess)
+    threads = _check_sizes(folder.parent, headers, preprocess)
     _say_conversions(headers, preprocess.channels, options)
-    content = _write(folder, source, column, options, preprocess)
+    content = _write(folder, source, column, options, preprocess, threads)
     low, high = content["value_range"]
     if low == high and like is None:
         raise UserError(f"all values of the float images are {low}: there is nothing to learn; check the data")
     return content
 
 
-def _check_sizes(folder: Path, headers: list[Header], preprocess: Preprocess) -> None:
-    """Refuse before any work what can't be held by the memory or the disk."""
+def _check_sizes(folder: Path, headers: list[Header], preprocess: Preprocess) -> int:
+    """Refuse before any work what can't be held by the memory or the disk; how many images may be decoded at once."""
     areas = [math.prod(preprocess.resized(h.width, h.height)) for h in headers]
     resolution, channels = to_resolution(*preprocess.size), preprocess.channels
     # Two copies in float32 of the largest image, before or after the resize: less than is needed, but in the measure.
@@ -211,6 +211,8 @@ def _check_sizes(folder: Path, headers: list[Header], preprocess: Preprocess) ->
     check_space(
         folder, pixels * channels * preprocess.dtype.itemsize, f"the images, decoded at --resolution {resolution},"
     )
+    # Up to twice as many results wait for their turn.
+    return min(cores(), max(1, free // (4 * needed)))
 
 
 def _say_conversions(headers: list[Header], channels: int, options: DataOptions) -> None:
@@ -225,11 +227,13 @@ def _say_conversions(headers: list[Header], channels: int, options: DataOptions)
     )
 
 
-def _write(folder: Path, source: Source, column: str, options: DataOptions, preprocess: Preprocess) -> dict[str, Any]:
+def _write(
+    folder: Path, source: Source, column: str, options: DataOptions, preprocess: Preprocess, threads: int
+) -> dict[str, Any]:
     rows, sizes, skipped = [], [], []  # type: ignore[var-annotated]
     low, high = np.inf, -np.inf
     with (folder / PIXELS).open("wb") as file:
-        for row, pixels in readable(source, column, preprocess, options, "decoding images", skipped):
+        for row, pixels in readable(source, column, preprocess, options, "decoding images", skipped, threads):
             # Written, not memory-mapped: a full disk is then an exception and not a SIGBUS.
             file.write(pixels.data)
             rows.append(row)

@@ -43,22 +43,16 @@ def read_labels(dataset: datasets.Dataset, name: str | None) -> tuple[np.ndarray
     Raises:
         UserError: if the column doesn't exist, has another type, or a row's label is missing or negative.
     """
-    features = dataset.features
-    column = name or _label_column(features)
+    column = label_column(dataset.features, name)
     if column is None:
         return None, None
-    _check_exists("label_column", column, features)
-    feature = features[column]
-    if not _is_discrete(feature):
-        raise UserError(
-            f"--label_column {column}: {_type_name(feature)} is no class; give a ClassLabel, integer or string column"
-        )
     values = values_of(dataset, column)
     for row, value in enumerate(values):
-        if value is None or (not isinstance(value, str) and value < 0):
+        if not is_class(value):
             if name is None:
                 return None, None
             raise UserError(f"--label_column {name}: row {row} has {value}; every row needs a class, from 0 up")
+    feature = dataset.features[column]
     if isinstance(feature, datasets.ClassLabel):
         labels = np.array(values, np.int64)
         if len(outside := np.flatnonzero(labels >= len(feature.names))):
@@ -69,6 +63,28 @@ def read_labels(dataset: datasets.Dataset, name: str | None) -> tuple[np.ndarray
         return labels, list(feature.names)
     classes, labels = np.unique(values, return_inverse=True)
     return labels.astype(np.int64), [str(c) for c in classes.tolist()]
+
+
+def label_column(features: datasets.Features, name: str | None) -> str | None:
+    """The column of labels: `name`, or the one that `read_labels` takes; None where there is none.
+
+    Raises:
+        UserError: if it doesn't exist or has another type.
+    """
+    column = name or _label_column(features)
+    if column is not None:
+        _check_exists("label_column", column, features)
+        if not _is_discrete(features[column]):
+            raise UserError(
+                f"--label_column {column}: {_type_name(features[column])} is no class; give a ClassLabel, integer or "
+                "string column"
+            )
+    return column
+
+
+def is_class(value: Any) -> bool:
+    """Whether a label is one, and not missing or a mark of such."""
+    return value is not None and (isinstance(value, str) or value >= 0)
 
 
 def _label_column(features: datasets.Features) -> str | None:

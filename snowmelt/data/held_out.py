@@ -12,7 +12,9 @@ from snowmelt.data.captions import CaptionedSource, Captions, open_captioned
 from snowmelt.data.loader import HELD_OUT
 from snowmelt.data.places import Source
 from snowmelt.data.sources import images_of, open_dataset
-from snowmelt.data.splits import Split
+from snowmelt.data.splits import Piece, Split
+from snowmelt.data.stream import StreamedImages, open_stream
+from snowmelt.data.stream_index import build_index, divided
 from snowmelt.errors import UserError
 from snowmelt.options import HeldOutOptions
 
@@ -33,15 +35,19 @@ def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageC
         UserError: as `load_images`; or if the two have rows in common, other classes or channels that can't be
             converted, or either would be empty.
     """
-    train, held_out = _decoded(config, partial(open_dataset, config))
-    if held_out is None:
-        return train[1], None
-    if labels and train[1].class_names != held_out[1].class_names:
+    train: ImageCache
+    held_out: ImageCache | None
+    if config.streaming:
+        train, held_out = _streamed(config, labels)
+    else:
+        (_, train), others = _decoded(config, partial(open_dataset, config))
+        held_out = others and others[1]
+    if held_out is not None and labels and train.class_names != held_out.class_names:
         raise UserError(
-            f"--validation_split {config.validation_split}: its class_names are {held_out[1].class_names}, but those "
-            f"of --split {config.split} are {train[1].class_names}"
+            f"--validation_split {config.validation_split}: its class_names are {held_out.class_names}, but those "
+            f"of --split {config.split} are {train.class_names}"
         )
-    return train[1], held_out[1]
+    return train, held_out
 
 
 def load_captioned_splits(
@@ -92,15 +98,34 @@ def _decoded(
         return (source, images_of(source, config)), None
     wanted = Split(config.validation_split, "validation_split")
     other = opened(wanted)
-    for name, first, last in other.pieces:
-        if any(ours == name and start < last and first < stop for ours, start, stop in source.pieces):
-            raise UserError(
-                f"{wanted}: is trained on, or some of it, by --split {config.split}; give another, or "
-                "--validation_share 0.05"
-            )
+    _check_apart(source.pieces, other.pieces, config)
     train = images_of(source, config)
     like = Like(train.channels, train.dtype, train.value_range, "--split")
     return (source, train), (other, images_of(other, config, like=like))
+
+
+def _streamed(config: HeldOutOptions, labels: bool) -> tuple[StreamedImages, StreamedImages | None]:
+    """Images to train on and, where there are any, held out, in their shards; a share of them is of whole units."""
+    index = build_index(config, Split(config.split), labels=labels)
+    if config.validation_share:
+        index, other = divided(index, config.validation_share, (HELD_OUT, config.seed))
+        where = "the rest of the data"
+    elif config.validation_split:
+        other, where = build_index(config, Split(config.validation_split, "validation_split"), labels=labels), "--split"
+        _check_apart(index.pieces, other.pieces, config)
+    else:
+        return open_stream(config, index), None
+    train = open_stream(config, index)
+    return train, open_stream(config, other, Like(train.channels, train.dtype, train.value_range, where))
+
+
+def _check_apart(ours: list[Piece], theirs: list[Piece], config: HeldOutOptions) -> None:
+    for name, first, last in theirs:
+        if any(own == name and start < last and first < stop for own, start, stop in ours):
+            raise UserError(
+                f"--validation_split {config.validation_split}: is trained on, or some of it, by --split "
+                f"{config.split}; give another, or --validation_share 0.05"
+            )
 
 
 def _split(rows: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

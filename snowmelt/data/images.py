@@ -27,6 +27,7 @@ BAD_IMAGE = (OSError, ValueError)
 
 Opened = Image.Image | np.ndarray
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # it is for half of MOST_PIXELS
 MOST_PIXELS = 178_956_970  # of an image before it is resized: where Pillow too sees an attack on the memory
 MOST_ASPECT = 50  # the longer side by the shorter, which alone is bounded by a resize
 
@@ -78,9 +79,7 @@ def open_item(item: Any, file: tuple[Path, str | None] | None) -> Opened:
     if (file[1] or file[0].name if file else path).lower().endswith(".npy"):
         # Mapped, so that the header of a large file is read and no more.
         return _channels_last(np.load(opened, mmap_mode="r" if isinstance(opened, Path) else None, allow_pickle=False))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is for half of MOST_PIXELS
-        return Image.open(opened, formats=_formats())
+    return Image.open(opened, formats=_formats())
 
 
 @_decoding()

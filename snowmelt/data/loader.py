@@ -19,6 +19,10 @@ import psutil
 import torch
 
 from snowmelt.data.buckets import parts_of
+from snowmelt.data.read_ahead import read_ahead
+from snowmelt.data.rows import cores
+from snowmelt.data.stream import StreamedImages, Unit
+from snowmelt.data.stream_order import Numbered, strided
 from snowmelt.errors import UserError
 
 # Purposes of random numbers, so that no two draw the same.
@@ -113,6 +117,11 @@ def batches(
         UserError: if labels are asked for and the data set has none, or the fields don't belong together.
     """
     first = next(iter(fields.values()))
+    if isinstance(first, StreamedImages):
+        assert len(fields) == 1  # others are refused
+        positions = strided(batch_size, start_step, rank, world_size, accumulation)
+        loaded = _from_stream(first, seed, positions, device, num_workers)
+        return _finished([fields], loaded, seed, device, random_flip, None)
     if labels and first.labels is None:
         raise UserError("the data set has no labels; name their column with --label_column")
     buckets = [dict(zip(fields, parts, strict=True)) for parts in zip(*map(parts_of, fields.values()), strict=True)]
@@ -173,6 +182,31 @@ def _from_workers(
         yield Shard(*shard), {name: value.to(device, non_blocking=True) for name, value in values.items()}
 
 
+def _from_stream(
+    stream: StreamedImages,
+    seed: int,
+    positions: Iterator[tuple[Numbered, np.ndarray]],
+    device: torch.device,
+    num_workers: int,
+) -> Iterator[Loaded]:
+    def make(numbered: Numbered, indices: np.ndarray, units: dict[int, Unit]) -> Loaded:
+        decoded = stream.decode(indices, units)
+        shard = Shard(numbered.step, numbered.number, 0, indices)
+        sizes = np.array([image.shape[1:] for image in decoded.images])
+        values = {"image": torch.from_numpy(stream.crop(decoded, _corners(seed, shard, sizes, stream.size)))}
+        return shard, values | ({} if decoded.labels is None else {"label": torch.from_numpy(decoded.labels)})
+
+    order = stream.order((ORDER, seed))
+    for shard, values in read_ahead(positions, order, stream.fetch, make, num_workers or cores()):
+        yield shard, {name: to_device(value, device) for name, value in values.items()}
+
+
+def _corners(seed: int, shard: Shard, sizes: Any, size: tuple[int, int], unit: int = 1) -> np.ndarray:
+    """Where images (B, 2) of these sizes are cropped, on a grid of so many pixels."""
+    rng = np.random.default_rng([CROP, seed, shard.step, shard.number])
+    return unit * rng.integers((sizes - size) // unit + 1)
+
+
 class _Reader(torch.utils.data.Dataset):
     def __init__(self, buckets: list[dict[str, Cache]], seed: int) -> None:
         self.buckets = buckets
@@ -183,8 +217,7 @@ class _Reader(torch.utils.data.Dataset):
         first = next(iter(fields.values()))
         # Corners are drawn on the grid of the coarsest field, on which all of them can begin.
         unit = first.size[0] // min(field.size[0] for field in fields.values())
-        rng = np.random.default_rng([CROP, self.seed, shard.step, shard.number])
-        corners = unit * rng.integers((first.sizes[shard.indices] - first.size) // unit + 1)
+        corners = _corners(self.seed, shard, first.sizes[shard.indices], first.size, unit)
         return shard, {
             name: torch.from_numpy(field.gather(shard.indices, corners * field.size[0] // first.size[0]))
             for name, field in fields.items()
@@ -210,7 +243,7 @@ def _finished(
         if random_flip:
             rng = np.random.default_rng([FLIP, seed, shard.step, shard.number])
             chosen = to_device(torch.from_numpy(rng.random(len(shard.indices)) < 0.5), device)
-            batch = {name: fields[name].mirrored(value, chosen) for name, value in values.items()}
+            batch = values | {name: field.mirrored(values[name], chosen) for name, field in fields.items()}
         batch["indices"] = torch.from_numpy(indices)
         if labels is not None:
             batch["label"] = to_device(torch.from_numpy(labels[indices]), device)

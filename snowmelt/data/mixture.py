@@ -38,6 +38,8 @@ class Mixture:
     @property
     def rows(self) -> np.ndarray:
         """The row of its data set that each image comes from, (N,) int64: those of the prior follow the others."""
+        if self.prior is None:
+            return next(iter(self.fields.values())).rows  # which may not be held
         return np.concatenate([next(iter(fields.values())).rows for fields in self._sets])
 
     @property

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ from snowmelt.data.buckets import build_images
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.columns import image_column, read_labels
 from snowmelt.data.embedded import EMBEDDED
-from snowmelt.data.folders import class_by_parent, class_by_path, find, listed, open_files, splits
+from snowmelt.data.folders import Found, class_by_parent, class_by_path, find, listed, open_files, splits
 from snowmelt.data.images import background_color
 from snowmelt.data.places import Place, Source
 from snowmelt.data.reading import readable_source, reason
@@ -74,9 +75,28 @@ def open_dataset(options: DataOptions, split: Split | None = None) -> Source:
     Raises:
         UserError: if the source, its configuration or the split doesn't exist, or two sources are given.
     """
+    wanted = split or Split(options.split)
+    name, root = find_source(options, wanted)
+    if root:
+        return _open_folder(root, name, options, wanted)
+    if name in EMBEDDED:
+        _check_unconfigured(options, name)
+        return Source(*select(wanted, ["train"], lambda _: EMBEDDED[name](), name), Place(), name)
+    return _open_named(name, options, wanted, None)
+
+
+def find_source(options: DataOptions, wanted: Split) -> tuple[str, Path | None]:
+    """The name of the data set that `options` name, and the folder that it is, if it is one.
+
+    Args:
+        options: which data set.
+        wanted: which rows.
+
+    Raises:
+        UserError: if there is no such folder, two sources are given, or other options can't be read.
+    """
     background_color(options)  # this and what follows is refused here rather than after a download
     cache_root(options)
-    wanted = split or Split(options.split)
     wanted.names()
     name, folder = options.dataset_name, options.train_data_dir
     if name and folder:
@@ -85,16 +105,15 @@ def open_dataset(options: DataOptions, split: Split | None = None) -> Source:
         root = _folder(folder)
         if root is None:
             raise UserError(f"--train_data_dir {folder}: no such folder")
-        return _open_folder(root, folder, options, wanted)
+        return folder, root
     if not name:
         raise UserError("no data: give --dataset_name (of the Hub, or 'digits' or 'scenes') or --train_data_dir")
     if name in EMBEDDED:
-        _check_unconfigured(options, name)
-        return Source(*select(wanted, ["train"], lambda _: EMBEDDED[name](), name), Place(), name)
+        return name, None
     root = _folder(name)
     if root is None and (os.path.exists(name) or name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise UserError(f"--dataset_name {name}: no such folder; give one, or user/name for the Hub")
-    return _open_folder(root, name, options, wanted) if root else _open_named(name, options, wanted, None)
+    return name, root
 
 
 def _folder(name: str) -> Path | None:
@@ -110,12 +129,18 @@ def _open_folder(root: Path, name: str, options: DataOptions, wanted: Split) -> 
     if (root / "state.json").is_file() or (root / "dataset_dict.json").is_file():
         _check_unconfigured(options, name)
         return _open_saved(root, name, wanted)
-    files = find(root)
-    if not any(file.is_image for file in files) or "configs:" in _card(root):
+    files = image_files(root)
+    if files is None:
         if options.dataset_name or any(root.rglob("*.parquet")):
             return _open_named(str(root), options, wanted, root)
         raise UserError(f"--train_data_dir {name}: no image, .npy, .zip or .parquet file in it or below")
     _check_unconfigured(options, name)
+    dataset, pieces = select(wanted, *folder_splits(root, files), name)
+    return Source(dataset, pieces, Place((root,), links=True), name)
+
+
+def folder_splits(root: Path, files: list[Found]) -> tuple[list[str], Callable[[str], datasets.Dataset]]:
+    """The splits of a folder of images, and what opens one of them."""
     known, depth = splits(files)
 
     def open_split(split: str) -> datasets.Dataset:
@@ -123,14 +148,15 @@ def _open_folder(root: Path, name: str, options: DataOptions, wanted: Split) -> 
         chosen = [f for f in files if f.split(depth) == split or (depth == 0 or f.is_metadata) and not f.split(depth)]
         return open_files(root, files, chosen, partial(class_by_path, depth=depth))
 
-    dataset, pieces = select(wanted, known, open_split, name)
-    return Source(dataset, pieces, Place((root,), links=True), name)
+    return known, open_split
 
 
-def _card(root: Path) -> str:
-    """The head of README.md, where a data set's configurations are."""
+def image_files(root: Path) -> list[Found] | None:
+    """The files of a folder of images; None of any other, and of one whose card says what is in it."""
     card = root / "README.md"
-    return card.read_bytes()[: 2**16].decode(errors="replace") if card.is_file() else ""
+    head = card.read_bytes()[: 2**16].decode(errors="replace") if card.is_file() else ""
+    files = find(root)
+    return files if any(file.is_image for file in files) and "configs:" not in head else None
 
 
 def _open_saved(root: Path, name: str, wanted: Split) -> Source:
@@ -158,8 +184,17 @@ def _open_saved(root: Path, name: str, wanted: Split) -> Source:
     return Source(dataset, pieces, Place((root,)), name)
 
 
-def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | None) -> Source:
-    """A data set of the Hub, or a local folder laid out like one."""
+def load_builder(name: str, options: DataOptions, root: Path | None) -> datasets.DatasetBuilder:
+    """What `datasets` knows of a data set of the Hub, or of a local folder laid out like one, before it reads it.
+
+    Args:
+        name: on the Hub, or the folder.
+        options: its configuration.
+        root: the folder.
+
+    Raises:
+        UserError: if there is no such, or its card names files elsewhere.
+    """
     try:
         builder = datasets.load_dataset_builder(name, options.dataset_config_name, cache_dir=options.cache_dir)
     except Exception as error:  # as in readable_source, but with more to say
@@ -171,6 +206,12 @@ def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | Non
             raise UserError(f"{name}: {said}; use a copy of it in parquet") from error
         raise UserError(f"{name}: can't be opened: {reason(error)}; or give another --dataset_name") from error
     _check_data_files(builder, root)
+    return builder
+
+
+def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | None) -> Source:
+    """A data set of the Hub, or a local folder laid out like one."""
+    builder = load_builder(name, options, root)
     # Before the download: the splits are known from the files' names, or the card.
     known = [str(split) for split in builder.info.splits or builder.config.data_files or []]
     if known:
@@ -195,20 +236,28 @@ def _open_named(name: str, options: DataOptions, wanted: Split, root: Path | Non
 
 def _open_image_files(builder: datasets.DatasetBuilder, name: str, wanted: Split, own: Path) -> Source:
     """A data set of image files, on the Hub or with a card: downloaded, and read as a folder of them is."""
-    config = datasets.DownloadConfig(cache_dir=builder._cache_downloaded_dir, token=builder.token)
     found = {}
     for split, addresses in builder.config.data_files.items():
         with readable_source(name):
-            local = datasets.DownloadManager(download_config=config).download(list(addresses))
-        # hf://datasets/user/name@revision/a/b.png, or an absolute path
-        where = [PurePosixPath(re.sub(r"^hf://datasets/[^@]+@[^/]+/", "", a)) for a in addresses]
-        inside = [w.relative_to(own) if w.is_absolute() else w for w in where]
-        found[str(split)] = listed(zip(inside, map(Path, local), strict=True))
+            local = download(builder, list(addresses))
+        found[str(split)] = listed(zip([inside(a, own) for a in addresses], map(Path, local), strict=True))
     everything = [file for files in found.values() for file in files]
     dataset, pieces = select(
         wanted, list(found), lambda split: open_files(own, everything, found[split], class_by_parent), name
     )
     return Source(dataset, pieces, Place((own,)), name)
+
+
+def download(builder: datasets.DatasetBuilder, addresses: list[str]) -> list[str]:
+    """Paths of a data set's files on this machine."""
+    config = datasets.DownloadConfig(cache_dir=builder._cache_downloaded_dir, token=builder.token)
+    return datasets.DownloadManager(download_config=config).download(addresses)
+
+
+def inside(address: str, own: Path) -> PurePosixPath:
+    """Where in its data set a file is: of hf://datasets/user/name@revision/a/b.png, or a path below `own`, a/b.png."""
+    where = PurePosixPath(re.sub(r"^hf://datasets/[^@]+@[^/]+/", "", address))
+    return where.relative_to(own) if where.is_absolute() else where
 
 
 def _check_data_files(builder: datasets.DatasetBuilder, root: Path | None) -> None:

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from snowmelt.augmentation import Augmentation
 from snowmelt.data.loader import VALIDATION, Cache
+from snowmelt.data.stream import labels_of
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
 from snowmelt.evaluation.clip import FLAG, ClipScore
@@ -100,9 +101,7 @@ class ValidationLoss:
             batch = {name: self.fields[name].mirrored(values, none) for name, values in batch.items()}
         batch["indices"] = torch.from_numpy(rows)
         if self.task.labels:
-            labels = self.fields["image"].labels
-            assert labels is not None  # make_conditioning refused
-            batch["label"] = torch.from_numpy(labels[rows]).to(device)
+            batch["label"] = torch.from_numpy(labels_of(self.fields["image"], rows)).to(device)
         losses = self.task.loss(batch, context)
         return losses.loss.cpu(), None if losses.quantile is None else losses.quantile.cpu()
 

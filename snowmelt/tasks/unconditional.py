@@ -27,6 +27,7 @@ from snowmelt.conditioning import LabelConditioning, make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
+from snowmelt.data.stream import labels_of
 from snowmelt.errors import UserError
 from snowmelt.image_conditions import make_condition_images, read_condition
 from snowmelt.model_source import Source
@@ -216,8 +217,8 @@ class UnconditionalTask(DiffusionTask):
                 images, given = self.held_out.images, self.held_out.given
             rows = np.arange(min(self.config.eval_batch_size, len(images)))
             arguments, originals = given.pairs(images, rows, self.config.seed)
-            if self.labels and images.labels is not None:
-                arguments["class_labels"] = images.labels[rows].tolist()
+            if self.labels:
+                arguments["class_labels"] = labels_of(images, rows).tolist()
             return Preview(paired_grid(self.pipeline(networks), path, self.config, arguments, originals), {})
         return Preview(sample_grid(self.pipeline(networks), path, self.config), {})
 

@@ -167,6 +167,8 @@ class TextToImageConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.streaming:
+            raise UserError("--streaming: isn't for captions, which are read before training; leave it out")
         if self.num_validation_images > 1 and not self.validation_prompts:
             raise UserError(
                 "--num_validation_images: needs --validation_prompts, of which it draws so many images each"

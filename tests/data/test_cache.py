@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from snowmelt.data import cache as cache_module
-from snowmelt.data import store
+from snowmelt.data import content, store
 from snowmelt.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -143,6 +143,23 @@ def test_a_replaced_file_is_another_cache(load, folder, metadata):
     assert second.as_tensor().unique().tolist() == [2]
 
 
+def test_a_folder_that_moves_keeps_its_cache(load, folder, monkeypatch):
+    for n in range(3):
+        Image.new("L", (4, 4), n).save(folder / f"{n}.png")
+    first = load(train_data_dir=str(folder), resolution=4)
+    monkeypatch.setattr(cache_module, "_build", None)
+    os.utime(folder / "0.png", (2e9, 2e9))
+    moved = folder.rename(folder.parent / "elsewhere")
+    assert load(train_data_dir=str(moved), resolution=4).fingerprint == first.fingerprint
+
+
+def test_contents_are_read_once(load, folder, monkeypatch):
+    Image.new("L", (4, 4), 1).save(folder / "a.png")
+    first = load(train_data_dir=str(folder), resolution=4)
+    monkeypatch.setattr(content, "_digest", None)
+    assert load(train_data_dir=str(folder), resolution=4).fingerprint == first.fingerprint
+
+
 def test_pickling_copies_no_pixels(load):
     cache = load(**DIGITS)
     cache.gather(np.arange(3), None)
@@ -169,6 +186,12 @@ def test_a_kill_while_writing_leaves_nothing_that_counts(tmp_path, load):
     assert not partial.exists()
 
 
+def built(tmp_path: Path) -> list[Path]:
+    """All that the cache holds but locks, and keys of contents."""
+    found = (tmp_path / "cache" / "snowmelt").iterdir()
+    return [p for p in found if p.suffix != ".lock" and [f.name for f in p.iterdir()] != [store.MANIFEST]]
+
+
 def wait_for(root: Path) -> Path:
     """The partial folder, once its last file is written."""
     while not (found := list(root.glob("*.partial/sizes.npy"))):
@@ -182,7 +205,7 @@ def test_an_error_while_writing_leaves_nothing(load, folder, tmp_path):
     (folder / "b.png").write_bytes(whole[:-20])
     with pytest.raises(UserError, match=r"b\.png"):
         load(train_data_dir=str(folder), resolution=4)
-    assert [p.suffix for p in (tmp_path / "cache" / "snowmelt").iterdir()] == [".lock"]
+    assert built(tmp_path) == []
 
 
 def test_a_disk_without_room_is_refused_before_decoding(load, monkeypatch):
@@ -202,4 +225,4 @@ def test_a_disk_that_fills_up(load, monkeypatch, tmp_path):
     monkeypatch.setattr(cache_module.np, "save", full)
     with pytest.raises(UserError, match="disk full"):
         load(**DIGITS)
-    assert [p.suffix for p in (tmp_path / "cache" / "snowmelt").iterdir()] == [".lock"]
+    assert built(tmp_path) == []

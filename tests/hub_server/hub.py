@@ -88,10 +88,11 @@ class Hub:
     def fault(self, method: str, pattern: str, kind: Kind, times: int | None = 1, seconds: float = 1) -> None:
         """Order a fault for the next `times` requests (None: for ever) whose path, as sent, holds the pattern.
 
-        Kinds: "unavailable" (503), "rate limit" (429, to be repeated after `seconds`), "forbidden" (403), "drop" (the
-        connection is closed and nothing done), "kill" (the process dies while the client sends), "slow" (it answers
-        after `seconds`), "lose" (done, but the connection closed without an answer), "truncate" and "corrupt" (a file
-        that is sent ends in its middle, or has a wrong bit there; nothing else counts).
+        Kinds: "unavailable" (503), "rate limit" (429, to be repeated after `seconds`), "forbidden" (403), "error"
+        (500), "gone" (404), "drop" (the connection is closed and nothing done), "kill" (the process dies while the
+        client sends), "slow" (it answers after `seconds`), "lose" (done, but the connection closed without an answer),
+        "truncate" and "corrupt" (a file that is sent ends in its middle, or has a wrong bit there; nothing else
+        counts).
         """
         order = {"method": method, "pattern": pattern, "kind": kind, "seconds": seconds}
         self._faults("POST", order | ({"times": times} if times else {}))

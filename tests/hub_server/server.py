@@ -17,9 +17,9 @@ from tests.hub_server.routes import dispatch
 from tests.hub_server.storage import Store
 
 # What is asked of the Hub isn't done: it is out of service; it wants to be left alone for some seconds; the token may
-# not do it; it closes the connection; its process dies while the client sends.
-Refusal = Literal["unavailable", "rate limit", "forbidden", "drop", "kill"]
-STATUS = {"unavailable": 503, "rate limit": 429, "forbidden": 403}
+# not do it; it has an error; there is no such thing; it closes the connection; its process dies while the client sends.
+Refusal = Literal["unavailable", "rate limit", "forbidden", "error", "gone", "drop", "kill"]
+STATUS = {"unavailable": 503, "rate limit": 429, "forbidden": 403, "error": 500, "gone": 404}
 # It is done, but slowly, or the answer is lost; or it is a file that ends in its middle or has a wrong bit there.
 Effect = Literal["slow", "lose"]
 Damage = Literal["slow", "lose", "truncate", "corrupt"]
