@@ -289,7 +289,7 @@ class Trainer:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What a resumed run shares with its checkpoint; those of earlier versions knew data by paths, and lack content."""
+        """What a resumed run must share with its checkpoint; states of earlier versions, which lack content, do so."""
         return {"content": self.mixture.fingerprint, "num_processes": self.accelerator.num_processes}
 
     def _due_by_epoch(self) -> list[Callable[[], None]]:
