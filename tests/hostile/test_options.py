@@ -48,6 +48,22 @@ CASES = [
     (U + "--resolution ٦٤x٩٦", "^error: --resolution: must be a whole number, or HEIGHTxWIDTH"),
     (U + "--aspect_ratio_buckets 64x96", "^error: --aspect_ratio_buckets 64x96: must be sizes HEIGHT,WIDTH, such as"),
     (U + "--aspect_ratio_buckets 64,96", "^error: --resolution 16: is that of samples; take one of the sizes 64,96$"),
+    (
+        U + "--streaming --dataset_name digits",
+        "^error: --streaming: digits comes with the project, and is in memory; leave",
+    ),
+    (
+        U + "--streaming --autoencoder a",
+        "^error: --streaming: isn't for --autoencoder, which needs all images decoded ",
+    ),
+    (
+        U + "--streaming --eval_steps 1 --eval_metrics fd",
+        "^error: --streaming: isn't for --eval_metrics, which needs all",
+    ),
+    (U + "--streaming --condition column:map", "^error: --streaming: isn't for --condition column:map, a second image"),
+    (U + "--streaming --shuffle_buffer_size 0", "^error: --shuffle_buffer_size: must be at least 1, got 0$"),
+    (T + "--streaming", "^error: --streaming: isn't for captions, which are read before training; leave it out$"),
+    (A + "--streaming", "^error: --streaming: isn't for autoencoders, whose latents are measured on all images; leave"),
     (U + "--seed=-1", "^error: --seed: must be at least 0 and at most 9223372036854775807, got -1$"),
     (U + "--seed 99999999999999999999", "^error: --seed: must be at least 0 and at most"),
     (U + "--seed 1_000", "^error: argument --seed: invalid int value: '1_000'"),
