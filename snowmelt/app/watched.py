@@ -9,7 +9,7 @@ from typing import Any
 Report = Callable[[Any], None]
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """What a report raises where nobody listens, to end the work."""
 
 
@@ -36,7 +36,7 @@ def watched(work: Callable[[Report], Any], lock: threading.Lock) -> Iterator[Any
 
     def report(value: Any) -> None:
         if not listening.is_set():
-            raise Stopped
+            raise StoppedError
         if value is not None:
             put("report", value)
 
@@ -45,7 +45,7 @@ def watched(work: Callable[[Report], Any], lock: threading.Lock) -> Iterator[Any
             with lock:
                 report(None)  # it may have been stopped while it waited
                 put("result", work(report))
-        except Stopped:
+        except StoppedError:
             pass
         except Exception as error:
             put("error", error)
