@@ -132,7 +132,7 @@ class Actions:
                 eta = settings.eta if self.model.takes_eta(name) else 0.0
                 one = replace(settings, num_images=1, scheduler=name, num_inference_steps=steps, eta=eta)
                 (image_of_it,) = self.model.sample(one, self._previews(report, found), **given).images
-                found.append((image_of_it, f"{self.sampler_name(name)}, {steps} steps"))
+                found.append((image_of_it, f"{name}, {steps} step{'s' * (steps > 1)}"))
             return found
 
         return self._run(settings, work)

@@ -49,7 +49,14 @@ def make_page(model: Model, card: Card) -> gradio.Blocks:
                 with gradio.Tab("Model card"):
                     gradio.Markdown(card.text, elem_id="card")
                     if card.images:
-                        gradio.Gallery(card.images, format="png", columns=2, height="auto", show_label=False)
+                        gradio.Gallery(
+                            card.images,
+                            format="png",
+                            columns=2,
+                            object_fit="contain",
+                            show_label=False,
+                            elem_classes="images",
+                        )
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
@@ -145,16 +152,14 @@ def _edit_tab(model: Model, actions: Actions, settings: dict[str, Any]) -> None:
         _action(actions.edit, settings, extra, "Make variations")
 
         def taken(*values: Any) -> Any:
-            for images, _, path in _stopped_by_errors(actions.sample, Settings(*values)):
-                if path is not None:
-                    image = images[0][0].convert("RGBA")
-                    factor = CANVAS // max(image.size)
-                    size = (factor * image.width, factor * image.height) if factor > 1 else image.size
-                    return {"background": image.resize(size, 0), "layers": [], "composite": None}
-            return gradio.skip()
+            one = Settings(**dict(zip(settings, values, strict=True)) | {"num_images": 1})
+            *_, (images, _, _) = _stopped_by_errors(actions.sample, one)
+            image = images[0][0].convert("RGBA")
+            factor = max(1, CANVAS // max(image.size))
+            enlarged = image.resize((factor * image.width, factor * image.height), PIL.Image.Resampling.NEAREST)
+            return {"background": enlarged, "layers": [], "composite": None}
 
-        few = [gradio.State(1) if name == "num_images" else control for name, control in settings.items()]
-        take.click(taken, few, extra["image"], api_visibility="private", **MODEL_QUEUE)
+        take.click(taken, [*settings.values()], extra["image"], api_visibility="private", **MODEL_QUEUE)
 
 
 def _compare_tab(model: Model, actions: Actions, settings: dict[str, Any], given: dict[str, Any]) -> None:
@@ -162,9 +167,13 @@ def _compare_tab(model: Model, actions: Actions, settings: dict[str, Any], given
         what = "predictors" if model.by_score else "schedulers"
         gradio.Markdown(f"The same seed by several {what}, each with several numbers of steps.")
         few = model.usual_steps < 10
+        usual = [name for name in (OWN, "ddim", "dpmsolver++", "unipc", "edm-heun") if name in model.samplers][:3]
         extra = {
             "schedulers": gradio.Dropdown(
-                _samplers(model, actions), value=model.samplers[:3], multiselect=True, label=what.title()
+                _samplers(model, actions),
+                value=usual if len(usual) > 1 else model.samplers[:3],
+                multiselect=True,
+                label=what.title(),
             ),
             "step_counts": gradio.Textbox("1, 2, 4" if few else "5, 10, 20", label="Numbers of steps", max_length=100),
         }
@@ -215,7 +224,6 @@ def _action(
     gallery = gradio.Gallery(
         format="png",
         columns=columns,
-        height="auto",
         object_fit="contain",
         label="Images",
         show_label=False,
