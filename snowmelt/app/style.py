@@ -9,7 +9,9 @@ THEME = gradio.themes.Default(
 
 CSS = """
 .pixels img { image-rendering: pixelated; }
-.pixels .grid-wrap, .images .grid-wrap { height: auto !important; min-height: 8rem !important; max-height: none !important; }
+.pixels .grid-wrap, .images .grid-wrap {
+  height: auto !important; min-height: 8rem !important; max-height: none !important;
+}
 .status { min-height: 2rem; }
 .status .html-container { padding: 0; }
 .status p { margin: 0.25rem 0; }

@@ -1,0 +1,189 @@
+"""The page as people use it, in a headless Chromium."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from snowmelt.app.model import Model, Settings
+
+SECONDS = 60_000
+pytestmark = pytest.mark.xdist_group("browser")
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    """A tab of its own, with few steps."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(SECONDS)
+    yield opened(context, url)
+    context.close()
+
+
+def opened(context: Any, url: str) -> Any:
+    page = context.new_page()
+    page.goto(url)
+    page.get_by_label("number input for Steps").fill("3")
+    page.get_by_label("number input for Images").fill("2")
+    return page
+
+
+def press(page: Any, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
+
+
+def done(page: Any, said: str = "2 images") -> None:
+    page.locator(".block.status", has_text=said).locator("visible=true").first.wait_for()
+
+
+def shown(page: Any) -> list[np.ndarray]:
+    """The images of the open tab's gallery, (H, W, C)."""
+    found = page.locator(".pixels .gallery-item img").locator("visible=true").all()
+    return [np.asarray(PIL.Image.open(io.BytesIO(page.request.get(i.get_attribute("src")).body()))) for i in found]
+
+
+def expected(model: Model, **settings: Any) -> list[np.ndarray]:
+    """What the pipeline itself makes of the page's settings."""
+    usual = {"num_images": 2, "num_inference_steps": 3, "height": 16, "width": 16}
+    with model.lock:
+        return [np.asarray(i) for i in model.sample(Settings(**usual | settings), lambda _: None).images]
+
+
+def test_generate_and_change_class(page: Any, model: Model) -> None:
+    """Images are the pipeline's own; a class that is chosen is theirs; only what the model can do is there."""
+    press(page, "Sample")
+    done(page)
+    assert np.array_equal(shown(page), expected(model))
+    page.get_by_label("Class").click()
+    page.get_by_role("option", name="bee").click()
+    press(page, "Sample")
+    bees = expected(model, class_label="bee")
+    page.wait_for_function("n => document.querySelectorAll('.pixels img').length == n", arg=2)
+    for _ in range(100):
+        if np.array_equal(shown(page), bees):
+            break
+        page.wait_for_timeout(100)
+    assert np.array_equal(shown(page), bees)
+    assert not page.get_by_label("Prompt").count()
+    assert not page.get_by_label("Eta").count()
+    with page.expect_download() as download:
+        press(page, "Zip of all")
+    assert download.value.suggested_filename == "images.zip"
+
+
+def test_stop(page: Any, model: Model) -> None:
+    """Images appear while they are made; Stop ends that at the next step, and the page goes on."""
+    page.get_by_label("number input for Steps").fill("200")
+    press(page, "Sample")
+    page.locator(".block.status", has_text=re.compile(r"step \d+ of 200, \d+ s left")).locator("visible=true").wait_for()
+    press(page, "Stop")
+    done(page, "stopped")
+    assert model.lock.acquire(timeout=5)  # 200 steps take longer than what was left of one
+    model.lock.release()
+    page.get_by_label("number input for Steps").fill("1")
+    press(page, "Sample")
+    done(page)
+
+
+def test_draw_a_mask(page: Any, model: Model) -> None:
+    """What is painted over is made anew, and the rest is the image that was taken."""
+    page.get_by_role("tab", name="From an image").click()
+    press(page, "Take a sample of the model")
+    canvas = page.locator(".editor canvas").first
+    page.get_by_label("Brush", exact=True).wait_for()
+    page.wait_for_timeout(500)  # until the image is drawn
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    for i in range(8):
+        page.mouse.move(middle[0] + 5 * i, middle[1] + 3 * i)
+    page.mouse.up()
+    press(page, "Make variations")
+    done(page)
+    (original,) = expected(model, num_images=1)
+    for image in shown(page):
+        changed = (image.astype(int) != original).any(-1)
+        assert changed[8, 8]  # the middle
+        assert 1 <= changed.sum() < 64  # of 256 pixels
+
+
+def test_compare(page: Any, model: Model) -> None:
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Numbers of steps").fill("1, 2")
+    press(page, "Compare")
+    done(page, "6 images")
+    captions = page.locator(".pixels .caption-label").locator("visible=true").all_inner_texts()
+    assert captions[:2] == ["own, 1 step", "own, 2 steps"]
+    (expected_of_it,) = expected(model, num_images=1, num_inference_steps=2)
+    assert np.array_equal(shown(page)[1], expected_of_it)
+
+
+def test_wrong_input(page: Any) -> None:
+    """It is one line on the page, which goes on."""
+    page.get_by_label("number input for Steps").fill("3")
+    page.get_by_role("button", name="Sampler").click()
+    page.get_by_label("Height").fill("4096")
+    press(page, "Sample")
+    page.get_by_text("height: must be a whole number from 1 to 64, is 4096").wait_for()
+    page.get_by_label("Height").fill("16")
+    press(page, "Sample")
+    done(page)
+
+
+def test_two_tabs_at_once(browser: Any, url: str, model: Model) -> None:
+    """Each gets the images of its own settings."""
+    context = browser.new_context()
+    context.set_default_timeout(SECONDS)
+    tabs = [opened(context, url) for _ in range(2)]
+    for seed, tab in enumerate(tabs):
+        tab.get_by_label("Seed").fill(str(seed))
+        press(tab, "Sample")
+    for seed, tab in enumerate(tabs):
+        done(tab)
+        assert np.array_equal(shown(tab), expected(model, seed=seed))
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(browser: Any, url: str, scheme: str) -> None:
+    """Nothing is wider than the screen, and the colours are those that are asked for."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    context.set_default_timeout(SECONDS)
+    page = opened(context, url)
+    press(page, "Sample")
+    done(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    colour = page.evaluate("getComputedStyle(document.querySelector('.gradio-container')).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+    assert (brightness > 128) == (scheme == "light")
+    context.close()
+
+
+def test_a_training_as_it_goes(browser: Any, serve: Callable[[Any], str], tmp_path: Path) -> None:
+    """A log line that is written while the page is open appears on it, and so does a grid."""
+    from snowmelt.app.training import make_page
+
+    run = {"config": {"max_train_steps": 40}, "num_images": 100, "images_per_step": 10}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    page = browser.new_page()
+    page.set_default_timeout(SECONDS)
+    page.goto(serve(make_page(tmp_path)))
+    page.get_by_text("no log line yet").wait_for()
+    (tmp_path / "samples").mkdir()
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "samples/step-000010.png")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        for step in (10, 20):
+            line = {"step": step, "loss": 1 / step, "loss_q1": 0.1, "images_per_second": 50.0}
+            file.write(json.dumps(line) + "\n")
+    page.get_by_text("step 20 of 40 · loss 0.05 · 50 images/s · 4 s left").wait_for()
+    page.get_by_text("step 10", exact=True).wait_for()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "run.json", "samples"]
+    page.close()
