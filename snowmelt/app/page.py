@@ -256,7 +256,8 @@ def _action(
     hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     running.success(lambda: gradio.update(interactive=True), None, download, **hidden)
     # What has begun ends at its next step, since nobody takes its images any more.
-    stop.click(lambda: "<p>stopped</p>", None, status, cancels=[running], **hidden)
+    stopped = stop.click(None, cancels=[running], **hidden)
+    stopped.then(lambda: "<p>stopped</p>", None, status, **hidden)
 
 
 def _stopped_by_errors(function: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> Iterator[Any]:
