@@ -9,7 +9,7 @@ from typing import Any
 import PIL.Image
 from huggingface_hub import snapshot_download
 
-from snowmelt.errors import UserError, printable
+from snowmelt.errors import printable
 from snowmelt.files import read_mapping, read_text
 
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]*)\)")
@@ -57,7 +57,7 @@ def read_card(model: str, revision: str | None = None) -> Card:
         with tempfile.TemporaryDirectory() as folder:
             describe(Path(model), Path(folder), title)
             return _card(Path(folder), title)
-    except (UserError, OSError) as error:  # a page is of use without it
+    except (ValueError, OSError) as error:  # a page is of use without it
         return Card(title, text=f"There is no model card: {printable(str(error))}")
 
 
