@@ -104,18 +104,15 @@ def test_stop(page: Any, model: Model) -> None:
 def test_draw_a_mask(page: Any, model: Model) -> None:
     """What is painted over is made anew, and the rest is the image that was taken."""
     page.get_by_role("tab", name="From an image").click()
-    press(page, "Take a sample of the model")
-    canvas = page.locator(".editor canvas").first
-    page.get_by_label("Brush", exact=True).wait_for()
-    page.wait_for_timeout(500)  # until the image is drawn
-    box = canvas.bounding_box()
-    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    with page.expect_response(re.compile("/upload|/component_server")):  # what is painted is sent by itself
-        page.mouse.move(*middle)
-        page.mouse.down()
-        for i in range(3):
-            page.mouse.move(middle[0] + 10 * i, middle[1] + 6 * i)
-        page.mouse.up()
+    with page.expect_response(re.compile("/upload")):  # the editor has the image, and says so
+        press(page, "Take a sample of the model")
+    box = page.locator(".editor canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 20, y + 10)
+    page.mouse.up()
+    page.wait_for_function("() => !document.querySelector('.editor [aria-label=Undo]').disabled")
     press(page, "Make variations")
     done(page)
     (original,) = expected(model, num_images=1)
