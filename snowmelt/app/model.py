@@ -123,10 +123,10 @@ class Model:
         pipeline.set_progress_bar_config(disable=True)
         self.name = name
         self.pipeline = pipeline
-        self.limits = limits or Limits(steps=1000 if self.by_score else 250)
         self.scheduler = pipeline.scheduler
         self.lock = threading.Lock()
         self.height, self.width = image_size(pipeline)
+        self.limits = limits or Limits(steps=1000 if self.by_score else 250, side=max(1024, self.height, self.width))
 
     @property
     def by_text(self) -> bool:

@@ -11,7 +11,7 @@ import gradio
 import pandas
 import PIL.Image
 
-from snowmelt.app.style import CSS, HEAD, THEME
+from snowmelt.app.page import launch_options
 from snowmelt.errors import UserError, one_line, printable
 from snowmelt.files import read_mapping
 from snowmelt.tracking import METRICS_FILE, PARTS, read_metrics
@@ -151,9 +151,7 @@ def watch(folder: Path) -> None:
     Raises:
         UserError: if it is no such folder.
     """
-    make_page(folder).launch(
-        css=CSS, head=HEAD, theme=THEME, footer_links=[], ssr_mode=False, share=False, enable_monitoring=False
-    )
+    make_page(folder).launch(**launch_options())
 
 
 def _opened(path: Path) -> PIL.Image.Image:
