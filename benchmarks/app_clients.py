@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 from gradio_client import Client
@@ -83,13 +84,13 @@ def measure(
     url: str, process: psutil.Process, right: list[list[np.ndarray]], arguments: argparse.Namespace, folder: str
 ) -> None:
     """Run the clients and print the table."""
-    while True:
+    clients = []
+    while len(clients) < arguments.clients:
+        options = {"download_files": f"{folder}/{len(clients)}", "httpx_kwargs": {"timeout": SLOWEST}}
         try:
-            clients = [Client(url, verbose=False, download_files=f"{folder}/0")]
-            break
-        except Exception:
+            clients.append(Client(url, verbose=False, **options))
+        except (httpx.TransportError, ValueError):  # until the page is there
             time.sleep(1)
-    clients += [Client(url, verbose=False, download_files=f"{folder}/{i}") for i in range(1, arguments.clients)]
     outcomes: list[tuple[str, float]] = []
     start = time.monotonic()
     end = start + arguments.seconds

@@ -26,14 +26,10 @@ from tests.pipelines.models import tiny_pipeline
 pytest_plugins = ["tests.hub"]
 
 ALONE = """
-import sys
-class Absent:  # what a Space doesn't install
-    def find_spec(self, name, path=None, target=None):
-        if name in {"datasets", "torchmetrics", "sklearn", "scipy", "matplotlib", "peft"}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
+import runpy, sys
+for name in ("datasets", "torchmetrics", "sklearn", "scipy", "matplotlib", "peft"):
+    sys.modules[name] = None  # it can't be imported, as where it isn't installed
 sys.path.insert(0, "")
-import runpy
 runpy.run_path("app.py", run_name="__main__")
 """
 
