@@ -21,7 +21,8 @@ pytestmark = pytest.mark.xdist_group("browser")  # the page is served once
 def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from gradio_client import Client
 
-    return Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+    downloads = str(tmp_path_factory.mktemp("downloads"))
+    return Client(url, verbose=False, download_files=downloads, httpx_kwargs={"timeout": 120})
 
 
 def expected(model: Model, **settings: Any) -> list[np.ndarray]:
@@ -141,23 +142,23 @@ def test_no_path_of_a_user_is_opened(client: Any, url: str, tmp_path: Path, fold
     PIL.Image.new("RGB", (16, 16)).save(secret)
     editor = {"background": {"path": str(secret), "meta": {"_type": "gradio.FileData"}}, "layers": []}
     settings = ["", "", "", 1, 0, 1, "own", 0, 1, 16, 16]
-    call = httpx2.post(f"{url}gradio_api/call/edit", json={"data": [*settings, editor, 0.5]})
-    answer = httpx2.get(f"{url}gradio_api/call/edit/{call.json()['event_id']}", timeout=60)
+    call = httpx2.post(f"{url}gradio_api/call/edit", json={"data": [*settings, editor, 0.5]}, timeout=120)
+    answer = httpx2.get(f"{url}gradio_api/call/edit/{call.json()['event_id']}", timeout=120)
     assert "event: error" in answer.text
     for path in (secret, folder / "model_index.json"):
-        assert httpx2.get(f"{url}gradio_api/file={path}").status_code in (403, 404)
+        assert httpx2.get(f"{url}gradio_api/file={path}", timeout=120).status_code in (403, 404)
     (tmp_path / "text.png").write_text("no image")
     editor = {"background": handle_file(tmp_path / "text.png"), "layers": [], "composite": None}
     with pytest.raises(AppError, match="image: can't be read; give a PNG or JPEG file"):
         client.predict(**FEW, image=editor, api_name="/edit")
-    large = httpx2.post(f"{url}gradio_api/upload", files={"files": ("a.png", b"0" * 9_000_000)})
+    large = httpx2.post(f"{url}gradio_api/upload", files={"files": ("a.png", b"0" * 9_000_000)}, timeout=120)
     assert large.status_code == 413
 
 
 def test_a_client_that_leaves_holds_up_nobody(client: Any, model: Model) -> None:
     """A job that is cancelled ends at its next step."""
     job = client.submit(num_images=8, num_inference_steps=200, api_name="/sample")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not job.outputs() and time.monotonic() < deadline:
         time.sleep(0.05)
     job.cancel()

@@ -13,7 +13,7 @@ import pytest
 
 from snowmelt.app.model import Model, Settings
 
-SECONDS = 60_000
+SECONDS = 120_000
 pytestmark = pytest.mark.xdist_group("browser")
 
 

@@ -67,7 +67,7 @@ def started(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     command = [sys.executable, "-P", "-c", ALONE]
     process = subprocess.Popen(command, cwd=folder, env=environment | more, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.poll() is None:
             with socket.socket() as client:
                 if client.connect_ex(("127.0.0.1", port)) == 0:
@@ -101,7 +101,7 @@ def test_space(connected: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     environment = connected.environment(connected.token("alice"), tmp_path / "home")
     environment.pop("PYTHONPATH", None)
     with started(space, environment) as url:
-        client = Client(url, verbose=False, download_files=str(tmp_path))
+        client = Client(url, verbose=False, download_files=str(tmp_path), httpx_kwargs={"timeout": 120})
         gallery = client.predict(num_images=2, num_inference_steps=2, seed=1, api_name="/sample")[0]
     ours = PixelDiffusionPipeline.from_pretrained(tmp_path / "run")
     expected = ours(2, num_inference_steps=2, generator=image_generators(1, range(2))).images
