@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("*.py", "recipes/*.yaml", "model_cards/template.md")
+SHIPPED = ("*.py", "recipes/*.yaml", "model_cards/template.md", "constraints.txt")
 
 
 class WithScripts(build_py):

@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "sample": Command("generate.py", "snowmelt.generate_options:GenerateConfig", "generate images from a model"),
     "evaluate": Command("evaluate.py", "snowmelt.evaluation.options:EvaluateConfig", "measure a model"),
+    "app": Command("app.py", "snowmelt.app.options:AppConfig", "open a page that samples a model"),
     "publish": Command("publish.py", "snowmelt.publishing.options:PublishConfig", "put a model on the Hub"),
 }
 SHELLS = ("bash", "zsh", "tcsh")

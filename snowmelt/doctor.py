@@ -23,6 +23,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "--logger tensorboard"),
     "wandb": ("wandb", "--logger wandb"),
     "trackio": ("trackio", "--logger trackio"),
+    "gradio": ("app", "snowmelt app"),
     "shtab": ("completion", "snowmelt completion"),
 }
 """Module: the extra that brings it, and what needs it."""

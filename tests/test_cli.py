@@ -21,7 +21,7 @@ def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 def test_commands_are_the_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """All of them; each shows its own help, under the command's name."""
-    scripts = {path.name for path in ROOT.glob("*.py")} - {"app.py", "setup.py"}
+    scripts = {path.name for path in ROOT.glob("*.py")} - {"setup.py"}
     assert {command.script for command in cli.COMMANDS.values()} == scripts
     for name, command in cli.COMMANDS.items():
         with pytest.raises(SystemExit) as end:

@@ -14,7 +14,7 @@ import yaml
 from accelerate import PartialState
 
 from pipelines import IMAGE_CHANNELS, PIPELINES, PixelDiffusionPipeline, image_generators, save_strip
-from pipelines.bundle import forget_paths
+from pipelines.bundle import CODE_FILE, forget_paths
 from pipelines.controlnet import CONTROLNET
 from snowmelt.errors import UserError, printable
 from snowmelt.loading import load_pipeline
@@ -87,6 +87,26 @@ def export(
         shutil.copyfile(own_card, folder / "README.md")
     else:
         write_card(folder, repo_id, license, facts)
+
+
+def describe(source: Path, folder: Path, name: str) -> None:
+    """Write into an empty folder what a publication would say of a model, without the model: card, metrics, images.
+
+    Args:
+        source: folder of a run or a pipeline.
+        folder: an empty folder.
+        name: of the model, for the lines that load it.
+
+    Raises:
+        UserError: if a file isn't the model's.
+    """
+    facts = read_facts(source, None)
+    for file in (INDEX_FILE, CODE_FILE):
+        if (source / file).is_file():
+            shutil.copyfile(own_file(source, source / file), folder / file)
+    _write_json(folder / METRICS_FILE, {"training": facts.training, "evaluation": facts.report})
+    _copy_images(source, folder, None, facts)
+    write_card(folder, name, "unknown", facts)
 
 
 def add_variant(folder: Path, variant: str) -> None:

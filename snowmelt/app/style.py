@@ -1,0 +1,22 @@
+"""How the pages look."""
+
+import gradio
+
+THEME = gradio.themes.Default(
+    primary_hue="sky", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
+"""With the fonts of the visitor's system: nothing is fetched from elsewhere."""
+
+CSS = """
+.pixels img { image-rendering: pixelated; }
+.pixels .grid-wrap, .images .grid-wrap {
+  height: auto !important; min-height: 8rem !important; max-height: none !important;
+}
+.status { min-height: 2rem; }
+.status .html-container { padding: 0; }
+.status p { margin: 0.25rem 0; }
+.status progress { width: min(16rem, 40vw); vertical-align: middle; accent-color: var(--color-accent); }
+.seed { align-items: end; }
+#card img { max-width: 100%; }
+"""
+HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
