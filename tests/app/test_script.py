@@ -18,9 +18,8 @@ from huggingface_hub import snapshot_download
 from pipelines import PixelDiffusionPipeline, image_generators
 from snowmelt.errors import UserError
 from snowmelt.publishing.hub_space import NEEDED, read_pins
-from tests.conftest import ROOT
 from tests.app.conftest import NEEDS_GRADIO
-from tests.conftest import run_in_process
+from tests.conftest import ROOT, run_in_process
 from tests.hub_server import Hub
 from tests.pipelines.models import tiny_pipeline
 
