@@ -21,7 +21,7 @@ from snowmelt.data.columns import image_column
 from snowmelt.data.images import BAD_IMAGE, Header, header
 from snowmelt.data.shards import Row
 from snowmelt.data.store import cache_root
-from snowmelt.data.stream_index import FILE, ROWS, SKIP, Index, part_of
+from snowmelt.data.stream_index import FILE, FIRST, ROWS, SKIP, Index, part_of
 from snowmelt.data.stream_order import StreamOrder
 from snowmelt.data.stream_pixels import FLOATS, RowPixels
 from snowmelt.errors import UserError, one_line, printable
@@ -43,10 +43,15 @@ class Decoded(NamedTuple):
 
 
 class _Rows:
-    """The row of the data set that each image comes from: itself."""
+    """The row of the data set that each image comes from; they aren't held."""
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return rows
+    def __init__(self, units: np.ndarray) -> None:
+        self.firsts = units[:, FIRST]
+        self.stops = np.cumsum(units[:, ROWS])
+
+    def __getitem__(self, images: np.ndarray) -> np.ndarray:
+        units = np.searchsorted(self.stops, images, side="right")
+        return self.firsts[units] + images - np.concatenate([[0], self.stops])[units]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +120,21 @@ class StreamedImages(ImageCache):
             raise UserError(f"{shards.storage.shown(path)}: has changed since the run began; start anew")
         return rows
 
+    def read_labels(self, indices: np.ndarray) -> np.ndarray:
+        """Classes (B,) int64 of the images at `indices` (B,)."""
+        units = self._unit_of(indices).tolist()
+        places = [
+            (index, self._kept(u)[self._place(u, index)]) for u, index in zip(units, indices.tolist(), strict=True)
+        ]
+        return np.array([self._label(index, row) for index, row in places], np.int64)
+
     def headers(self, indices: np.ndarray) -> list[Header]:
         """What is known of the images at `indices` (B,) before they are decoded; of those that can be opened."""
         found = []
         for index, unit in zip(indices.tolist(), self._unit_of(indices).tolist(), strict=True):
             row = self._kept(unit)[self._place(unit, index)]
             try:
-                found.append(header(self.pixels.open(row, index)))
+                found.append(header(self.pixels.open(row, self.rows[index])))
             except UserError:
                 raise
             except BAD_IMAGE:  # it is named when its turn comes
@@ -159,7 +172,7 @@ class StreamedImages(ImageCache):
                 raise
             except BAD_IMAGE as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-                name = printable(f"{self._file(unit)}: row {number}")
+                name = printable(f"{self._file(unit)}: row {self.rows[number]}")
                 if not self.pixels.options.skip_bad_images:
                     raise UserError(
                         f"{name}: can't be decoded ({reason}); replace or remove it, or pass --skip_bad_images"
@@ -172,7 +185,7 @@ class StreamedImages(ImageCache):
         place = self._place(unit, number)
         try:
             row = units[unit].result()[place]
-            return self.pixels(row, number), row
+            return self.pixels(row, self.rows[number]), row
         except BAD_IMAGE as error:
             if isinstance(error, UserError) or self.index.shards.storage.is_local:
                 raise
@@ -180,12 +193,14 @@ class StreamedImages(ImageCache):
         units[unit] = Future()
         units[unit].set_result(self.fetch(unit, None))
         row = units[unit].result()[place]
-        return self.pixels(row, number), row
+        return self.pixels(row, self.rows[number]), row
 
     def _label(self, index: int, row: Row) -> int:
         value = row[self.index.label_column or ""]
         if value not in self._numbers:
-            raise UserError(f"column {self.index.label_column}: row {index} has {value}, which is no class; start anew")
+            raise UserError(
+                f"column {self.index.label_column}: row {self.rows[index]} has {value}, no class; start anew"
+            )
         return self._numbers[value]
 
     def _place(self, unit: int, index: int) -> int:
@@ -234,7 +249,7 @@ def open_stream(options: DataOptions, index: Index, like: Like | None = None) ->
         channels=1,
         size=options.size,
         skipped=[],
-        rows=_Rows(),  # type: ignore[arg-type]
+        rows=_Rows(index.units),  # type: ignore[arg-type]
         sizes=np.empty((0, 2), np.int64),
         index=index,
         pixels=pixels,
@@ -258,6 +273,7 @@ def open_stream(options: DataOptions, index: Index, like: Like | None = None) ->
 
 def labels_of(images: Any, indices: np.ndarray) -> np.ndarray:
     """Classes (B,) int64 of images (B,) that have such."""
-    labels = images.take(indices).labels if isinstance(images, StreamedImages) else images.labels[indices]
-    assert labels is not None  # it was refused
-    return labels
+    if isinstance(images, StreamedImages):
+        return images.read_labels(indices)
+    assert images.labels is not None  # it was refused
+    return images.labels[indices]

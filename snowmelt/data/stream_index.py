@@ -22,8 +22,9 @@ from snowmelt.options import DataOptions
 
 VERSION = 1  # of what is kept: raised when it changes
 UNITS = "units.npy"
-FILE, START, STOP, SKIP, ROWS = range(5)
-"""Columns of units: the shard, its `Part`, the rows of that before the first that is taken, and those taken."""
+FILE, START, STOP, SKIP, ROWS, FIRST = range(6)
+"""Columns of units: the shard, its `Part`, the rows of that before the first that is taken, and those taken; the
+number of the first in the data set."""
 SCANNERS = 16
 """Shards that are looked into at once."""
 TAIL = 2**16
@@ -37,7 +38,7 @@ class Index:
     Attributes:
         shards: that they are in.
         files: path and size of each shard.
-        units: (U, 5) int64, see `FILE` to `ROWS`, in the order of the data set's rows.
+        units: (U, 6) int64, see `FILE` to `FIRST`, in the order of the data set's rows.
         features: the columns.
         pieces: which rows of which splits they are.
         label_column: of their classes, where these were asked for.
@@ -100,11 +101,11 @@ def build_index(options: DataOptions, wanted: Split, *, labels: bool) -> Index:
     lengths = {name: sum(n for n, own in zip(counts, of_split, strict=True) if own == name) for name in splits}
     pieces = wanted.pieces(lengths)
     firsts = dict(zip(splits, np.cumsum([0, *lengths.values()]).tolist(), strict=False))
-    chosen = [_cut(units, firsts[name] + first, firsts[name] + last) for name, first, last in pieces]
+    chosen = np.concatenate([_cut(units, firsts[name] + first, firsts[name] + last) for name, first, last in pieces])
     return Index(
         shards=shards,
         files=[*zip(paths, sizes, strict=True)],
-        units=np.concatenate(chosen),
+        units=np.column_stack([chosen, np.cumsum(chosen[:, ROWS]) - chosen[:, ROWS]]),
         features=features,
         pieces=pieces,
         label_column=column,
@@ -220,7 +221,7 @@ def _cut(units: np.ndarray, first: int, last: int) -> np.ndarray:
 
 
 def part_of(unit: np.ndarray) -> Part:
-    """What is read of a shard for a unit (5,): all rows of its part."""
+    """What is read of a shard for a unit (6,): all rows of its part."""
     return Part(int(unit[START]), int(unit[STOP]), int(unit[SKIP] + unit[ROWS]))
 
 

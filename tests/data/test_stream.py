@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import batches
+from snowmelt.data.stream import labels_of
 from snowmelt.errors import UserError
 from snowmelt.options import HeldOutOptions
 from tests.data.shards import FEATURES, png, rows_of, write_images, write_parquet, write_tars
@@ -175,12 +176,15 @@ def test_held_out_rows(stream, tmp_path):
     ours, theirs = (rows_of(x.gather(np.arange(len(x)), None)).tolist() for x in (train, held_out))
     assert sorted(ours + theirs) == list(range(100))
     assert 15 <= len(theirs) < 25
+    assert (train.rows[np.arange(len(train))] == ours).all()
+    assert (held_out.rows[np.arange(len(held_out))] == theirs).all()
     assert (
         stream(train_data_dir=str(tmp_path / "set"), validation_share=0.15, seed=1)[0].fingerprint != train.fingerprint
     )
     _, held_out = stream(True, train_data_dir=str(tmp_path / "set"), validation_split="test")
     taken = held_out.take(np.arange(20))
     assert taken.labels.tolist() == [row % 3 for row in range(200, 220)]
+    assert labels_of(held_out, np.arange(20)).tolist() == taken.labels.tolist()
 
 
 def test_the_fingerprint_is_of_the_contents(stream, tmp_path):
