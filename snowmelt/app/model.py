@@ -12,13 +12,12 @@ import torch
 from diffusers import CMStochasticIterativeScheduler
 
 from pipelines import IMAGE_CHANNELS, GivenImagePipeline, ScoreSdePipeline, fitting_schedulers
-from pipelines.backbones import num_class_embeds
+from pipelines.backbones import num_class_embeds, trained_size
 from pipelines.editing_pipeline import EditingPipeline
 from pipelines.predictor_corrector import PREDICTORS
 from pipelines.schedulers import INVERTIBLE, family
 from snowmelt.app.watched import Report
 from snowmelt.errors import UserError
-from snowmelt.input_images import image_size
 from snowmelt.loading import SamplerOptions, load_pipeline, sample, set_scheduler
 
 OWN = "own"
@@ -125,7 +124,10 @@ class Model:
         self.pipeline = pipeline
         self.scheduler = pipeline.scheduler
         self.lock = threading.Lock()
-        self.height, self.width = image_size(pipeline)
+        height, width = trained_size(pipeline.network)
+        if height is None or width is None:
+            raise UserError("--model: its network doesn't say which size it was trained for")
+        self.height, self.width = (side * pipeline.vae_scale_factor for side in (height, width))
         self.limits = limits or Limits(steps=1000 if self.by_score else 250, side=max(1024, self.height, self.width))
 
     @property
