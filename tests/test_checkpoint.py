@@ -208,7 +208,7 @@ def test_other_data_is_refused(tmp_path, tiny_unet, train):
     Image.new("L", (8, 8), 9).save(photos / "a.png")
     train(tmp_path / "run", **options)
     Image.new("L", (8, 8), 200).save(photos / "a.png")
-    with pytest.raises(UserError, match="checkpoint-2 was made with data="):
+    with pytest.raises(UserError, match="checkpoint-2 was made with content="):
         train(tmp_path / "run", **options, resume_from_checkpoint="latest")
 
 
@@ -224,7 +224,7 @@ def test_a_new_end_of_the_learning_rate_is_given(lr_scheduler, train, tmp_path, 
     train(tmp_path / "run", lr_scheduler=lr_scheduler)
     train(tmp_path / "run", lr_scheduler=lr_scheduler, max_train_steps=4, resume_from_checkpoint="latest")
     given = (
-        "the linear learning rate ends at step 4 now, not at 2 as when checkpoint-2 was made" in capsys.readouterr().out
+        "the linear learning rate ends at step 4 now, not at step 2 as when checkpoint-2 was made" in capsys.readouterr().out
     )
     assert given == (lr_scheduler == "linear")
 

@@ -64,7 +64,7 @@ def test_files_in_turn(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     made = pixels(run(monkeypatch, given, tmp_path / "a", f"{words} --batch_size 2"))
     whole = pixels(run(monkeypatch, given, tmp_path / "b", words))
     assert abs(made.astype(int) - whole).max() <= 1
-    pipeline = quiet(generate.load(generate.GenerateConfig(model=str(given / "flow"))))
+    pipeline = quiet(generate.load(generate.GenerateConfig(model=str(given / "flow")))[0])
     image = inputs(given)[[0, 1, 0]].astype(np.float32) / 255
     options: dict[str, Any] = {"num_inference_steps": 4, "generator": image_generators(0, range(3))}
     expected = pipeline(3, image=image, strength=0.5, output_type="np", **options).images

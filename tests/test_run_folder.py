@@ -174,5 +174,5 @@ def test_a_folder_takes_one_run_at_a_time(fork, tmp_path):
 def test_nothing_left_to_train_is_said(train, tmp_path, capsys):
     run = train(tmp_path / "run")
     train(run, resume_from_checkpoint="latest")
-    said = "nothing left to train: checkpoint-2 is at step 2; give a larger --max_train_steps or --num_epochs"
-    assert said in capsys.readouterr().out
+    more = "give a larger --max_train_steps, --num_epochs or --max_train_minutes"
+    assert f"nothing left to train: checkpoint-2 is at step 2; {more}" in capsys.readouterr().out

@@ -126,7 +126,7 @@ def test_another_autoencoder_cannot_take_over_a_run(train, autoencoders, tmp_pat
         train(run, **again)
     shutil.rmtree(own)
     shutil.copytree(autoencoders / "tiny", own)
-    with pytest.raises(UserError, match="was made with data="):
+    with pytest.raises(UserError, match="was made with content="):
         train(run, autoencoder=own, **again)
     shutil.rmtree(own)
     shutil.copytree(autoencoders / "sd", own)
