@@ -206,7 +206,9 @@ class Model:
         channels = self.pipeline.input_channels if self.condition else self.pipeline.channels
         scale = self.condition.scale if self.condition else 1
         size = (self.width // scale, self.height // scale)
-        return PIL.ImageOps.fit(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]), size)
+        # Means of areas give back exactly what was enlarged to be painted on.
+        method = PIL.Image.Resampling.BOX if image.width >= size[0] else PIL.Image.Resampling.BICUBIC
+        return PIL.ImageOps.fit(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]), size, method)
 
     def sample(self, settings: Settings, report: Report, **arguments: Any) -> Any:
         """The pipeline's output for these settings, as `generate.py` has it.
