@@ -224,7 +224,8 @@ def test_a_new_end_of_the_learning_rate_is_given(lr_scheduler, train, tmp_path, 
     train(tmp_path / "run", lr_scheduler=lr_scheduler)
     train(tmp_path / "run", lr_scheduler=lr_scheduler, max_train_steps=4, resume_from_checkpoint="latest")
     given = (
-        "the linear learning rate ends at step 4 now, not at step 2 as when checkpoint-2 was made" in capsys.readouterr().out
+        "the linear learning rate ends at step 4 now, not at step 2 as when checkpoint-2 was made"
+        in capsys.readouterr().out
     )
     assert given == (lr_scheduler == "linear")
 

