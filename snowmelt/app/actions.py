@@ -81,7 +81,7 @@ class Actions:
             first, second = (self._noise(settings, seed) for seed in (settings.seed, other_seed))
             count = int(settings.num_images)
             latents = torch.stack([slerp(first, second, i / (count - 1)) for i in range(count)])
-            straight = replace(settings, scheduler=self.model.between, eta=0.0)
+            straight = replace(settings, scheduler=self.model.between or OWN, eta=0.0)
             images = self.model.sample(straight, self._previews(report), latents=latents).images
             return [(image, f"{i / (count - 1):.0%}") for i, image in enumerate(images)]
 
@@ -127,7 +127,8 @@ class Actions:
                 raise UserError(
                     f"schedulers, step_counts: are {len(pairs)} images; take 1 to {most}, schedulers times step counts"
                 )
-            given, found = self._given(image), []
+            given = self._given(image)
+            found: list[Captioned] = []
             for name, steps in pairs:
                 eta = settings.eta if self.model.takes_eta(name) else 0.0
                 one = replace(settings, num_images=1, scheduler=name, num_inference_steps=steps, eta=eta)

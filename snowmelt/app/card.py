@@ -63,7 +63,7 @@ def read_card(model: str, revision: str | None = None) -> Card:
 
 def _card(folder: Path, title: str) -> Card:
     text = FRONT_MATTER.sub("", read_text(folder / "README.md"), count=1)
-    images = []
+    images: list[tuple[PIL.Image.Image, str]] = []
     for name, place in IMAGE.findall(text):
         path = folder / place
         if OWN_IMAGE.fullmatch(place) and path.is_file():
