@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SEEDS, IMAGES, STEPS = 10, 2, 5
 TOO_MANY = 10_000
 """Steps that one call in twenty asks for."""
-SLOWEST = 60
+SLOWEST = 120
 """Seconds after which an answer counts as lost."""
 
 

@@ -119,10 +119,15 @@ def _controls(model: Model, actions: Actions, card: Card) -> dict[str, Any]:
     return {field.name: controls[field.name] for field in fields(Settings)}
 
 
-def _slider(*args: Any, **kwargs: Any) -> gradio.Slider:
+def _slider(*args: Any, **kwargs: Any) -> Any:
     """A slider whose range is checked with all other settings, where the error names it."""
+<<<<<<< HEAD
     slider = gradio.Slider(*args, **kwargs)
     slider.preprocess = lambda payload: payload  # type: ignore[method-assign]
+=======
+    slider: Any = gradio.Slider(*args, **kwargs)
+    slider.preprocess = lambda payload: payload
+>>>>>>> h1
     return slider
 
 
@@ -180,10 +185,10 @@ def _compare_tab(model: Model, actions: Actions, settings: dict[str, Any], given
         _action(actions.compare, settings, extra | given, "Compare", columns=3)
 
 
-def _editor(model: Model, label: str) -> gradio.ImageEditor:
+def _editor(model: Model, label: str) -> Any:
     height, width = (round(CANVAS * side / max(model.height, model.width)) for side in (model.height, model.width))
     paints = model.condition is None or model.condition.mask_channels
-    editor = gradio.ImageEditor(
+    editor: Any = gradio.ImageEditor(
         label=label,
         type="pil",
         format="png",
