@@ -81,11 +81,7 @@ class Actions:
             first, second = (self._noise(settings, seed) for seed in (settings.seed, other_seed))
             count = int(settings.num_images)
             latents = torch.stack([slerp(first, second, i / (count - 1)) for i in range(count)])
-<<<<<<< HEAD
-            straight = replace(settings, scheduler=str(self.model.between), eta=0.0)
-=======
             straight = replace(settings, scheduler=self.model.between or OWN, eta=0.0)
->>>>>>> h1
             images = self.model.sample(straight, self._previews(report), latents=latents).images
             return [(image, f"{i / (count - 1):.0%}") for i, image in enumerate(images)]
 

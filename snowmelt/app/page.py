@@ -121,13 +121,8 @@ def _controls(model: Model, actions: Actions, card: Card) -> dict[str, Any]:
 
 def _slider(*args: Any, **kwargs: Any) -> Any:
     """A slider whose range is checked with all other settings, where the error names it."""
-<<<<<<< HEAD
-    slider = gradio.Slider(*args, **kwargs)
-    slider.preprocess = lambda payload: payload  # type: ignore[method-assign]
-=======
     slider: Any = gradio.Slider(*args, **kwargs)
     slider.preprocess = lambda payload: payload
->>>>>>> h1
     return slider
 
 
