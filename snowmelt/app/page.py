@@ -205,7 +205,7 @@ def _editor(model: Model, label: str) -> Any:
         except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
             raise gradio.Error("image: can't be read; give a PNG or JPEG file", print_exception=False) from error
 
-    editor.preprocess = preprocess  # type: ignore[method-assign]
+    editor.preprocess = preprocess
     return editor
 
 
