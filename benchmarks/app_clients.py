@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError
 from PIL import Image
 
 from snowmelt.app.model import Model, Settings
@@ -51,10 +52,10 @@ def ask(client: Client, seed: int, right: list[np.ndarray], too_many: bool) -> s
     job = client.submit(num_images=IMAGES, num_inference_steps=steps, seed=seed, api_name="/sample")
     try:
         gallery = job.result(timeout=SLOWEST)[0]
+    except QueueError:
+        return "refused: the queue is full"
     except AppError as error:
-        if "num_inference_steps: must be" in str(error):
-            return "refused: too many steps"
-        return "refused: queue full" if "full" in str(error) else f"failed: {error}"
+        return "refused: too many steps" if "num_inference_steps: must be" in str(error) else f"failed: {error}"
     except TimeoutError:
         return "lost"
     images = [np.asarray(Image.open(one["image"])) for one in gallery]
