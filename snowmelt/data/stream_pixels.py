@@ -55,7 +55,9 @@ class RowPixels:
             raise UserError(f"row {number}: {FLOATS}")
         if head.channels > self.channels == 1 and self.options.channels is None:
             raise UserError(f"row {number} has {head.channels} channels, and the first have 1; give --channels 3, or 1")
-        common_channels([head], self._given, None)  # or it can't be given them
+        if (kind := (head.channels, head.is_pil)) not in self._convertible:
+            common_channels([head], replace(self.options, channels=self.channels), None)  # or it can't be given them
+            self._convertible.add(kind)
         return self._preprocess(image)
 
     def open(self, row: Row, number: int) -> Opened:
@@ -89,8 +91,9 @@ class RowPixels:
         return getattr(feature, "dtype", None)
 
     @cached_property
-    def _given(self) -> DataOptions:
-        return replace(self.options, channels=self.channels)
+    def _convertible(self) -> set[tuple[int, bool]]:
+        """Channels, and whether they are Pillow's, of images that can be given those of all."""
+        return set()
 
     @cached_property
     def _preprocess(self) -> Preprocess:
