@@ -70,13 +70,13 @@ def read(folder: str, side: int, rows: int, streaming: bool, cache: str) -> dict
     how |= {"device": torch.device("cpu"), "num_workers": 0, "random_flip": True, "labels": False}
     stream = batches({"image": images}, **how)
     next(stream)
-    ready = time.perf_counter()
+    ready, worked = time.perf_counter(), time.process_time()
     for _ in islice(stream, rows // BATCH):
         pass
-    done = time.perf_counter()
+    done, worked = time.perf_counter(), time.process_time() - worked
     stream.close()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return {"first": ready - began, "rate": rows / (done - ready), "memory": memory}
+    return {"first": ready - began, "rate": rows / (done - ready), "cpu": 1e6 * worked / rows, "memory": memory}
 
 
 def measure(*words: object) -> dict:
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--read", type=int, default=50_000, help="rows that are read of each set")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=200, help="of each training; 0 for none")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -115,14 +115,19 @@ def main() -> None:
     print(f"{os.cpu_count()} cores; PNGs of {args.side} x {args.side} pixels, batches of {BATCH}\n")
     with tempfile.TemporaryDirectory() as temporary:
         folder, names = Path(temporary), []
-        print("| reading alone | rows | rows/s | to the first batch | peak memory |\n|---|---|---|---|---|")
+        print("| reading alone | rows | rows/s | CPU time a row | to the first batch | peak memory |")
+        print("|---|---|---|---|---|---|")
         for rows in sorted(args.rows):
             names.append(make(folder / str(rows), rows, args.side))
             for streaming in (False, True) if len(names) == 1 else (True,):
                 what, cache = "streamed" if streaming else "cached", str(folder / f"cache-{rows}-{streaming}")
                 found = measure(str(names[-1]), args.side, args.read, streaming, cache)
-                print("| {} | {:,} | {:.0f} | {:.1f} s | {:.0f} MB |".format(what, rows, *map(
-                    found.get, ("rate", "first", "memory"))), flush=True)  # fmt: skip
+                values = (found[name] for name in ("rate", "cpu", "first", "memory"))
+                print(
+                    "| {} | {:,} | {:.0f} | {:.0f} us | {:.1f} s | {:.0f} MB |".format(what, rows, *values), flush=True
+                )
+        if not args.steps:
+            return
         print("\n| training | images/s | waited for data |\n|---|---|---|")
         for streaming in (False, True):
             what = "streamed" if streaming else "cached"
