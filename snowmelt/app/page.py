@@ -228,7 +228,7 @@ def _action(
         label="Images",
         show_label=False,
         interactive=False,
-        elem_classes="pixels",
+        elem_classes=["pixels"] + ["one"] * (columns == 1),
         buttons=["download", "fullscreen"],
     )
     download = gradio.DownloadButton("Zip of all", interactive=False, size="sm")

@@ -15,8 +15,17 @@ CSS = """
 .status { min-height: 2rem; }
 .status .html-container { padding: 0; }
 .status p { margin: 0.25rem 0; }
-.status progress { width: min(16rem, 40vw); vertical-align: middle; accent-color: var(--color-accent); }
+.status progress {
+  appearance: none; width: min(16rem, 40vw); height: 0.5rem; border: 0; border-radius: 4px; vertical-align: middle;
+  overflow: hidden; background: var(--border-color-primary);
+}
+.status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.status progress::-webkit-progress-value { background: var(--color-accent); }
+.status progress::-moz-progress-bar { background: var(--color-accent); }
 .seed { align-items: end; }
+@media (max-width: 600px) {
+  .pixels:not(.one) .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+}
 #card img { max-width: 100%; }
 """
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -136,7 +136,7 @@ def make_page(folder: Path) -> gradio.Blocks:
         curves = gradio.LinePlot(
             x="step", y="log10 loss", color="noise", height=320, title="Loss, and by quarter of the noise level"
         )
-        images = gradio.Gallery(label="Samples", columns=3, format="png", elem_classes="pixels")
+        images = gradio.Gallery(label="Samples", show_label=False, columns=3, format="png", elem_classes="pixels")
         seen = gradio.State([])
         outputs = [status, curves, images, seen]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

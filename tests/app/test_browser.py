@@ -161,12 +161,16 @@ def test_two_tabs_at_once(context: Any, url: str, model: Model) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone(page: Any, scheme: str) -> None:
     """Nothing is wider than the screen, and the colours are those that are asked for."""
+    page.get_by_label("number input for Images").fill("4")
     page.set_viewport_size({"width": 390, "height": 844})
     page.emulate_media(color_scheme=scheme)
     page.wait_for_function("s => document.body.classList.contains('dark') == (s == 'dark')", arg=scheme)
     press(page, "Sample")
-    done(page)
+    done(page, "4 images")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    boxes = [image.bounding_box() for image in page.locator(".pixels .gallery-item").locator("visible=true").all()]
+    assert len(boxes) == 4
+    assert all(box["x"] + box["width"] <= 390 for box in boxes)
 
 
 def test_a_training_as_it_goes(context: Any, serve: Callable[[Any], str], tmp_path: Path) -> None:
