@@ -158,7 +158,7 @@ def test_two_tabs_at_once(context: Any, url: str, model: Model) -> None:
         tab.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_on_a_phone(page: Any, scheme: str) -> None:
     """Nothing is wider than the screen, and the colours are those that are asked for."""
     page.get_by_label("number input for Images").fill("4")
@@ -173,6 +173,7 @@ def test_on_a_phone(page: Any, scheme: str) -> None:
     assert all(box["x"] + box["width"] <= 390 for box in boxes)
 
 
+@pytest.mark.slow
 def test_a_training_as_it_goes(context: Any, serve: Callable[[Any], str], tmp_path: Path) -> None:
     """A log line that is written while the page is open appears on it, and so does a grid."""
     from snowmelt.app.training import make_page

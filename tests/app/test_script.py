@@ -82,6 +82,7 @@ def started(folder: Path, environment: dict[str, str]) -> Iterator[str]:
         log.close()
 
 
+@pytest.mark.slow
 def test_space(connected: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is pushed runs by itself, with nothing installed that it doesn't name, and samples as the pipeline does."""
     pytest.importorskip("gradio", reason=NEEDS_GRADIO)
