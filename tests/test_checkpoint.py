@@ -208,7 +208,7 @@ def test_other_data_is_refused(tmp_path, tiny_unet, train):
     Image.new("L", (8, 8), 9).save(photos / "a.png")
     train(tmp_path / "run", **options)
     Image.new("L", (8, 8), 200).save(photos / "a.png")
-    with pytest.raises(UserError, match="checkpoint-2 was made with data="):
+    with pytest.raises(UserError, match="checkpoint-2 was made with content="):
         train(tmp_path / "run", **options, resume_from_checkpoint="latest")
 
 
