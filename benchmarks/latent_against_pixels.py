@@ -58,7 +58,7 @@ def train(name: str, args: argparse.Namespace, data: list[Any], rest: list[str])
         words += ["--lr_warmup_steps", 50, "--learning_rate", 1e-3, "--adam_beta1", 0.9]
         words += ["--save_images_epochs", 0, "--save_model_epochs", 0, "--checkpointing_steps", 10**6]
         words += ["--max_train_steps", args.max_train_steps * part // args.curve if args.max_train_steps else 10**6]
-        words += [] if args.max_train_steps else ["--max_train_minutes", args.minutes / args.curve]
+        words += [] if args.max_train_steps else ["--max_train_minutes", args.minutes * part / args.curve]
         words += ["--autoencoder", args.autoencoder] if name == "latents" else []
         run("train_unconditional.py", *words, *rest)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -7,16 +7,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from snowmelt.errors import UserError
 from snowmelt.files import read_mapping
-from snowmelt.stateful import Stateful
-
-if TYPE_CHECKING:
-    from snowmelt.options import TrainingConfig, UnconditionalConfig
-    from snowmelt.text.options import TextToImageConfig
+from snowmelt.stateful import Stateful, Write
 
 STATE_FILE = "trainer_state.json"
 STATE: dict[str, type] = {"step": int, "files": dict, "sha256": str}
@@ -27,6 +24,9 @@ MODEL_FILE = (
     r"added_tokens\.json|vocab\.json|merges\.txt|spiece\.model"
 )
 """Names in the folder of a model's component."""
+_UMASK = os.umask(0o077)
+"""Of the process. It can be read only by changing it for a moment, which no thread may see."""
+os.umask(_UMASK)
 
 
 class Checkpoints:
@@ -42,24 +42,40 @@ class Checkpoints:
         self.root = root
         self.states = states
         self.limit = limit
+        self._writing: Future[None] | None = None
 
-    def save(self, step: int, meta: dict[str, Any], *, writes: bool = True) -> Path | None:
-        """Write `checkpoint-{step}`, and only then remove those beyond the limit. Every process enters.
+    def save(self, step: int, meta: dict[str, Any], *, writes: bool = True) -> None:
+        """Take note of all states, and begin to write them as `checkpoint-{step}`, while training goes on.
+
+        Every process enters.
 
         Args:
             step: optimizer steps taken.
             meta: what else a checkpoint says of itself.
             writes: whether this process is the one that writes.
 
-        Returns:
-            Its folder, in the process that writes.
+        Raises:
+            UserError: as `wait`, of the checkpoint before.
+        """
+        self.wait()
+        written = {name: state.collect() for name, state in self.states.items()}
+        if writes:
+            writer = ThreadPoolExecutor(1)
+            self._writing = writer.submit(self._write, step, meta, written)
+            writer.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Return when what `save` began is complete.
 
         Raises:
             UserError: if the disk is full; earlier checkpoints are left as they were.
         """
-        written = {name: state.collect() for name, state in self.states.items()}
-        if not writes:
-            return None
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, meta: dict[str, Any], written: dict[str, Write]) -> None:
+        """Write a checkpoint, and only then remove those beyond the limit."""
         final = self.root / f"checkpoint-{step}"
         partial = self.root / f"{_PARTIAL}{final.name}"
         for leftover in self.root.glob(f"{_PARTIAL}*checkpoint-*"):  # of a run that was killed
@@ -78,10 +94,10 @@ class Checkpoints:
         if self.limit is not None:
             for path in [p for p in complete(self.root) if _step(p) <= step][: -self.limit]:
                 _remove(path)
-        return final
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
         """Make the states what they were when `path` was written; `state` is what `read_state` says of it."""
+        self.wait()
         _verify(path, state["files"])
         for name, stateful in self.states.items():
             stateful.load(path / name)
@@ -110,28 +126,6 @@ def find(root: Path, name: str) -> Path | None:
             return candidate
     known = ", ".join(p.name for p in existing) or "none"
     raise UserError(f"--resume_from_checkpoint {name}: no complete checkpoint of that name; there are: {known}")
-
-
-def resumed(config: "TrainingConfig") -> Path | None:
-    """The checkpoint that a run resumes, if it does; see `find`."""
-    return find(Path(config.output_dir), config.resume_from_checkpoint) if config.resume_from_checkpoint else None
-
-
-def network_config(config: "UnconditionalConfig | TextToImageConfig", component: str) -> str | None:
-    """Where the configuration of a run's network stands: in the checkpoint that it resumes, or where an option says.
-
-    What a named size means may have changed since the checkpoint was made.
-
-    Args:
-        config: the run's options, with `model_config_name_or_path`.
-        component: the network's name in checkpoints.
-    """
-    found = resumed(config)
-    if found is not None and (found / component / "config.json").is_file():
-        verify(found, [found / component])
-        return str(found / component)
-    given: str | None = config.model_config_name_or_path
-    return given
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -271,11 +265,9 @@ def _settle(folder: Path) -> None:
 
     Files get the permissions that the umask grants; safetensors keeps its own to their owner.
     """
-    umask = os.umask(0)
-    os.umask(umask)
     for path in [*folder.rglob("*"), folder]:
         if path.is_file():
-            path.chmod(0o666 & ~umask)
+            path.chmod(0o666 & ~_UMASK)
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

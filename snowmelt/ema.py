@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -60,16 +60,23 @@ class Ema:
 
     def __init__(self, net: nn.Module, decay: Decay) -> None:
         self.decay = decay
-        self._trained: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
+        self._net = net
+        self._names = [name for name, p in net.named_parameters() if p.requires_grad]
         frozen = {id(p): p for p in net.parameters() if not p.requires_grad}
         self.network = copy.deepcopy(net, frozen).eval()
-        self._averages: list[Tensor] = [p for p in self.network.parameters() if p.requires_grad]
         self.network.requires_grad_(False)
+
+    @cached_property
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The averages and what they are of; found late, since sharding puts others in their place."""
+        averages, trained = dict(self.network.named_parameters()), dict(self._net.named_parameters())
+        return [averages[name] for name in self._names], [trained[name] for name in self._names]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the network's parameters, after optimizer step `step` (from 1 on)."""
-        torch._foreach_lerp_(self._averages, self._trained, 1 - self.decay(step))
+        averages, trained = self._tensors
+        torch._foreach_lerp_(averages, trained, 1 - self.decay(step))
 
 
 Emas = dict[str, dict[str, Ema]]

@@ -18,12 +18,12 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
 from snowmelt.options import TrainingConfig
+from snowmelt.sharding import FLAG, find_sharding
 from snowmelt.tracking import check_logger
 
 PRECISIONS = ("no", "fp16", "bf16")
 UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
     "ACCELERATE_USE_TPU": "TPUs",
@@ -124,6 +124,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     check_logger(config.logger)
     _check_parallelism()
+    plugin = find_sharding(config)
+    os.environ.pop(FLAG, None)  # the trainer shards; Accelerate would, too
     launch = find_launch()
     config.mixed_precision = config.mixed_precision or launch.mixed_precision or native_precision()
     if config.mixed_precision not in PRECISIONS:
@@ -148,6 +150,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / config.logging_dir)
         ),
     )
+    accelerator.state.fsdp_plugin = plugin if accelerator.num_processes > 1 else None
     for line in describe(accelerator, config, launch):
         accelerator.print(line)
     return accelerator
@@ -194,11 +197,11 @@ def _check_parallelism() -> None:
     """Refuse what checkpoints here aren't for, before Accelerate makes it ready.
 
     Raises:
-        UserError: if the launch asks for FSDP, DeepSpeed or another kind of sharding.
+        UserError: if the launch asks for DeepSpeed or another kind of sharding.
     """
     asked = [name for variable, name in UNSUPPORTED.items() if os.environ.get(variable, "false").lower() in TRUE]
     if asked:
         raise UserError(
-            f"launched for {asked[0]}; training here is for one process or data parallelism (MULTI_GPU, MULTI_CPU): "
-            "choose that in `accelerate config`"
+            f"launched for {asked[0]}; training here is for one process, data parallelism (MULTI_GPU, MULTI_CPU) or, "
+            "where the model doesn't fit a device, FSDP with fsdp_version: 2; choose one of them in `accelerate config`"
         )

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from snowmelt.checkpoint import save_atomically
 from snowmelt.ema import Emas, published
+from snowmelt.sharding import unsharded
 from snowmelt.stateful import network_state
 from snowmelt.tasks.task import Networks, Task
 from snowmelt.tracking import log_samples
@@ -40,12 +41,13 @@ class ModelWriter:
         values: dict[str, float] = {}
 
         def save(folder: Path | None) -> None:
-            values.update(self.task.save(networks, folder))
+            values.update(self.task.save(whole, folder))
             if folder is not None:
                 for name, write in written.items():
                     write(folder / name)
 
         with self.published() as networks:
+            whole = unsharded(networks)
             self.exchange(save)
         return values
 

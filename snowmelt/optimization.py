@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from snowmelt.errors import UserError, one_line
 from snowmelt.muon import Groups, MuonWithAdamW, embedding_tables
 from snowmelt.optimization_options import OptimizationOptions
+from snowmelt.sharding import whole
 
 
 def make_optimizer(
@@ -82,4 +83,5 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
     """Clip the gradient of each group by itself; returns the largest of their norms before that."""
-    return torch.stack([clip_grad_norm_(group["params"], max_norm) for group in optimizer.param_groups]).amax()
+    norms = [whole(clip_grad_norm_(group["params"], max_norm)) for group in optimizer.param_groups]
+    return torch.stack(norms).amax()

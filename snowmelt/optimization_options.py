@@ -11,7 +11,7 @@ class OptimizationOptions(Config):
     """Optimization."""
 
     train_batch_size: int = option(16, "images per process and forward pass", minimum=1)
-    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step", minimum=1)
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step", minimum=1, resumable=True)
     num_epochs: int = option(100, "passes over the data", minimum=1, resumable=True, aliases=("num_train_epochs",))
     max_train_steps: int | None = option(None, "optimizer steps; wins over num_epochs", minimum=1, resumable=True)
     max_train_minutes: float | None = option(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from snowmelt.ema import Ema
+from snowmelt.sharding import original_class, part_of, rebuilt, snapshot
 from snowmelt.text.adapters import ADAPTERS, Adapter, adapter_of
 
-Write = Callable[[Path], None]
+Write = Callable[[Path], Any]
 """Writes what was collected to a path that doesn't exist yet."""
 
 
@@ -21,7 +23,10 @@ class Stateful(Protocol):
     """Something a checkpoint holds. One registry of them serves saving and loading, so that they can't drift."""
 
     def collect(self) -> Write:
-        """What is needed to resume. Every process enters, as it may be spread over them; one of them writes it."""
+        """What is needed to resume, as it is now: it is written while training goes on, by one process.
+
+        Every process enters, as it may be spread over them.
+        """
 
     def load(self, path: Path) -> None:
         """Take over what `collect` wrote at this path."""
@@ -34,12 +39,14 @@ class NetworkState:
         self.net = net
 
     def collect(self) -> Write:
-        """diffusers' `save_pretrained`: configuration and weights."""
-        return self.net.save_pretrained
+        """Configuration and weights, as `save_pretrained` writes them."""
+        tensors = snapshot(self.net.state_dict())
+        return lambda folder: rebuilt(self.net, tensors).save_pretrained(folder)
 
     def load(self, path: Path) -> None:
         """Take over the weights, from safetensors alone."""
-        self.net.load_state_dict(type(self.net).from_pretrained(path, use_safetensors=True).state_dict())
+        found, own = original_class(self.net).from_pretrained(path, use_safetensors=True), self.net.state_dict()
+        self.net.load_state_dict({name: part_of(value, own[name]) for name, value in found.state_dict().items()})
 
 
 class TrainedState:
@@ -56,7 +63,7 @@ class TrainedState:
 
     def collect(self) -> Write:
         """Those parameters, as trained.safetensors in a new folder."""
-        tensors = {name: self.net.get_parameter(name).detach().contiguous() for name in self.names}
+        tensors = snapshot({name: self.net.get_parameter(name) for name in self.names})
 
         def write(folder: Path) -> None:
             folder.mkdir()
@@ -83,7 +90,10 @@ class AdapterState:
 
     def collect(self) -> Write:
         """What the adapter's `file` holds, whatever name is given."""
-        return lambda file: self.adapter.save(file.parent, self.nets)
+        with TemporaryDirectory() as folder:
+            self.adapter.save(Path(folder), self.nets)
+            content = (Path(folder) / self.adapter.file).read_bytes()
+        return lambda file: file.write_bytes(content)
 
     def load(self, path: Path) -> None:
         """Nothing: `TrainedState`s hold the same and more."""
@@ -111,8 +121,7 @@ class OptimizerState:
         """The moments, named by parameter index and key, as optimizer.safetensors in a new folder."""
         state = self.optimizer.state_dict()["state"]
         values = {f"{i}.{k}": v for i, moments in state.items() for k, v in moments.items()}
-        # bitsandbytes counts steps in an int, PyTorch in a tensor of floats.
-        tensors = {key: torch.as_tensor(value).contiguous() for key, value in values.items()}
+        tensors = snapshot(values)  # bitsandbytes counts steps in an int, PyTorch in a tensor of floats
 
         def write(folder: Path) -> None:
             folder.mkdir()
@@ -122,11 +131,13 @@ class OptimizerState:
 
     def load(self, path: Path) -> None:
         """Take over the moments; hyperparameters stay as they are."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor | int]] = {}
         for key, value in load_file(path / "optimizer.safetensors").items():
             index, name = key.split(".", 1)
             counted = value.dim() == 0 and value.dtype == torch.int64
-            state.setdefault(int(index), {})[name] = int(value) if counted else value
+            moment = part_of(value, parameters[int(index)]) if value.dim() else value
+            state.setdefault(int(index), {})[name] = int(value) if counted else moment
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -139,7 +150,7 @@ class TensorState:
 
     def collect(self) -> Write:
         """What its `state_dict` gives, as state.safetensors in a new folder."""
-        tensors = self.owner.state_dict()
+        tensors = snapshot(self.owner.state_dict())
 
         def write(folder: Path) -> None:
             folder.mkdir()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,14 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from snowmelt.checkpoint import STATE_FILE, Checkpoints, complete, full_disk, read_state
-from snowmelt.config import differences
+from snowmelt.checkpoint import Checkpoints, complete, full_disk
 from snowmelt.data.loader import NOISE
 from snowmelt.data.mixture import Mixture
 from snowmelt.ema import make_emas, published, update_emas
 from snowmelt.environment import check_memory
 from snowmelt.errors import UserError
-from snowmelt.files import checked
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
 from snowmelt.model_writer import ModelWriter
@@ -29,6 +27,8 @@ from snowmelt.objectives import StepContext
 from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
 from snowmelt.progress import OUT_OF_TIME, Progress
+from snowmelt.resuming import read_resumable
+from snowmelt.sharding import describe_parts, shard, unsharded
 from snowmelt.stateful import training_state
 from snowmelt.tasks.task import Task
 from snowmelt.tracking import Metrics, plot_loss
@@ -36,7 +36,6 @@ from snowmelt.tracking import Metrics, plot_loss
 if TYPE_CHECKING:  # it brings the libraries of metrics, which take seconds
     from snowmelt.evaluation.validation import Validation
 
-STATE = {"config": dict, "total_steps": int, "seconds": float, "num_processes": int}  # of a checkpoint
 MORE = "give a larger --max_train_steps, --num_epochs or --max_train_minutes"
 
 
@@ -86,9 +85,17 @@ class Trainer:
         self.emas = make_emas({name: task.networks[name] for name in task.with_ema}, config)
         for ema in (ema for emas in self.emas.values() for ema in emas.values()):
             accelerator.prepare_model(ema.network, device_placement=False, evaluation_mode=True)  # in its precision
+        plugin = getattr(accelerator.state, "fsdp_plugin", None)
+        if plugin is not None:
+            averages = [ema.network for emas in self.emas.values() for ema in emas.values()]
+            for net in [*task.networks.values(), *averages]:
+                shard(net, plugin, accelerator.device)
+            accelerator.print(describe_parts(task.networks))
+        # Sharding put other parameters in the networks.
         groups = task.parameter_groups()
         optimizer, self.lr_factor = make_optimizer(groups, config, self.total_steps, self.images_per_step, module)
-        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=plugin is not None)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
         forward, emas = torch.compile(self.module) if config.compile else self.module, published(self.emas)
         self.context = StepContext(forward, self.generator, 0, 0, emas, accelerator.gather, module)
         states = training_state(task.networks, self.emas, optimizer, accelerator.scaler) | task.states
@@ -98,14 +105,7 @@ class Trainer:
 
     def resume(self, checkpoint: Path) -> None:
         """Resume as if the run had never stopped; a UserError if the checkpoint is damaged, or of another training."""
-        state = {"seconds": 0.0, "rewinds": 0} | read_state(checkpoint)  # version 0.1 had none
-        state = checked(checkpoint / STATE_FILE, state, STATE)
-        changed = differences(state["config"], self.config)
-        changed += [f"{k}={state[k]!r} (now {v!r})" for k, v in self._identity().items() if state.get(k, v) != v]
-        if changed:
-            raise UserError(
-                f"{checkpoint} was made with {', '.join(changed)}; resume with the same, or start a new run"
-            )
+        state = read_resumable(checkpoint, self.config, self.mixture.fingerprint, self.accelerator.num_processes)
         then = Progress(state["total_steps"], state["config"]["max_train_minutes"])
         if then.end != self.progress.end and not self.config.lr_scheduler.startswith("constant"):
             ends = f"the {self.config.lr_scheduler} learning rate ends at {self.progress.end} now"
@@ -120,7 +120,9 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step, or until a signal or the time limit asks to stop; then save."""
         with Interrupts() as interrupts, full_disk(self.folder, "metrics or samples"):
-            if stop := self._train(interrupts):
+            stop = self._train(interrupts)
+            self.checkpoints.wait()
+            if stop:
                 more = " and a larger --max_train_minutes" if stop == OUT_OF_TIME else ""
                 resume = f"resume with --resume_from_checkpoint latest{more}"
                 self.accelerator.print(f"stopped at step {self.step} ({stop}); {resume}")
@@ -185,6 +187,8 @@ class Trainer:
 
     def _rewind(self, meter: Meter) -> Iterator[dict[str, Tensor]]:
         """Go back to the last checkpoint; the data from there on, in another order."""
+        self.checkpoints.wait()
+        self.accelerator.wait_for_everyone()
         last = complete(self.folder)
         if not last:
             raise UserError("--on_nonfinite rewind: there is no checkpoint yet to go back to; save more of them")
@@ -232,15 +236,16 @@ class Trainer:
         with self.writer.published() as networks:
             values, best = validation.evaluate(networks, self.step)
             if best:
-                self.writer.exchange(lambda folder: validation.keep(folder, partial(self.task.save, networks), values))
+                save = partial(self.task.save, unsharded(networks))
+                self.writer.exchange(lambda folder: validation.keep(folder, save, values))
         return values
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}`."""
         meta = {"config": self.config.to_dict(), "total_steps": self.total_steps, "seconds": self.progress.seconds}
-        meta["rewinds"] = self.nonfinite.rewinds
-        self.checkpoints.save(self.step, meta | self._identity(), writes=self.accelerator.is_main_process)
-        self.accelerator.wait_for_everyone()
+        meta |= {"rewinds": self.nonfinite.rewinds, "content": self.mixture.fingerprint}
+        meta["num_processes"] = self.accelerator.num_processes
+        self.checkpoints.save(self.step, meta, writes=self.accelerator.is_main_process)
 
     def save_model(self) -> None:
         """Write the model into the run's folder."""
@@ -272,10 +277,6 @@ class Trainer:
     def _seed(self) -> int:
         """Of noise and the order of data, another one after each rewind."""
         return self.config.seed + self.nonfinite.rewinds
-
-    def _identity(self) -> dict[str, Any]:
-        """What a resumed run shares with its checkpoint; earlier versions knew data by paths, and have no `content`."""
-        return {"content": self.mixture.fingerprint, "num_processes": self.accelerator.num_processes}
 
     def _due_by_epoch(self) -> list[Callable[[], None]]:
         if self.step == self.total_steps:  # the last step saves all by itself

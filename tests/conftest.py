@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from unittest.mock import patch
 
 # One for all processes of a session, which inherit it.
@@ -162,7 +163,13 @@ def fork(arguments: Callable[..., list[str]]) -> Callable[..., list[BaseProcess]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["snowmelt.trainer", "snowmelt.data.sources", "snowmelt.run_folder", "pipelines"])
 
-    def fork(output_dir: Path, processes: int = 1, script: str = SCRIPT.stem, **options: object) -> list[BaseProcess]:
+    def fork(
+        output_dir: Path,
+        processes: int = 1,
+        script: str = SCRIPT.stem,
+        variables: Mapping[str, str] = MappingProxyType({}),
+        **options: object,
+    ) -> list[BaseProcess]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         words = arguments(output_dir, **options)
@@ -170,6 +177,7 @@ def fork(arguments: Callable[..., list[str]]) -> Callable[..., list[BaseProcess]
         for rank in range(processes):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
             environment = {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"} if processes > 1 else {}
+            environment |= variables
             log = f"{output_dir}.{rank}.log"
             started.append(context.Process(target=_script, args=(script, words, environment, log)))
             started[-1].start()

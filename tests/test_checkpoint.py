@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,12 @@ def copy(run, tmp_path):
     return Path(shutil.copytree(run, tmp_path / "copy"))
 
 
+def save(checkpoints: Checkpoints, step: int, **meta: Any) -> Path:
+    checkpoints.save(step, meta)
+    checkpoints.wait()
+    return checkpoints.root / f"checkpoint-{step}"
+
+
 def load(path: Path, number: Number) -> None:
     Checkpoints(path.parent, {"a": number}).load(path, read_state(path))
 
@@ -62,13 +69,15 @@ def load(path: Path, number: Number) -> None:
 def test_every_process_collects_and_one_writes(tmp_path):
     number, asked = Number(3), []
     number.collect = lambda: asked.append(1) or number.write
-    assert Checkpoints(tmp_path, {"a": number}).save(7, {}, writes=False) is None
+    checkpoints = Checkpoints(tmp_path, {"a": number})
+    checkpoints.save(7, {}, writes=False)
+    checkpoints.wait()
     assert asked == [1]
     assert not list(tmp_path.iterdir())
 
 
 def test_round_trip(tmp_path):
-    path = Checkpoints(tmp_path, {"a": Number(3)}).save(7, {"config": {"seed": 1}})
+    path = save(Checkpoints(tmp_path, {"a": Number(3)}), 7, config={"seed": 1})
     state = read_state(path)
     assert (path.name, state["step"], state["config"]) == ("checkpoint-7", 7, {"seed": 1})
     number = Number()
@@ -79,7 +88,7 @@ def test_round_trip(tmp_path):
 def test_limit_keeps_the_newest(tmp_path):
     checkpoints = Checkpoints(tmp_path, {"a": Number()}, limit=2)
     for step in (9, 10, 11):
-        checkpoints.save(step, {})
+        save(checkpoints, step)
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-10", "checkpoint-11"]
     assert find(tmp_path, "latest").name == "checkpoint-11"
 
@@ -88,7 +97,7 @@ def test_resuming_an_earlier_one_replaces_the_later(tmp_path):
     number = Number()
     checkpoints = Checkpoints(tmp_path, {"a": number}, limit=2)
     for number.value, step in ((1, 2), (2, 4), (3, 2), (4, 3)):
-        checkpoints.save(step, {})
+        save(checkpoints, step)
     assert [p.name for p in complete(tmp_path)] == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
     load(tmp_path / "checkpoint-2", number)
     assert number.value == 3
@@ -98,10 +107,10 @@ def test_resuming_an_earlier_one_replaces_the_later(tmp_path):
 def test_failing_part_leaves_nothing(tmp_path):
     first, second = Number(1), Number(2)
     checkpoints = Checkpoints(tmp_path, {"a": first, "b": second}, limit=1)
-    checkpoints.save(1, {})
+    save(checkpoints, 1)
     second.full = True
     with pytest.raises(UserError, match="disk full while saving checkpoint-2 .*; checkpoint-1 is intact") as caught:
-        checkpoints.save(2, {})
+        save(checkpoints, 2)
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == ["checkpoint-1"]
     load(tmp_path / "checkpoint-1", first)
@@ -110,14 +119,14 @@ def test_failing_part_leaves_nothing(tmp_path):
 def test_killed_while_saving(tmp_path):
     number = Number(1)
     checkpoints = Checkpoints(tmp_path, {"a": number, "b": Number()}, limit=1)
-    checkpoints.save(1, {})
+    save(checkpoints, 1)
     child = os.fork()
     if not child:
         number.killed = True
-        checkpoints.save(2, {})
+        save(checkpoints, 2)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert sorted(os.listdir(tmp_path)) == [".partial-checkpoint-2", "checkpoint-1"]
-    checkpoints.save(2, {})
+    save(checkpoints, 2)
     assert os.listdir(tmp_path) == ["checkpoint-2"]
 
 
@@ -127,7 +136,7 @@ def test_partial_ones_are_ignored_and_cleared(tmp_path):
     (tmp_path / ".partial-checkpoint-3" / "trainer_state.json").write_text("{}")
     assert find(tmp_path, "latest") is None
     checkpoints = Checkpoints(tmp_path, {"a": Number()})
-    checkpoints.save(2, {})
+    save(checkpoints, 2)
     assert find(tmp_path, "latest").name == "checkpoint-2"
     assert not (tmp_path / ".partial-checkpoint-3").exists()
 
@@ -137,7 +146,7 @@ def test_find(tmp_path):
     for root in (here, there):
         root.mkdir()
         for step in (2, 4):
-            Checkpoints(root, {"a": Number()}).save(step, {})
+            save(Checkpoints(root, {"a": Number()}), step)
     assert find(here, "checkpoint-2") == here / "checkpoint-2"
     assert find(here, str(there / "checkpoint-2")) == there / "checkpoint-2"
     assert find(here, "moved/checkpoint-2") == here / "checkpoint-2"

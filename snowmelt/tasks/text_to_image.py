@@ -13,7 +13,6 @@ from pipelines import TextImageToImagePipeline, TextToImagePipeline, TextToImage
 from pipelines.backbones import COMPONENTS
 from pipelines.text2img import TextPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
-from snowmelt.checkpoint import network_config
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions
 from snowmelt.data.held_out import load_captioned_splits
@@ -22,6 +21,7 @@ from snowmelt.errors import UserError
 from snowmelt.image_conditions import make_condition_images, read_condition
 from snowmelt.objectives import describe, make_objective
 from snowmelt.objectives.paths import SdePath
+from snowmelt.resuming import network_config
 from snowmelt.sample_grids import check_steps, paired_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, check_shapes, encode_images, hold_out

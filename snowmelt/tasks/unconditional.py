@@ -22,7 +22,6 @@ from pipelines.sde import SubVpSde
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.augmentation import AUGMENT_CHANNELS, Augmentation
-from snowmelt.checkpoint import network_config, resumed
 from snowmelt.conditioning import LabelConditioning, make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.held_out import load_splits
@@ -37,6 +36,7 @@ from snowmelt.objectives.paths import SdePath, StraightPath
 from snowmelt.options import UnconditionalConfig
 from snowmelt.other_models import begin_with, check_same_data, find_other
 from snowmelt.reflow import make_pairs
+from snowmelt.resuming import network_config, resumed
 from snowmelt.sample_grids import check_steps, paired_grid, sample_grid
 from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
 from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, check_shapes, encode_images, hold_out
