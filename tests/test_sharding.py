@@ -4,8 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -114,3 +116,30 @@ def test_classes_that_are_not_in_the_network(launch, tmp_path: Path) -> None:
     status, printed = launch(tmp_path / "run", 2, variables=named, **OPTIONS)
     assert 0 not in status
     assert "FSDP configuration: UNet2DModel has no modules of LlamaDecoderLayer" in printed
+
+
+@pytest.mark.parametrize("backbone", ["unet", "pixart"])
+def test_text_to_image(backbone: str, train, launch, tmp_path: Path) -> None:
+    """The text encoder is spread too, where it is in training."""
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue", "white")]
+    captions = ["a red picture", "a green picture", "a blue picture", "a white picture"]
+    datasets.Dataset.from_dict({"image": images, "text": captions}).save_to_disk(tmp_path / "photos")
+    options = {
+        "script": "train_text2img",
+        "dataset_name": tmp_path / "photos",
+        "class_conditional": None,
+        "label_dropout": None,
+        "model_config_name_or_path": None,
+        "model_size": "tiny",
+        "backbone": backbone,
+        "text_layers": 1,
+        "max_train_steps": 2,
+        "train_batch_size": 2,
+        "ddpm_num_inference_steps": 2,
+    }
+    status, printed = launch(tmp_path / "two", 2, variables=FSDP, **options)
+    assert status == [0, 0], printed
+    one = train(tmp_path / "one", **options, gradient_accumulation_steps=2)
+    same_weights(tmp_path / "two", one, ["unet" if backbone == "unet" else "transformer"])
+    two, single = (load_file(run / "text_encoder/model.safetensors") for run in (tmp_path / "two", one))
+    assert_close(two, single, rtol=0, atol=1e-5)
