@@ -17,6 +17,7 @@ from accelerate.utils import (
     is_wandb_available,
 )
 
+from pipelines import image_grid
 from snowmelt.errors import UserError
 from snowmelt.files import checked, parse_json, read_text
 
@@ -90,8 +91,14 @@ def log_samples(accelerator: Accelerator, images: np.ndarray, step: int) -> None
         step: optimizer step that they are of.
     """
     images = images[..., :3] if images.shape[-1] == 4 else images
-    if images.shape[-1] in (1, 3):
-        for tracker in (t for t in accelerator.trackers if hasattr(t, "log_images")):  # trackio's has none
+    if images.shape[-1] not in (1, 3):
+        return
+    for tracker in accelerator.trackers:
+        if tracker.name == "trackio":  # which has images of its own, and no log_images
+            from trackio import Image
+
+            tracker.log({"samples": Image(image_grid(images))}, step=step)
+        elif hasattr(tracker, "log_images"):
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"samples": images}, step=step, **layout)
 
