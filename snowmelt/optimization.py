@@ -1,17 +1,15 @@
-"""The optimizer: what it holds, how fast it goes, how its gradients are kept small."""
+"""The optimizer: what it holds, and how fast it goes."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import nn
 
 from snowmelt.errors import UserError, one_line
 from snowmelt.muon import Groups, MuonWithAdamW, embedding_tables
 from snowmelt.optimization_options import OptimizationOptions
-from snowmelt.sharding import whole
 
 
 def make_optimizer(
@@ -79,9 +77,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give each group its peak learning rate times a factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-
-
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """Clip the gradient of each group by itself; returns the largest of their norms before that."""
-    norms = [whole(clip_grad_norm_(group["params"], max_norm)) for group in optimizer.param_groups]
-    return torch.stack(norms).amax()

@@ -50,6 +50,9 @@ class OptimizationOptions(Config):
     sgd_momentum: float = option(0.9, "momentum of sgd", minimum=0, below=1)
     use_8bit_adam: bool = option(False, "AdamW of bitsandbytes, whose moments take a quarter of the memory")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
+    max_grad_norm_ratio: float | None = option(
+        None, "clip spikes, too: gradients to so many times the median norm of the last 100 steps", above=1
+    )
     on_nonfinite: str = option(
         "stop",
         "what to do about a gradient that isn't finite: stop; skip the step, up to 10 in a row; or then rewind to the "

@@ -102,8 +102,8 @@ def shard(net: nn.Module, plugin: FullyShardedDataParallelPlugin, device: torch.
 def describe_parts(networks: Mapping[str, nn.Module]) -> str:
     """A line on how much of sharded networks this process holds."""
     parameters = [p for net in networks.values() for p in net.parameters()]
-    held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
-    return f"FSDP2: this process holds {held:,} of {sum(p.numel() for p in parameters):,} parameters"
+    here = sum(held(p).numel() for p in parameters)
+    return f"FSDP2: this process holds {here:,} of {sum(p.numel() for p in parameters):,} parameters"
 
 
 def original_class(net: nn.Module) -> Any:
@@ -114,6 +114,11 @@ def original_class(net: nn.Module) -> Any:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which each process may hold a part. Every process enters."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, in its own memory: to be changed in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:

@@ -19,17 +19,18 @@ from snowmelt.data.mixture import Mixture
 from snowmelt.ema import make_emas, published, update_emas
 from snowmelt.environment import check_memory
 from snowmelt.errors import UserError
+from snowmelt.gradient_clipping import GradientClipper
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
 from snowmelt.model_writer import ModelWriter
 from snowmelt.nonfinite import NonFinite
 from snowmelt.objectives import StepContext
-from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
+from snowmelt.optimization import make_optimizer, set_learning_rate
 from snowmelt.options import TrainingConfig
 from snowmelt.progress import OUT_OF_TIME, Progress
 from snowmelt.resuming import read_resumable
 from snowmelt.sharding import describe_parts, shard, unsharded
-from snowmelt.stateful import training_state
+from snowmelt.stateful import TensorState, training_state
 from snowmelt.tasks.task import Task
 from snowmelt.tracking import Metrics, plot_loss
 
@@ -99,7 +100,9 @@ class Trainer:
         forward, emas = torch.compile(self.module) if config.compile else self.module, published(self.emas)
         self.context = StepContext(forward, self.generator, 0, 0, emas, accelerator.gather, module)
         states = training_state(task.networks, self.emas, optimizer, accelerator.scaler) | task.states
+        self.clipper = GradientClipper(optimizer, config.max_grad_norm, config.max_grad_norm_ratio, accelerator.device)
         states |= {"validation": validation} if validation else {}
+        states |= {"gradient_norms": TensorState(self.clipper)} if config.max_grad_norm_ratio else {}
         self.checkpoints = Checkpoints(self.folder, states, config.checkpoints_total_limit)
         self.writer = ModelWriter(task, self.emas, self.folder, accelerator)
 
@@ -220,7 +223,7 @@ class Trainer:
             if not accelerator.sync_gradients:
                 return
             accelerator.unscale_gradients()
-            norm = clip_gradients(self.optimizer, self.config.max_grad_norm)
+            norm = self.clipper.clip(self.step)
             meter.add_norm(norm)
             if self.nonfinite.skips(norm):
                 self.optimizer.zero_grad()

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from snowmelt.errors import UserError
-from snowmelt.optimization import clip_gradients, make_optimizer, set_learning_rate
+from snowmelt.gradient_clipping import GradientClipper
+from snowmelt.optimization import make_optimizer, set_learning_rate
 from snowmelt.optimization_options import OptimizationOptions
 from snowmelt.stateful import OptimizerState
 
@@ -33,9 +34,27 @@ def test_gradients_are_clipped_by_group(parameters):
     """A discriminator's gradient, however large, doesn't shrink the other's."""
     optimizer, _ = make_optimizer([{"params": [p]} for p in parameters], OptimizationOptions(), 1)
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
-    assert clip_gradients(optimizer, max_norm=1.0).item() == pytest.approx(5)
+    assert GradientClipper(optimizer, 1.0, None, torch.device("cpu")).clip(0).item() == pytest.approx(5)
     assert parameters[0].grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
     assert parameters[1].grad.tolist() == pytest.approx([0.3, 0.4], rel=1e-5)
+
+
+def test_spikes_are_clipped_to_what_is_usual(parameters):
+    """Of each group; the first steps, and steps that aren't spikes, are left as they are."""
+    optimizer, _ = make_optimizer([{"params": [p]} for p in parameters], OptimizationOptions(), 1)
+    clipper = GradientClipper(optimizer, 100.0, 2.0, torch.device("cpu"))
+    found = []
+    for step, scale in enumerate((1, 3, 2, torch.nan, 50, 2)):  # the median is then 1, 1, 2, 2, 2
+        parameters[0].grad, parameters[1].grad = scale * torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+        assert clipper.clip(step).item() == pytest.approx(5 * scale, nan_ok=True)
+        assert parameters[1].grad.tolist() == pytest.approx([0.3, 0.4])
+        found.append(parameters[0].grad.norm().item())
+    assert found == pytest.approx([5, 10, 10, torch.nan, 20, 10], nan_ok=True)
+    resumed = GradientClipper(optimizer, 100.0, 2.0, torch.device("cpu"))
+    resumed.load_state_dict(clipper.state_dict())
+    parameters[0].grad = torch.tensor([30.0, 40.0])
+    resumed.clip(6)
+    assert parameters[0].grad.norm().item() == pytest.approx(20)
 
 
 def test_scaled_learning_rate(parameters):

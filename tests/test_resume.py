@@ -42,7 +42,12 @@ VARIANTS = {
     },
     "self-conditioned, the nearest noise": {"self_condition": True, "objective": "epsilon", "coupling": "nearest"},
     "no classes, a score-based SDE": {"class_conditional": False, "objective": "ve"},
-    "dropout and augmentation": {"dropout": 0.2, "augment_p": 0.3, "objective": "edm"},
+    "dropout, augmentation, clipped spikes": {
+        "dropout": 0.2,
+        "augment_p": 0.3,
+        "objective": "edm",
+        "max_grad_norm_ratio": 1.05,
+    },
     "given images": {
         "condition": "mask",
         "conditioning_dropout_prob": 0.2,

@@ -37,7 +37,7 @@ def test_metrics(run):
 
 
 def test_trackio(train, tmp_path):
-    """What its page reads: the numbers of each logged step, and the grid of samples: ten digits of 8 pixels, four in a row."""
+    """What its page reads: the numbers of each logged step, and the grid of samples, ten digits of 8 pixels."""
     options = {"max_train_steps": 4, "logging_steps": 2, "eval_batch_size": 10, "tracker_project_name": tmp_path.name}
     run = train(tmp_path / "run", **options, logger="trackio")
     (name,) = SQLiteStorage.get_runs(tmp_path.name)
