@@ -8,7 +8,7 @@ from snowmelt.config import parse
 from snowmelt.errors import run
 
 
-def main() -> None:
+def main() -> int:
     config = parse(AutoencoderConfig, default_recipe="digits-autoencoder", needs=("dataset_name", "train_data_dir"))
 
     # Here, not above, so that --help doesn't wait for torch and diffusers.
@@ -25,8 +25,9 @@ def main() -> None:
         trainer.resume(checkpoint)
     with run_folder.opened(config, task.images, accelerator, fresh=checkpoint is None):
         accelerator.print(task.criterion.describe(trainer.total_steps))
-        trainer.fit()
+        status = trainer.fit()
     accelerator.print(task.summary())
+    return status
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from snowmelt.errors import run
 from snowmelt.text.options import TextToImageConfig
 
 
-def main() -> None:
+def main() -> int:
     config = parse(
         TextToImageConfig,
         default_recipe="scenes",
@@ -45,12 +45,13 @@ def main() -> None:
     if checkpoint:
         trainer.resume(checkpoint)
     with run_folder.opened(config, task.images, accelerator, fresh=checkpoint is None):
-        trainer.fit()
+        status = trainer.fit()
         push.finish()
     arguments = f"{task.prompts[0]!r}, {example_arguments(config.condition)}"
     accelerator.print(run_folder.summary(config, task.images, arguments, config.pretrained_model_name_or_path))
     if validation:
         accelerator.print(validation.summary())
+    return status
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from snowmelt.errors import run
 from snowmelt.options import UnconditionalConfig
 
 
-def main() -> None:
+def main() -> int:
     config = parse(UnconditionalConfig, default_recipe="digits", needs=("dataset_name", "train_data_dir"))
 
     # Here, not above, so that --help doesn't wait for torch and diffusers.
@@ -33,12 +33,13 @@ def main() -> None:
     if checkpoint:
         trainer.resume(checkpoint)
     with run_folder.opened(config, task.images, accelerator, fresh=checkpoint is None):
-        trainer.fit()
+        status = trainer.fit()
         push.finish()
     arguments = example_arguments(config.condition) + ("class_labels=0, " if config.class_conditional else "")
     accelerator.print(run_folder.summary(config, task.images, arguments))
     if validation:
         accelerator.print(validation.summary())
+    return status
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 75, 130
+"""75 is EX_TEMPFAIL of sysexits.h: try again later."""
 
 ADVICE = {
     errno.EACCES: "change its permissions, or name another",
@@ -49,20 +50,22 @@ def explained(error: OSError) -> str:
     return f"{where}{error.strerror}" + (f"; {advice}" if advice else "")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run an entry script's `main`.
+def run(main: Callable[[], int | None]) -> None:
+    """Run an entry script's `main`, and end with the exit status that it returns.
 
     A `UserError`, or an operating system that refuses something, ends it as one line on stderr and exit status 2; an
     interrupt ends it as one line and status 130.
     """
     try:
-        main()
+        status = main()
     except UserError as error:
         _end(str(error), EXIT_USER_ERROR)
     except OSError as error:
         _end(printable(explained(error)), EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _end("interrupted", EXIT_INTERRUPTED)
+    if status:
+        sys.exit(status)
 
 
 def _end(message: str, status: int) -> None:

@@ -20,7 +20,7 @@ LOCK_FILE = ".lock"
 _NAMES = "|".join([*COMPONENTS, "vae|text_encoder|tokenizer|scheduler|feature_extractor|safety_checker|controlnet"])
 _COMPONENT = rf"({_NAMES})(_ema(_\d\.\d{{3}})?)?"
 OWN_FILES = re.compile(
-    rf"config\.yaml|run\.json|metrics\.jsonl|loss\.png|evaluation\.png|skipped\.txt|"
+    rf"config\.yaml|run\.json|metrics\.jsonl|heartbeat\.json|loss\.png|evaluation\.png|skipped\.txt|"
     rf"alignment\.md|alignment\.png|alignment-prompts\.png|"
     rf"(best/)?(model_index\.json|pipeline\.py|validation\.json|(pytorch_lora_weights|learned_embeds)\.safetensors|"
     rf"{_COMPONENT}/({MODEL_FILE}))|"
@@ -31,7 +31,7 @@ OWN_FILES = re.compile(
 """Paths below the folder. Those of checkpoints are the ones that their states list."""
 
 BEGINNING = re.compile(
-    r"config\.yaml|run\.json|metrics\.jsonl|skipped\.txt|samples|logs|\.lock|\.(partial|pending|old)-.*"
+    r"config\.yaml|run\.json|metrics\.jsonl|heartbeat\.json|skipped\.txt|samples|logs|\.lock|\.(partial|pending|old)-.*"
 )
 """Names that a run leaves when it is stopped before its first checkpoint."""
 

@@ -20,6 +20,7 @@ from snowmelt.ema import make_emas, published, update_emas
 from snowmelt.environment import check_memory
 from snowmelt.errors import UserError
 from snowmelt.gradient_clipping import GradientClipper
+from snowmelt.heartbeat import Heartbeat
 from snowmelt.interrupts import Interrupts
 from snowmelt.meter import Meter
 from snowmelt.model_writer import ModelWriter
@@ -120,10 +121,11 @@ class Trainer:
         if self.progress.fraction(self.step) == 1:
             self.accelerator.print(f"nothing left to train: {checkpoint.name} is at step {self.step}; {MORE}")
 
-    def fit(self) -> None:
-        """Train to the last step, or until a signal or the time limit asks to stop; then save."""
-        with Interrupts() as interrupts, full_disk(self.folder, "metrics or samples"):
-            stop = self._train(interrupts)
+    def fit(self) -> int:
+        """Train to the last step, or until a signal or the time limit asks to stop; then save. The exit status."""
+        heartbeat = Heartbeat(self.folder, writes=self.accelerator.is_main_process)
+        with Interrupts() as interrupts, full_disk(self.folder, "metrics or samples"), heartbeat:
+            heartbeat.stop = stop = self._train(interrupts, heartbeat)
             self.checkpoints.wait()
             if stop:
                 more = " and a larger --max_train_minutes" if stop == OUT_OF_TIME else ""
@@ -136,8 +138,9 @@ class Trainer:
                 if self.validation:
                     self.validation.plot()
             self.accelerator.end_training()
+        return heartbeat.exit_status
 
-    def _train(self, interrupts: Interrupts) -> str | None:
+    def _train(self, interrupts: Interrupts, heartbeat: Heartbeat) -> str | None:
         """The loop. Returns the reason why it ended early, if it did; a checkpoint was saved then, too."""
         config, accelerator = self.config, self.accelerator
         skipping = self.nonfinite.mode != "stop"
@@ -155,6 +158,7 @@ class Trainer:
                 for micro in range(config.gradient_accumulation_steps):
                     self.train_step(meter.next(stream), micro, meter)
                 self.step += 1
+                heartbeat.beat(self.step)
                 bar.update()
                 if self.nonfinite.must_rewind(self.step):
                     stream = self._rewind(meter)

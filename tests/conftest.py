@@ -216,6 +216,6 @@ def trained(folder: Path, since: int = 0) -> dict[str, str]:
         name = path.relative_to(folder)
         step = int(name.parts[0].removeprefix("checkpoint-")) if name.parts[0].startswith("checkpoint-") else since
         # The loss plot depends on when lines were logged; a state names the run's folder.
-        if step >= since and name.name not in ("loss.png", "trainer_state.json", "run.json"):
+        if step >= since and name.name not in ("loss.png", "trainer_state.json", "run.json", "heartbeat.json"):
             kept[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return kept

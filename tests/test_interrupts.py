@@ -1,5 +1,6 @@
 """Runs that are asked to stop, or are killed, and resume as if nothing had been."""
 
+import json
 import os
 import random
 import signal
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import PixelDiffusionPipeline
+from snowmelt import heartbeat
 from snowmelt.checkpoint import complete
+from snowmelt.heartbeat import Heartbeat
 from snowmelt.interrupts import Interrupts
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
@@ -44,7 +47,10 @@ def test_signal(number, start, train, whole, tmp_path):
     assert wait_for(lambda: logged(tmp_path / "run") >= 3, process)
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    # A scheduler that stopped it is told to start it again; a person isn't told that something failed.
+    assert process.returncode == (75 if number == signal.SIGTERM else 0), err
+    heart = json.loads((tmp_path / "run/heartbeat.json").read_text())
+    assert (heart["status"], heart["reason"]) == ("stopped", number.name)
     (last,) = complete(tmp_path / "run")[-1:]
     step = int(last.name.removeprefix("checkpoint-"))
     assert step < STEPS
@@ -125,3 +131,24 @@ def test_kill_of_one_process_of_two(fork, launch, tmp_path):
     assert first.exitcode != 0
     assert launch(tmp_path / "killed", 2, **options, resume_from_checkpoint="latest")[0] == [0, 0]
     assert trained(tmp_path / "killed") == trained(tmp_path / "whole")
+
+
+def test_the_heartbeat_says_how_a_run_ended(train, tmp_path):
+    heart = tmp_path / "run/heartbeat.json"
+    train(tmp_path / "run", max_train_steps=2)
+    assert json.loads(heart.read_text()) | {"time": ""} == {"status": "finished", "step": 2, "time": "", "reason": None}
+
+
+def test_a_heart_that_stands_still_is_seen(tmp_path, monkeypatch):
+    clock = iter([100.0, 100.0, 105.0, 111.0, 111.0])
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: next(clock))
+    with Heartbeat(tmp_path, writes=True) as heart:
+        seen = []
+        for step in (1, 2, 3):
+            heart.beat(step)
+            seen.append(json.loads((tmp_path / "heartbeat.json").read_text())["step"])
+    assert seen == [1, 1, 3]
+    with pytest.raises(RuntimeError), Heartbeat(tmp_path, writes=True):
+        raise RuntimeError("out of\nmemory")
+    ended = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (ended["status"], ended["reason"]) == ("failed", "out of memory")

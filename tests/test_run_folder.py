@@ -33,7 +33,7 @@ def test_layout(train, tmp_path):
     run = train(tmp_path / "run", class_conditional=False, objective="epsilon", checkpointing_steps=1)
     assert {p.name for p in run.iterdir()} == {
         *("model_index.json", "unet", "scheduler", "checkpoint-1", "checkpoint-2"),
-        *("config.yaml", "run.json", "metrics.jsonl", "samples", "loss.png", ".lock"),
+        *("config.yaml", "run.json", "metrics.jsonl", "heartbeat.json", "samples", "loss.png", ".lock"),
     }
     for folder in (run / "unet", run / "checkpoint-1" / "unet", run / "checkpoint-2" / "unet"):
         assert UNet2DModel.from_pretrained(folder).config.sample_size == 8

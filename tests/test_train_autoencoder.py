@@ -74,7 +74,7 @@ def contents(folder: Path) -> set[str]:
 
 def test_layout(run):
     checkpoints = {"checkpoint-3", "checkpoint-6"}
-    others = {"vae", "config.yaml", "metrics.jsonl", "run.json", "samples", "loss.png", ".lock"}
+    others = {"vae", "config.yaml", "metrics.jsonl", "heartbeat.json", "run.json", "samples", "loss.png", ".lock"}
     assert contents(run) == checkpoints | others
     for name in checkpoints:
         assert contents(run / name) == {"vae", "vae_ema", "discriminator", "optimizer", "trainer_state.json"}
