@@ -16,6 +16,8 @@ from snowmelt.heartbeat import Heartbeat
 from snowmelt.interrupts import Interrupts
 from snowmelt.tracking import read_metrics
 from tests.conftest import trained
+from tests.data.shards import write_parquet
+from tests.test_sharding import FSDP
 
 STEPS = 120
 OPTIONS = {"max_train_steps": STEPS, "checkpointing_steps": 7, "label_dropout": 0.3, "gradient_accumulation_steps": 2}
@@ -81,7 +83,7 @@ def survivor(fork):
         """Returns how many of the kills fell while a checkpoint was being written."""
         chance, amid = random.Random(kills), 0
         for kill in range(kills + 1):
-            (process,) = fork(folder, **options, resume_from_checkpoint="latest")
+            process, *others = fork(folder, **options, resume_from_checkpoint="latest")
             if kill < kills:
                 before = logged(folder)
                 assert wait_for(lambda before=before: logged(folder) != before, process), "it ended before the kill"
@@ -89,8 +91,10 @@ def survivor(fork):
                     wait_for(lambda: any(folder.glob(".partial-checkpoint-*")), process)
                 time.sleep(chance.uniform(0, 0.005 if kill % 2 else 0.5))
                 assert process.exitcode is None, "it ended before the kill"
-                process.kill()
-            process.join()
+                for one in chance.sample([process, *others], 1 + len(others)):
+                    one.kill()
+            for one in (process, *others):
+                one.join()
             amid += any(folder.glob(".partial-checkpoint-*"))
         assert process.exitcode == 0
         return amid
@@ -98,9 +102,10 @@ def survivor(fork):
     return survivor
 
 
-def check_kills(survivor, train, folder: Path, kills: int, **options: object) -> int:
+def check_kills(survivor, folder: Path, kills: int, **options: object) -> int:
     amid = survivor(folder / "killed", kills, **options)
-    whole = train(folder / "whole", **options)
+    assert survivor(folder / "whole", 0, **options) == 0
+    whole = folder / "whole"
     assert trained(folder / "killed") == trained(whole)
     assert not list((folder / "killed").glob(".partial*"))
     lines = [[(line["step"], line["loss"]) for line in read_metrics(run)] for run in (folder / "killed", whole)]
@@ -108,15 +113,27 @@ def check_kills(survivor, train, folder: Path, kills: int, **options: object) ->
     return amid
 
 
-def test_kill(survivor, train, tmp_path):
-    check_kills(survivor, train, tmp_path, 3, max_train_steps=40, checkpointing_steps=1, checkpoints_total_limit=3)
+def test_kill(survivor, tmp_path):
+    check_kills(survivor, tmp_path, 3, max_train_steps=40, checkpointing_steps=1, checkpoints_total_limit=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2])
-def test_many_kills(every, survivor, train, tmp_path):
+def test_many_kills(every, survivor, tmp_path):
     options = {"max_train_steps": 400, "checkpointing_steps": every, "ema_widths": [0.05, 0.1]}
-    assert check_kills(survivor, train, tmp_path, 24, **options), "no kill fell while a checkpoint was being written"
+    assert check_kills(survivor, tmp_path, 24, **options), "no kill fell while a checkpoint was being written"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True], ids=["cached", "streamed"])
+@pytest.mark.parametrize("launched", [(1, {}), (2, {}), (2, FSDP)], ids=["one", "two", "sharded"])
+def test_kills_of_all_kinds_of_runs(launched, streaming, survivor, tmp_path):
+    """With those of `test_many_kills`, a hundred."""
+    processes, variables = launched
+    options = {"max_train_steps": 60, "checkpointing_steps": 1, "checkpoints_total_limit": 3, "processes": processes}
+    options |= {"variables": variables, "streaming": True} if streaming else {"variables": variables}
+    options |= {"dataset_name": None, "train_data_dir": write_parquet(tmp_path / "set"), "class_conditional": False}
+    check_kills(survivor, tmp_path, 9, **options)
 
 
 @pytest.mark.slow
