@@ -161,10 +161,14 @@ def _table(sampler: Sampler, predict: Predictor, num_inference_steps: int) -> di
 
 
 def _export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
-    """Write a network as ONNX, which reads and writes one image."""
+    """Write a network as ONNX, without the exporter's notes, which name files of this machine."""
+    # Here, since it is an extra.
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     with _quiet(), torch.no_grad():
         names: dict[str, Any] = {"input_names": list(inputs), "output_names": [output]}
         program: Any = torch.onnx.export(module.eval(), tuple(inputs.values()), dynamo=True, verbose=False, **names)
+    ClearMetadataAndDocStringPass()(program.model)
     program.save(path, external_data=False)
 
 

@@ -100,7 +100,7 @@ def space(connected: Hub, model: Path, folder: Path) -> Path:
 def opened(browser: Any, url: str, space: Path, runtime: Path) -> Iterator[Callable[..., Any]]:
     """`opened(place=answer, ...)` is the page once it has an image or a problem; answers take places of files."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(120_000)
 
     def from_npm(route: Any) -> None:
         path = runtime / route.request.url.rpartition("/")[2]
@@ -175,7 +175,7 @@ def test_by_keyboard_and_saved(opened: Callable[..., Any], tmp_path: Path) -> No
         names.append(page.evaluate("(document.activeElement.labels?.[0] ?? document.activeElement).innerText"))
         assert len(names) < 10
     assert names == ["alice/insects", "Class", "Seed", "Next", "Steps", "Guidance", "Save as PNG"]
-    page.get_by_label("Steps").focus()
+    page.get_by_label("Steps", exact=True).focus()
     page.evaluate("image = null")
     page.keyboard.press("Home")
     page.wait_for_function("() => image !== null")
@@ -206,7 +206,7 @@ def test_what_is_missing_is_said(opened: Callable[..., Any]) -> None:
         problem = page.get_by_role("alert").inner_text()
         assert said in problem
         assert "\n" not in problem
-        assert page.get_by_label("Seed").is_disabled()
+        assert page.get_by_label("Seed", exact=True).is_disabled()
         page.close()
 
 

@@ -28,7 +28,7 @@ from snowmelt.errors import UserError
 from snowmelt.publishing import static_model
 from snowmelt.publishing.static_model import MOST_STEPS, write_static_model
 from snowmelt.publishing.static_space import PAGE, check_exporter, write_static_space
-from tests.conftest import run_in_process
+from tests.conftest import ROOT, run_in_process
 from tests.pipelines.models import quiet, tiny_pipeline, tiny_unet
 
 NEEDS_ONNX = "static Spaces need onnx and onnxscript: pip install -e '.[onnx]'"
@@ -141,6 +141,8 @@ def test_graphs(tmp_path: Path) -> None:
     assert (settings["classes"], settings["null_class"], settings["guidance_scale"]) == (["0", "1", "2"], 3, 2.5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder.onnx", "denoiser.onnx", "model.json"]
     assert settings["bytes"] == {p.name: p.stat().st_size for p in tmp_path.glob("*.onnx")}
+    for path in tmp_path.glob("*.onnx"):
+        assert not re.search(rb"site-packages|\.py\b|" + re.escape(str(ROOT)).encode(), path.read_bytes())
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     x = sampled(settings, onnx_graph(tmp_path / "denoiser.onnx"), noise.numpy(), 2, 2)
     images = onnx_graph(tmp_path / "decoder.onnx")(latents=x)

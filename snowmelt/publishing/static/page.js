@@ -271,12 +271,13 @@ async function make(turn) {
 
 // Without a class, generate.py takes all in turn, and not the null class.
 function showCommand({ label, seed, steps, guidance }) {
-  const words = ["python generate.py --model", model.name, "--scheduler", model.scheduler, "--seed", seed];
-  words.push("--num_inference_steps", steps, "--num_images 1");
   const name = model.classes[label];
-  if (name) words.push("--class_label", /^[\w-]+$/.test(name) ? name : label);
-  if (guidance !== 1) words.push("--guidance_scale", guidance);
-  find("command").textContent = words.join(" ");
+  const words = ["python generate.py", `--model ${model.name}`, `--scheduler ${model.scheduler}`, `--seed ${seed}`];
+  words.push(`--num_inference_steps ${steps}`, "--num_images 1");
+  if (name) words.push(`--class_label ${/^[\w-]+$/.test(name) ? name : label}`);
+  if (guidance !== 1) words.push(`--guidance_scale ${guidance}`);
+  const pieces = words.map((text) => Object.assign(document.createElement("span"), { textContent: text }));
+  find("command").replaceChildren(...pieces.flatMap((piece) => [piece, " "]));
   find("same").hidden = model.classes.length > 0 && label === model.null_class;
 }
 
