@@ -14,6 +14,7 @@ def main() -> None:
 
     from snowmelt.publishing.export import add_variant, export
     from snowmelt.publishing.hub_space import publish_space
+    from snowmelt.publishing.static_space import check_exporter, publish_static_space, write_static_space
     from snowmelt.publishing.upload import check_rights, open_repository, upload
 
     def write(folder: Path) -> None:
@@ -46,11 +47,18 @@ def main() -> None:
         print(f"what would be published is in {target}")
         return
     check_rights(str(config.hub_model_id), config.hub_token)
-    with tempfile.TemporaryDirectory() as folder:
+    if config.static_space:
+        check_exporter()
+        check_rights(config.static_space, config.hub_token)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as page:
         write(Path(folder))
+        if config.static_space:
+            write_static_space(Path(folder), Path(page))
         repository = open_repository(str(config.hub_model_id), private=config.private, token=config.hub_token)
         info = upload(Path(folder), repository, "Trained model", revision=config.revision, create_pr=config.create_pr)
-    print(info.pr_url or info.commit_url)
+        print(info.pr_url or info.commit_url)
+        if config.static_space:
+            print(publish_static_space(Path(page), config.static_space, repository, private=config.private))
     if config.space:
         print(publish_space(repository, private=config.private))
 

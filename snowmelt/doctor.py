@@ -24,6 +24,7 @@ EXTRAS = {
     "wandb": ("wandb", "--logger wandb"),
     "trackio": ("trackio", "--logger trackio"),
     "gradio": ("app", "snowmelt app"),
+    "onnxscript": ("onnx", "publish.py --static_space"),
     "shtab": ("completion", "snowmelt completion"),
 }
 """Module: the extra that brings it, and what needs it."""

@@ -25,6 +25,10 @@ class PublishConfig(Config):
     dataset_name: str | None = option(None, "the data set's name on the Hub, where the run read a copy of it")
     report: str | None = option(None, "folder that evaluate.py wrote; MODEL/report by default")
     space: bool = option(False, "also make a Space of that name, a page that samples the model")
+    static_space: str | None = option(
+        None,
+        "also make a Space, user/name, that samples the model in the visitor's browser, without a server",
+    )
     output_dir: str | None = option(None, "write the published folder here, an empty one, and upload nothing")
 
     def __post_init__(self) -> None:
@@ -32,10 +36,14 @@ class PublishConfig(Config):
         for name in ("model", "hub_model_id"):
             if getattr(self, name) is None:
                 raise UserError(f"--{name}: needed; {self.fields()[name].metadata['help']}")
-        if self.output_dir and (self.create_pr or self.space or self.revision):
-            raise UserError("--output_dir uploads nothing: drop it, or --create_pr, --revision and --space")
+        if self.output_dir and (self.create_pr or self.space or self.static_space or self.revision):
+            others = "--create_pr, --revision, --space and --static_space"
+            raise UserError(f"--output_dir uploads nothing: drop it, or {others}")
+        if self.space and self.static_space == self.hub_model_id:
+            raise UserError(f"--static_space: --space makes a Space of the name {self.static_space}; give another name")
         name_on_hub = r"\w[\w.-]*(/\w[\w.-]*)?"
-        names = {"hub_model_id": name_on_hub, "license": r"[\w.+-]+", "dataset_name": name_on_hub}
+        names = dict.fromkeys(("hub_model_id", "static_space", "dataset_name"), name_on_hub)
+        names["license"] = r"[\w.+-]+"
         for name, allowed in names.items():
             value = getattr(self, name)
             if value is not None and not re.fullmatch(allowed, value, re.ASCII):
