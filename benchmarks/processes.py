@@ -67,7 +67,8 @@ def main() -> None:
             rates = []
             for names, launcher in ((["shared"], LAUNCH), (["first", "second"], [])):
                 started = [start(folder / "images", folder / name, args, launcher) for name in names]
-                if any([process.wait() for process in started]):
+                statuses = [process.wait() for process in started]
+                if any(statuses):
                     sys.exit("a training failed")
                 rates.append(sum(rate(folder / name) for name in names))
             ratios.append(rates[0] / rates[1])
