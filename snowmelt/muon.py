@@ -65,6 +65,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             settings = {name: group[name] for name in ("lr", "weight_decay")}
             self._muon.param_groups = [self._muon.defaults | settings | {"params": views}]
             self._muon.step()
+            self._muon.zero_grad()  # views must not keep the gradients alive through the next forward pass
             others = [p for p in trained if p.ndim < 2 or p in self._tables]
             self._adamw.param_groups = [self._adamw.defaults | group | {"params": others}]
             self._adamw.step()

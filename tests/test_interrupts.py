@@ -67,9 +67,9 @@ def test_signal(number, start, train, whole, tmp_path):
 def test_only_a_second_interrupt_interrupts():
     previous = signal.getsignal(signal.SIGINT)
     with Interrupts() as interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
-        assert interrupts.requested == "SIGTERM"
+            assert interrupts.requested == number.name
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is previous
