@@ -13,6 +13,7 @@ Otherwise the rate of a large matrix product is taken, and the time is the least
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import tempfile
 import time
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -39,8 +41,9 @@ def per_device(step: Step, devices: int, sharded: bool, width: int) -> dict[str,
     """Bytes of each of `PARTS` on a device, when most are alive.
 
     One device: weights with the copies that autocast makes. Data parallelism adds buckets, as large as all gradients,
-    which are summed in them. FSDP2 keeps a part of everything, and gathers in the precision of the passes what is in no
-    block, the block that computes and the next one; gradients of a block are whole until they have been scattered.
+    which are summed in them. FSDP2 keeps a part of everything, and gathers what is in no block, of which autocast makes
+    copies, and in the precision of the passes the block that computes and the next one; gradients of a block are whole
+    until they have been scattered.
 
     Args:
         step: simulated for one shard, and for as many as there are devices.
@@ -50,7 +53,8 @@ def per_device(step: Step, devices: int, sharded: bool, width: int) -> dict[str,
     """
     shards = devices if sharded else 1
     peak = step.peaks[shards]
-    gathered = (step.rest + 2 * step.block) * width // 4 if shards > 1 else peak["copies"]
+    copies = width if width < 4 else 0
+    gathered = (step.rest * (4 + copies) + 2 * step.block * width) // 4 if shards > 1 else peak["copies"]
     whole = step.block * width // 4 if shards > 1 else step.weights if devices > 1 else 0
     return {
         "weights": step.weights // shards + gathered,
@@ -78,9 +82,12 @@ def profiled(words: list[str]) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     import train_unconditional
+    from snowmelt.checkpoint import Checkpoints
 
     sys.argv = ["train_unconditional.py", *words]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # What is copied for a checkpoint is in the host's memory, which is apart from a device's.
+    without_copies = patch.object(Checkpoints, "save")
+    with without_copies, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         train_unconditional.main()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
@@ -99,15 +106,17 @@ def check_words(folder: Path, side: int) -> list[str]:
     return [f"--{name}={value}" for name, value in usual.items()]
 
 
-def check(config: UnconditionalConfig, words: list[str], devices: int) -> None:
+def check(config: UnconditionalConfig, words: list[str], devices: int, sharded: bool) -> None:
     """Print memory as it is worked out and as it is measured, on CPUs, in MB, and what speed was reached."""
-    step = simulate(config, 3, [1], gpu=False)
-    expected = sum(per_device(step, devices, False, 4).values())
+    shards, width = devices if sharded else 1, DTYPES[config.mixed_precision or "no"].itemsize
+    step = simulate(config, 3, [shards], gpu=False)
+    expected = sum(per_device(step, devices, sharded, width).values())
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"] if devices > 1 else []
     with tempfile.TemporaryDirectory() as scratch:
         words = [*check_words(Path(scratch), config.size[0]), *words]
         command = [sys.executable, *launcher, "-m", "benchmarks.memory", "--profiled", *words]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        variables = {"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
         rate = max(line["images_per_second"] for line in read_metrics(Path(scratch) / "run") if "loss" in line)
     measured = int(next(line for line in done.stdout.splitlines() if line.startswith("peak ")).split()[1])
     achieved = step.flops * rate / (config.images_per_step(1) * devices) / 1e12
@@ -135,7 +144,7 @@ def main() -> None:
         config.mixed_precision = config.mixed_precision or (native_precision() if args.check else "bf16")
         configs.append(config)
         if args.check:
-            check(config, words, args.devices[0])
+            check(config, words, args.devices[0], args.fsdp)
     if not args.check:
         table(configs, args)
 

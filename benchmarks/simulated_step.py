@@ -21,14 +21,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from snowmelt.architectures import make_network
+from snowmelt.gradient_clipping import GradientClipper
 from snowmelt.objectives import StepContext, make_objective
-from snowmelt.optimization import clip_gradients, make_optimizer
+from snowmelt.optimization import make_optimizer
 from snowmelt.options import UnconditionalConfig
+from snowmelt.sharding import DTYPES, units_of
 from snowmelt.tasks.unconditional import BACKBONES
 
 aten = torch.ops.aten
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BLOCKS = ("down_blocks", "up_blocks", "transformer_blocks")  # that are sharded one by one; mid_block is one
 CPU_ATTENTION = {  # which torch's counter doesn't know
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -164,12 +164,14 @@ def simulate(config: UnconditionalConfig, channels: int, shards: list[int], *, g
         forward = convert_outputs_to_fp32(autocast(network.forward))
         context = StepContext(forward, torch.Generator(), 0, 0.0)
 
+        clipper = GradientClipper(optimizer, config.max_grad_norm, config.max_grad_norm_ratio, torch.device("cpu"))
+
         def step(passes: int) -> None:
             for _ in range(passes):
                 x0 = torch.empty(config.train_batch_size, channels, *config.size)
                 labels = {"class_labels": torch.zeros(len(x0), dtype=torch.long)} if config.backbone == "dit" else {}
                 objective.loss(x0, labels, context).loss.mean().backward()
-            clip_gradients(optimizer, config.max_grad_norm)
+            clipper.clip(0)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -179,8 +181,7 @@ def simulate(config: UnconditionalConfig, channels: int, shards: list[int], *, g
         moments = [m for state in optimizer.state.values() for m in state.values() if isinstance(m, Tensor)]
         with LiveBytes(weights, moments, shards) as live:
             step(min(accumulation, 2))  # from the second pass on gradients are there from the start
-        blocks = [block for part in BLOCKS for block in getattr(network, part, [])]
-        blocks += [network.mid_block] if hasattr(network, "mid_block") else []
+        blocks = units_of(network)
         sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks]
         whole = sum(p.nbytes for p in weights)
         return Step(

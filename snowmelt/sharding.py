@@ -2,22 +2,22 @@
 
 The configuration is Accelerate's; the sharding is PyTorch's `fully_shard`, applied here: Accelerate applies it to one
 network, where averages are kept of it that must be spread too, on GPUs alone, and casts the network's inputs to half
-precision, in which noise levels can't be told apart. Weights, averages and moments of the optimizer stay in float32;
-the network computes in the run's precision by autocast, as it does without sharding.
+precision, in which noise levels can't be told apart. What a process holds is float32; the network computes in the run's
+precision by autocast, as it does without sharding.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers import AutoencoderKL, ModelMixin, VQModel
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from snowmelt.errors import UserError, one_line
@@ -25,6 +25,7 @@ from snowmelt.optimization_options import OptimizationOptions
 from snowmelt.text.adapters import adapter_of
 
 FLAG = "ACCELERATE_USE_FSDP"
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNITS = ("ResnetBlock2D", "Attention", "BasicTransformerBlock", "CLIPEncoderLayer")
 """Classes whose modules are gathered and freed as a whole, of the networks of diffusers and the text encoders here."""
 UNITS_OF = {"DiTTransformer2DModel": ("Attention", "FeedForward")}
@@ -65,7 +66,7 @@ def find_sharding(config: OptimizationOptions) -> FullyShardedDataParallelPlugin
     return plugin
 
 
-def shard(net: nn.Module, plugin: FullyShardedDataParallelPlugin, device: torch.device) -> None:
+def shard(net: nn.Module, plugin: FullyShardedDataParallelPlugin, accelerator: Accelerator) -> None:
     """Spread a network's parameters over all processes: each holds a part of each, in place of the whole.
 
     The modules of `UNITS`, or of the classes that the configuration names, are gathered one at a time while the network
@@ -74,7 +75,7 @@ def shard(net: nn.Module, plugin: FullyShardedDataParallelPlugin, device: torch.
     Args:
         net: the network, on the device.
         plugin: of the launch.
-        device: that computes.
+        accelerator: the device and the precision.
 
     Raises:
         UserError: for networks that aren't spread.
@@ -84,19 +85,36 @@ def shard(net: nn.Module, plugin: FullyShardedDataParallelPlugin, device: torch.
         raise UserError(
             f"launched for FSDP, which isn't for {what}; launch for data parallelism (MULTI_GPU, MULTI_CPU)"
         )
-    mesh = init_device_mesh(device.type, (PartialState().num_processes,))
-    names = plugin.transformer_cls_names_to_wrap or UNITS_OF.get(type(net).__name__, UNITS)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    named = plugin.transformer_cls_names_to_wrap
+    units = units_of(net, named)
+    if named and not units:
+        raise UserError(f"the launch's FSDP configuration: {type(net).__name__} has no modules of {', '.join(named)}")
+    # Gathered as autocast would cast them, which keeps its copies of float32 weights until the backward pass. What is
+    # outside of the units sees the noise level, and stays float32.
+    policy = MixedPrecisionPolicy(
+        param_dtype=DTYPES[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=plugin.reshard_after_forward)
+    fully_shard(net, mesh=mesh)
+    for attribute in ("__name__", "__qualname__", "__module__"):  # by which configurations and pipelines know it
+        setattr(type(net), attribute, getattr(original_class(net), attribute))
+
+
+def units_of(net: nn.Module, named: Sequence[str] | None = None) -> list[nn.Module]:
+    """The modules of a network that are gathered and freed as a whole, by the names of their classes.
+
+    Args:
+        net: the network.
+        named: classes, where they aren't those of `UNITS`.
+    """
+    names = UNITS_OF.get(type(net).__name__, UNITS) if named is None else named
     units: list[nn.Module] = []
     for module in net.modules():  # those outside come before those inside
         if type(module).__name__ in names and not any(module in set(unit.modules()) for unit in units):
             units.append(module)
-    if plugin.transformer_cls_names_to_wrap and not units:
-        raise UserError(f"the launch's FSDP configuration: {type(net).__name__} has no modules of {', '.join(names)}")
-    for unit in units:
-        fully_shard(unit, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
-    fully_shard(net, mesh=mesh)
-    for attribute in ("__name__", "__qualname__", "__module__"):  # by which configurations and pipelines know it
-        setattr(type(net), attribute, getattr(original_class(net), attribute))
+    return units
 
 
 def describe_parts(networks: Mapping[str, nn.Module]) -> str:

@@ -91,7 +91,7 @@ class Trainer:
         if plugin is not None:
             averages = [ema.network for emas in self.emas.values() for ema in emas.values()]
             for net in [*task.networks.values(), *averages]:
-                shard(net, plugin, accelerator.device)
+                shard(net, plugin, accelerator)
             accelerator.print(describe_parts(task.networks))
         # Sharding put other parameters in the networks.
         groups = task.parameter_groups()

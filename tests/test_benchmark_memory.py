@@ -74,7 +74,7 @@ def test_shares_of_devices() -> None:
     parts = {"weights": 440, "gradients": 400, "moments": 800, "EMA": 400, "activations": 7}
     assert memory.per_device(step, 1, False, 2) == parts
     assert memory.per_device(step, 4, False, 2) == parts | {"gradients": 800}  # and the buckets
-    gathered = {"weights": 100 + (20 + 160) // 2, "gradients": 100 + 40}
+    gathered = {"weights": 100 + (20 * (4 + 2) + 160 * 2) // 4, "gradients": 100 + 40}
     assert memory.per_device(step, 4, True, 2) == parts | gathered | {"moments": 200, "EMA": 100}
 
 

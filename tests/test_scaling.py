@@ -216,7 +216,7 @@ def test_slurm_with_a_training(slurm, arguments, train, tmp_path) -> None:
     assert wait_for(lambda: logged(tmp_path / "run") >= 2, job)
     job.send_signal(signal.SIGUSR1)
     out, _ = job.communicate(timeout=120)
-    assert job.returncode == 0, out
+    assert job.returncode == 1, out  # torchrun's, for processes that ended with 75
     assert "(SIGUSR1); resume with" in out
     (checkpoint,) = complete(tmp_path / "run")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
