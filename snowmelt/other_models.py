@@ -1,5 +1,6 @@
 """Models that others begin with or learn from: whether the two are of the same data, and of the same network."""
 
+import json
 from typing import Any
 
 import torch
@@ -99,7 +100,8 @@ def _reading(pipeline: UnconditionalPipeline) -> dict[str, Any]:
     """What a network's weights mean: of what process, what it predicts, what its inputs are, how it is built."""
     predicts = pipeline._predictor(make_sampler(pipeline.scheduler)).prediction_type
     betas = getattr(pipeline.scheduler, "betas", None)
-    config = {k: v for k, v in pipeline.network.config.items() if k not in FREE and not k.startswith("_")}
+    saved = json.loads(pipeline.network.to_json_string())  # in memory tuples stand where a file has lists
+    config = {k: v for k, v in saved.items() if k not in FREE and not k.startswith("_")}
     return {
         "network": type(pipeline.network).__name__,
         "process": family(pipeline.scheduler),

@@ -253,3 +253,11 @@ def test_a_killed_builder_is_resumed(tmp_path) -> None:
     assert noise.fingerprint != samples.fingerprint
     other = build_pairs(tmp_path, generate, **arguments | {"labels": np.arange(10)})[0]
     assert other.fingerprint != noise.fingerprint
+
+
+def test_networks_of_named_sizes(train, tmp_path) -> None:
+    """Their settings are the same ones, in memory and out of a file."""
+    options = {"model_config_name_or_path": None, "model_size": "tiny", "max_train_steps": 1}
+    first = train(tmp_path / "first", **options)
+    train(tmp_path / "second", **options, reflow_from=first, reflow_pairs=8, reflow_steps=2)
+    train(tmp_path / "third", **options, pretrained_model_name_or_path=first)
