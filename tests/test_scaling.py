@@ -130,8 +130,8 @@ def test_a_process_that_is_killed_ends_the_others(arguments, tmp_path) -> None:
 SRUN = """#!/bin/bash
 # What srun does here: the command on each node, signals passed on to it, the worst exit status.
 shift
-for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node "$@" & tasks+=($!); done
 trap 'kill -USR1 "${tasks[@]}"' USR1
+for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node "$@" & tasks+=($!); done
 worst=0
 for task in "${tasks[@]}"; do
     while wait "$task"; status=$?; kill -0 "$task" 2> /dev/null; do :; done

@@ -27,6 +27,7 @@ export ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-recipes/accelerate/two-nodes.yaml}
 
 # One launcher on each node. It would end at SIGUSR1, so it has to ignore it, and the processes it started are told.
 on_each_node='
+    trap "pkill -USR1 -P \$launcher" USR1
     (
         trap "" USR1
         exec accelerate launch --config_file "$ACCELERATE_CONFIG" \
@@ -35,7 +36,6 @@ on_each_node='
             "$@" --resume_from_checkpoint latest
     ) &
     launcher=$!
-    trap "pkill -USR1 -P $launcher" USR1
     while wait $launcher; status=$?; kill -0 $launcher 2> /dev/null; do :; done  # a signal ends `wait`, too
     exit $status
 '
