@@ -48,7 +48,7 @@ def save_strip(trajectory: Trajectory, path: str | Path, columns: int = 10) -> N
     Args:
         trajectory: of an output, which `return_trajectory=True` asks for.
         path: of an image file.
-        columns: steps that are shown, at least 1.
+        columns: steps that are shown at most, at least 1.
 
     Raises:
         TypeError: for what is no trajectory, or an argument of another type.
@@ -56,6 +56,7 @@ def save_strip(trajectory: Trajectory, path: str | Path, columns: int = 10) -> N
     """
     _check_trajectory(trajectory, path)
     whole("columns", columns)
+    columns = min(columns, len(trajectory.timesteps))
     steps = np.linspace(0, len(trajectory.timesteps) - 1, columns).round().astype(int)
     pairs = torch.stack([trajectory.noisy[steps], trajectory.denoised[steps]])  # (2, columns, B, C, H, W)
     image_grid(_pixels(pairs.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)), columns, gap=0).save(path)

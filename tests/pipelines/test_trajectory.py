@@ -28,7 +28,7 @@ def test_grid() -> None:
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_strip(tmp_path: Path, channels: int, mode: str) -> None:
-    save_strip(ramp(channels), tmp_path / "strip.png", columns=4)
+    save_strip(ramp(channels), tmp_path / "strip.png", columns=9)  # more than there are steps
     strip = PIL.Image.open(tmp_path / "strip.png")
     assert strip.mode == mode
     cells = np.asarray(strip).reshape(6, 2, 4, 5, channels)[:, 0, :, 0, 0]
