@@ -170,8 +170,8 @@ def slurm(tmp_path):
         for name, text in {"srun": SRUN, "scontrol": SCONTROL, "accelerate": accelerate}.items():
             (commands / name).write_text(text.replace("{python}", sys.executable))
             (commands / name).chmod(stat.S_IRWXU)
-        # The port follows from the job's number.
-        job = {"JOB_ID": free_port() - 20000, "JOB_NODELIST": "node", "JOB_NUM_NODES": nodes, "GPUS_ON_NODE": 1}
+        # The port follows from the job's number, below 20,000 so that the number follows from the port.
+        job = {"JOB_ID": free_port() % 20000, "JOB_NODELIST": "node", "JOB_NUM_NODES": nodes, "GPUS_ON_NODE": 1}
         environment = os.environ | {f"SLURM_{name}": str(value) for name, value in job.items()}
         environment |= {"PATH": f"{commands}:{os.environ['PATH']}", "REQUESTS": str(tmp_path / "requests")}
         environment |= {"SAID": str(tmp_path / "said"), "ACCELERATE_CONFIG": str(FILES[config])}
