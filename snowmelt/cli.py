@@ -35,6 +35,7 @@ COMMANDS = {
     "train-autoencoder": Command(
         "train_autoencoder.py", "snowmelt.autoencoder.options:AutoencoderConfig", "train an autoencoder for latents"
     ),
+    "encode": Command("encode.py", "snowmelt.encode_options:EncodeConfig", "encode images for an autoencoder, once"),
     "sample": Command("generate.py", "snowmelt.generate_options:GenerateConfig", "generate images from a model"),
     "evaluate": Command("evaluate.py", "snowmelt.evaluation.options:EvaluateConfig", "measure a model"),
     "app": Command("app.py", "snowmelt.app.options:AppConfig", "open a page that samples a model"),

@@ -259,7 +259,12 @@ class UnconditionalConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_streaming("autoencoder", "reflow_from")
+        if self.streaming and self.autoencoder:
+            raise UserError(
+                "--streaming: isn't for --autoencoder, which would encode each image again and again; run encode.py "
+                "--streaming once, and train on its folder"
+            )
+        self.refuse_streaming("reflow_from")
         if self.streaming and (self.condition or "").startswith("column:"):
             raise UserError(f"--streaming: isn't for --condition {self.condition}, a second image; drop one of the two")
         if self.aspect_ratio_buckets and self.reflow_from:

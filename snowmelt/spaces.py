@@ -17,6 +17,7 @@ from snowmelt.checkpoint import STATE_FILE
 from snowmelt.config import on_hub
 from snowmelt.data.buckets import BucketedImages, join_latents
 from snowmelt.data.cache import ImageCache
+from snowmelt.data.encoded import EncodedLatents
 from snowmelt.data.latent_cache import LatentCache, build_latents
 from snowmelt.errors import UserError, one_line
 from snowmelt.run_files import settle
@@ -133,11 +134,13 @@ class LatentSpace:
         """None: latents may have any value."""
         return None
 
-    def encode(self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None) -> LatentCache:
+    def encode(
+        self, images: ImageCache, *, random_flip: bool, mixed_precision: str | None
+    ) -> LatentCache | EncodedLatents:
         """What is trained on: latents of all images.
 
         Args:
-            images: the decoded images, of one shape.
+            images: the decoded images, of one shape; or their latents, which are taken as they are.
             random_flip: whether the mirror images are encoded too.
             mixed_precision: "no" to keep latents in float32, else they are kept in float16.
 
@@ -146,7 +149,10 @@ class LatentSpace:
         """
         if isinstance(images, BucketedImages):
             given: Any = {"random_flip": random_flip, "mixed_precision": mixed_precision}
-            return join_latents(images, [self.encode(part, **given) for part in images.parts])
+            parts: list[Any] = [self.encode(part, **given) for part in images.parts]
+            return join_latents(images, parts)
+        if isinstance(images, EncodedLatents):
+            return images
         return build_latents(
             images,
             self.to_cache,
@@ -157,7 +163,12 @@ class LatentSpace:
 
     def describe(self, latents: Any, count: int = 1000) -> str:
         """A line on what is trained on: x0 of up to `count` images, which should have mean 0 and std 1."""
-        raw = latents.as_tensor()[:: -(-len(latents) // count)].flatten(0, -4).to(self.shift.device)
+        held = latents.as_tensor()
+        if held is None:
+            raw = torch.from_numpy(latents.gather(np.arange(min(count, len(latents))), None))
+        else:
+            raw = held[:: -(-len(latents) // count)]
+        raw = raw.flatten(0, -4).to(self.shift.device)
         x0 = self.from_cache(raw, torch.Generator(raw.device).manual_seed(0))
         mean, std = x0.mean().item(), x0.std().item()
         fits = 0.5 < std < 2 and abs(mean) < 0.5

@@ -9,19 +9,22 @@ import numpy as np
 from snowmelt.data.agreement import Like
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import CaptionedSource, Captions, open_captioned
+from snowmelt.data.encoded import Encoded
 from snowmelt.data.loader import HELD_OUT
 from snowmelt.data.places import Source
 from snowmelt.data.sources import images_of, open_dataset
 from snowmelt.data.splits import Piece, Split
 from snowmelt.data.stream import StreamedImages, open_stream
-from snowmelt.data.stream_index import build_index, divided
+from snowmelt.data.stream_index import Index, build_index, divided
 from snowmelt.errors import UserError
 from snowmelt.options import HeldOutOptions
 
 S = TypeVar("S", bound=Source)
 
 
-def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageCache, ImageCache | None]:
+def load_splits(
+    config: HeldOutOptions, *, labels: bool = False, encoded: Encoded | None = None
+) -> tuple[ImageCache, ImageCache | None]:
     """Images to train on, and those of `validation_split` or, drawn by the seed, the `validation_share` of them.
 
     Those held out are what the model makes of the world: they have the channels, the type and the range of values of
@@ -30,6 +33,7 @@ def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageC
     Args:
         config: the options.
         labels: whether their classes matter, and so must be the same.
+        encoded: latents that the options name, instead of images.
 
     Raises:
         UserError: as `load_images`; or if the two have rows in common, other classes or channels that can't be
@@ -37,8 +41,8 @@ def load_splits(config: HeldOutOptions, *, labels: bool = False) -> tuple[ImageC
     """
     train: ImageCache
     held_out: ImageCache | None
-    if config.streaming:
-        train, held_out = _streamed(config, labels)
+    if config.streaming or encoded is not None:
+        train, held_out = _streamed(config, labels, encoded)
     else:
         (_, train), others = _decoded(config, partial(open_dataset, config))
         held_out = others and others[1]
@@ -104,19 +108,27 @@ def _decoded(
     return (source, train), (other, images_of(other, config, like=like))
 
 
-def _streamed(config: HeldOutOptions, labels: bool) -> tuple[StreamedImages, StreamedImages | None]:
+def _streamed(
+    config: HeldOutOptions, labels: bool, encoded: Encoded | None
+) -> tuple[StreamedImages, StreamedImages | None]:
     """Images to train on and, where there are any, held out, in their shards; a share of them is of whole units."""
-    index = build_index(config, Split(config.split), labels=labels)
+
+    def opened(index: Index, like: Like | None = None) -> StreamedImages:
+        return open_stream(config, index, like) if encoded is None else encoded.open(config, index)
+
+    shards = None if encoded is None else encoded.shards
+    index = build_index(config, Split(config.split), labels=labels, shards=shards)
     if config.validation_share:
         index, other = divided(index, config.validation_share, (HELD_OUT, config.seed))
         where = "the rest of the data"
     elif config.validation_split:
-        other, where = build_index(config, Split(config.validation_split, "validation_split"), labels=labels), "--split"
+        wanted, where = Split(config.validation_split, "validation_split"), "--split"
+        other = build_index(config, wanted, labels=labels, shards=shards)
         _check_apart(index.pieces, other.pieces, config)
     else:
-        return open_stream(config, index), None
-    train = open_stream(config, index)
-    return train, open_stream(config, other, Like(train.channels, train.dtype, train.value_range, where))
+        return opened(index), None
+    train = opened(index)
+    return train, opened(other, Like(train.channels, train.dtype, train.value_range, where))
 
 
 def _check_apart(ours: list[Piece], theirs: list[Piece], config: HeldOutOptions) -> None:

@@ -75,7 +75,7 @@ class LatentCache:
 
         To mirror latents themselves wouldn't do: a mirrored latent is not the latent of a mirrored image.
         """
-        return torch.where(chosen[:, None, None, None], values[:, 1], values[:, 0])
+        return one_of_pairs(values, chosen)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the cached view: pickling a memory map would copy the whole set to each worker."""
@@ -120,37 +120,63 @@ def build_latents(
     return LatentCache(folder, images, fingerprint, np.dtype(dtype), tuple(content["shape"]))
 
 
+def one_of_pairs(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Of pairs (B, 2, k, h, w) the first ones, or the second ones where `chosen`, (B,) bool."""
+    return torch.where(chosen[:, None, None, None], values[:, 1], values[:, 0])
+
+
+def passes_of(size: tuple[int, int]) -> int:
+    """How many images of a height and width are encoded together."""
+    return max(1, min(256, PIXELS_PER_PASS // math.prod(size)))
+
+
+def encode_pass(
+    images: ImageCache, batch: torch.Tensor, rows: np.ndarray, encode: Encode, *, random_flip: bool, dtype: np.dtype
+) -> np.ndarray:
+    """What is kept of some images, (B, *shape) contiguous.
+
+    Args:
+        images: that they are of.
+        batch: (B, C, H, W), raw.
+        rows: (B,) of the data set, for messages.
+        encode: the encoder.
+        random_flip: keep the latents of the mirror images too.
+        dtype: in which latents are kept.
+
+    Raises:
+        UserError: if a latent isn't finite in `dtype`.
+    """
+    encoded = encode(batch)
+    if random_flip:
+        every = torch.ones(len(batch), dtype=torch.bool)
+        encoded = torch.stack([encoded, encode(images.mirrored(batch, every))], 1)
+    with np.errstate(over="ignore"):  # checked below
+        values = np.ascontiguousarray(encoded.numpy(), dtype)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+    if len(bad):
+        raise UserError(
+            f"latents of row {rows[bad[0]]} aren't finite in {values.dtype}; "
+            "check its weights, or take --mixed_precision no, which keeps latents in float32"
+        )
+    return values
+
+
 def _build(folder: Path, images: ImageCache, encode: Encode, key: dict[str, Any]) -> dict[str, Any]:
     """Encode the images into a file in `folder`; the shape of what is kept of one."""
     pixels = images.as_tensor()
     assert pixels is not None  # build_latents refused
     dtype = np.dtype(key["dtype"])
 
-    def latents(batch: torch.Tensor) -> np.ndarray:
-        """(B, *shape) of images (B, C, H, W)."""
-        values = encode(batch)
-        if key["random_flip"]:
-            every = torch.ones(len(batch), dtype=torch.bool)
-            values = torch.stack([values, encode(images.mirrored(batch, every))], 1)
-        with np.errstate(over="ignore"):  # checked below
-            return np.ascontiguousarray(values.numpy(), dtype)
-
     def values_of(start: int, stop: int) -> np.ndarray:
-        values = latents(pixels[start:stop])
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
-        if len(bad):
-            raise UserError(
-                f"latents of row {images.rows[start + bad[0]]} aren't finite in {values.dtype}; "
-                "check its weights, or take --mixed_precision no, which keeps latents in float32"
-            )
-        return values
+        given, rows = pixels[start:stop], images.rows[start:stop]
+        return encode_pass(images, given, rows, encode, random_flip=key["random_flip"], dtype=dtype)
 
-    shape = latents(pixels[:1]).shape[1:]
+    shape = values_of(0, 1).shape[1:]
     write_passes(
         folder / VALUES,
         values_of,
         count=len(images),
-        batch=max(1, min(256, PIXELS_PER_PASS // math.prod(images.size))),
+        batch=passes_of(images.size),
         size=math.prod(shape) * dtype.itemsize,
         what="the latents",
         doing="encoding images",

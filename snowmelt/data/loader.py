@@ -192,8 +192,8 @@ def _from_stream(
     def make(numbered: Numbered, indices: np.ndarray, units: dict[int, Unit]) -> Loaded:
         decoded = stream.decode(indices, units)
         shard = Shard(numbered.step, numbered.number, 0, indices)
-        sizes = np.array([image.shape[1:] for image in decoded.images])
-        values = {"image": torch.from_numpy(stream.crop(decoded, _corners(seed, shard, sizes, stream.size)))}
+        corners = _corners(seed, shard, stream.sizes_of(decoded), stream.size)
+        values = {"image": torch.from_numpy(stream.crop(decoded, corners))}
         return shard, values | ({} if decoded.labels is None else {"label": torch.from_numpy(decoded.labels)})
 
     order = stream.order((ORDER, seed))

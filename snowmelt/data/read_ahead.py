@@ -30,7 +30,7 @@ def read_ahead(
     make: Callable[[S, np.ndarray, dict[int, Future[U]]], T],
     threads: int,
 ) -> Iterator[T]:
-    """Batches, in their order, without end.
+    """Batches, in their order.
 
     Args:
         parts: whatever `make` needs of each batch, and positions (B,) in the order.
@@ -55,6 +55,8 @@ def read_ahead(
             waiting.append(making.submit(make, part, rows, {unit: units[unit] for unit in needed}))
             if len(waiting) > threads + 1:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         closed.set()
         for pool in (fetching, making):

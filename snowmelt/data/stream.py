@@ -23,7 +23,7 @@ from snowmelt.data.shards import Row
 from snowmelt.data.store import cache_root
 from snowmelt.data.stream_index import FILE, FIRST, ROWS, SKIP, Index, part_of
 from snowmelt.data.stream_order import StreamOrder
-from snowmelt.data.stream_pixels import FLOATS, RowPixels
+from snowmelt.data.stream_pixels import FLOATS, RowLatents, RowPixels
 from snowmelt.errors import UserError, one_line, printable
 from snowmelt.options import DataOptions
 
@@ -42,7 +42,7 @@ class Decoded(NamedTuple):
     """(B,) int64 classes, where there are any."""
 
 
-class _Rows:
+class RowNumbers:
     """The row of the data set that each image comes from; they aren't held."""
 
     def __init__(self, units: np.ndarray) -> None:
@@ -65,7 +65,7 @@ class StreamedImages(ImageCache):
     """
 
     index: Index
-    pixels: RowPixels
+    pixels: RowPixels | RowLatents
     buffer_size: int
 
     def __len__(self) -> int:
@@ -95,6 +95,10 @@ class StreamedImages(ImageCache):
             for image, (top, left) in zip(decoded.images, corners.tolist(), strict=True)
         ]
         return np.stack(cropped)
+
+    def sizes_of(self, decoded: Decoded) -> np.ndarray:
+        """Heights and widths (B, 2) of images before they are cropped."""
+        return np.array([image.shape[1:] for image in decoded.images])
 
     def order(self, seed: tuple[int, ...]) -> StreamOrder:
         """The order that they are shown in."""
@@ -130,6 +134,7 @@ class StreamedImages(ImageCache):
 
     def headers(self, indices: np.ndarray) -> list[Header]:
         """What is known of the images at `indices` (B,) before they are decoded; of those that can be opened."""
+        assert isinstance(self.pixels, RowPixels)
         found = []
         for index, unit in zip(indices.tolist(), self._unit_of(indices).tolist(), strict=True):
             row = self._kept(unit)[self._place(unit, index)]
@@ -249,7 +254,7 @@ def open_stream(options: DataOptions, index: Index, like: Like | None = None) ->
         channels=1,
         size=options.size,
         skipped=[],
-        rows=_Rows(index.units),  # type: ignore[arg-type]
+        rows=RowNumbers(index.units),  # type: ignore[arg-type]
         sizes=np.empty((0, 2), np.int64),
         index=index,
         pixels=pixels,

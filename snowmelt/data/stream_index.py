@@ -62,18 +62,19 @@ class Index:
         return replace(self, units=self.units[units], fingerprint=_hash([self.fingerprint, units.tolist()]))
 
 
-def build_index(options: DataOptions, wanted: Split, *, labels: bool) -> Index:
+def build_index(options: DataOptions, wanted: Split, *, labels: bool, shards: Shards | None = None) -> Index:
     """Look into the shards of the data set that `options` name, or find what was found there.
 
     Args:
         options: which data set.
         wanted: which rows.
         labels: whether their classes are needed.
+        shards: take these instead of looking for them.
 
     Raises:
         UserError: for anything in the options or the data that the user can mend.
     """
-    shards = find_shards(options, wanted)
+    shards = shards or find_shards(options, wanted)
     wanted.check(list(shards.paths), shards.name)
     names = wanted.names()
     splits = [name for name in shards.paths if name in names or "all" in names]

@@ -124,3 +124,22 @@ class StreamOrder:
     def _permuted_rows(self, epoch: int, lane: int, block: int) -> np.ndarray:
         first, stop = self._span(lane, block)
         return np.random.default_rng([*self.seed, epoch, lane, block]).permutation(stop - first)
+
+
+class RowOrder(StreamOrder):
+    """The order that N rows stand in, once.
+
+    Args:
+        lengths: (U,) rows of each unit; N in all.
+    """
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        super().__init__(lengths, (), 1)
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Rows (B,) at positions (B,): the same."""
+        return positions
+
+    def soon(self, positions: np.ndarray) -> set[int]:
+        """The unit after those of positions (B,)."""
+        return {min(int(self.unit_of(positions).max()) + 1, len(self.lengths) - 1)}

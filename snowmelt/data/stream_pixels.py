@@ -1,4 +1,4 @@
-"""What becomes of a row of a shard: the pixels of its image."""
+"""What becomes of a row of a shard: the pixels of its image, or the latents that it holds."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -105,3 +105,27 @@ class RowPixels:
             center_crop=self.options.center_crop,
             background=background_color(self.options),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class RowLatents:
+    """Rows to latents.
+
+    Attributes:
+        options: of the data.
+        shape: of what a row holds, (k, h, w), or (2, k, h, w) with that of the mirror image.
+        dtype: of its values.
+        pairs: whether both of a pair are wanted.
+        column: of the latents.
+    """
+
+    options: DataOptions
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pairs: bool
+    column: str = "latents"
+
+    def __call__(self, row: Row, number: int) -> np.ndarray:
+        """What is kept of a row's image, (k, h, w) or (2, k, h, w); arguments and errors as of `RowPixels`."""
+        values = np.frombuffer(row[self.column], self.dtype).reshape(self.shape)
+        return values[0] if len(self.shape) == 4 and not self.pairs else values

@@ -24,6 +24,7 @@ from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.augmentation import AUGMENT_CHANNELS, Augmentation
 from snowmelt.conditioning import LabelConditioning, make_conditioning
 from snowmelt.data.cache import ImageCache
+from snowmelt.data.encoded import find_encoded
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import Cache
 from snowmelt.data.stream import labels_of
@@ -76,6 +77,7 @@ class UnconditionalTask(DiffusionTask):
             UserError: for options or data that can't be trained on.
         """
         objective = make_objective(config, latent=config.autoencoder is not None)
+        encoded = find_encoded(config, config.autoencoder)
         read_condition(config)  # before the data, which take long
         if isinstance(objective.path, SdePath) and config.condition:
             raise UserError(f"--objective {config.objective}: takes no --condition; take flow, edm or epsilon, say")
@@ -98,10 +100,12 @@ class UnconditionalTask(DiffusionTask):
         check_steps(objective.scheduler(), config)
         accelerator.print(describe(config, objective))
         vae = load_autoencoder(config.autoencoder).to(accelerator.device) if config.autoencoder else None
-        images, held_out = load_splits(config, labels=config.class_conditional)
+        images, held_out = load_splits(config, labels=config.class_conditional, encoded=encoded)
         conditioning = make_conditioning(config, images)
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae, pixels) if vae else pixels
+        if encoded is not None and isinstance(space, LatentSpace):
+            encoded.check_autoencoder(space.fingerprint)
         given = make_condition_images(config, images, space)
         objective = replace(objective, bin_width=space.bin_width(images), self_condition=config.self_condition)
         channels = space.channels(images)

@@ -54,7 +54,7 @@ CASES = [
     ),
     (
         U + "--streaming --autoencoder a",
-        "^error: --streaming: isn't for --autoencoder, which needs all images decoded ",
+        "^error: --streaming: isn't for --autoencoder, which would encode each image again and again; run encode.py ",
     ),
     (
         U + "--streaming --eval_steps 1 --eval_metrics fd",

@@ -1,0 +1,173 @@
+"""Latents in shards, as `snowmelt.data.encoding` writes them: streamed in training as images are."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from snowmelt.data.latent_cache import one_of_pairs
+from snowmelt.data.shards import FORMATS
+from snowmelt.data.storage import open_storage
+from snowmelt.data.store import cache_root
+from snowmelt.data.stream import Decoded, RowNumbers, StreamedImages
+from snowmelt.data.stream_index import Index
+from snowmelt.data.stream_pixels import RowLatents
+from snowmelt.data.stream_source import Shards
+from snowmelt.errors import UserError
+from snowmelt.files import checked, parse_json
+from snowmelt.options import DataOptions
+from snowmelt.values import to_resolution
+
+KIND = "snowmelt latents"
+MANIFEST = "manifest.json"
+UNFINISHED = "encoding"
+"""Folder, inside that of the files, of what isn't complete."""
+SPLIT = "train"
+"""That the files are of, whatever split they were made from."""
+NEED_PIXELS = ("condition", "augment_p", "eval_metrics", "reflow_from", "aspect_ratio_buckets")
+
+
+def digest_of(body: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedLatents(StreamedImages):
+    """N latents in shards. What it says of channels, type, values and sizes is that of the images they are of."""
+
+    pixels: RowLatents
+
+    def crop(self, decoded: Decoded, corners: np.ndarray | None) -> np.ndarray:
+        """Latents (B, *shape), whole."""
+        return np.stack(decoded.images)
+
+    def sizes_of(self, decoded: Decoded) -> np.ndarray:
+        """Height and width, (B, 2), of the images: what they were cropped to."""
+        return np.tile(self.size, (len(decoded.images), 1))
+
+    def mirrored(self, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Of pairs (B, 2, k, h, w) the latents of the images, or of the mirror images where `chosen`, (B,) bool."""
+        return one_of_pairs(values, chosen)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A folder of latents.
+
+    Attributes:
+        shards: its files.
+        manifest: what it says of them.
+    """
+
+    shards: Shards
+    manifest: dict[str, Any]
+
+    def check_autoencoder(self, fingerprint: str) -> None:
+        """Refuse latents of another autoencoder.
+
+        Raises:
+            UserError: if the fingerprint isn't theirs.
+        """
+        if fingerprint != self.manifest["autoencoder"]:
+            raise UserError(
+                f"--autoencoder: isn't the one that the latents in {self.shards.name} are of; name that one, or run "
+                "encode.py with this one and another --output_dir"
+            )
+
+    def open(self, options: DataOptions, index: Index) -> EncodedLatents:
+        """The latents of some of the rows.
+
+        Args:
+            options: of the training.
+            index: the rows.
+
+        Raises:
+            UserError: if a file isn't as long as it was written.
+        """
+        manifest, storage = self.manifest, self.shards.storage
+        for (path, size), file in zip(index.files, manifest["files"], strict=True):
+            if size != file["bytes"]:
+                raise UserError(
+                    f"{storage.shown(path)}: has {size} bytes, and was written with {file['bytes']}; restore it, or "
+                    "remove it and run encode.py again"
+                )
+        shape, dtype = tuple(manifest["shape"]), np.dtype(manifest["dtype"])
+        key = [KIND, index.fingerprint, options.shuffle_buffer_size, options.random_flip]
+        return EncodedLatents(
+            path=cache_root(options),
+            labels=None,
+            class_names=index.class_names,
+            fingerprint=f"stream-{digest_of({'key': key})[:32]}",
+            dtype=np.dtype(manifest["image_dtype"]),
+            value_range=tuple(manifest["value_range"]),
+            channels=manifest["channels"],
+            size=tuple(manifest["size"]),
+            skipped=[],
+            rows=RowNumbers(index.units),  # type: ignore[arg-type]
+            sizes=np.empty((0, 2), np.int64),
+            index=index,
+            pixels=RowLatents(options, shape, dtype, options.random_flip),
+            buffer_size=options.shuffle_buffer_size,
+        )
+
+
+def find_encoded(options: DataOptions, autoencoder: str | None) -> Encoded | None:
+    """The latents in `options.train_data_dir`, if there are such.
+
+    Args:
+        options: of the training.
+        autoencoder: that was given.
+
+    Raises:
+        UserError: if they aren't complete, or the options aren't for them.
+    """
+    name = options.train_data_dir
+    if name is None:
+        return None
+    storage, base = open_storage(name.rstrip("/") or name)
+    path = f"{base}/{MANIFEST}"
+    if not storage.fs.exists(path):
+        if storage.fs.exists(f"{base}/{UNFINISHED}"):
+            raise UserError(f"--train_data_dir {name}: encode.py hasn't finished there; run it again, and it goes on")
+        return None
+    source = storage.shown(path)
+    manifest = parse_json(storage.whole(path).decode(errors="replace"), source)
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        return None  # somebody else's
+    body = {key: value for key, value in checked(source, manifest, {"sha256": str}).items() if key != "sha256"}
+    if manifest["sha256"] != digest_of(body):
+        raise UserError(f"{source}: isn't as it was written; restore it, or remove it and run encode.py again")
+    _check_options(options, autoencoder, manifest)
+    paths = [f"{base}/{file['name']}" for file in manifest["files"]]
+    return Encoded(Shards(name, storage, {SPLIT: paths}, FORMATS[".parquet"], identity=manifest["sha256"]), manifest)
+
+
+def _check_options(options: DataOptions, autoencoder: str | None, manifest: dict[str, Any]) -> None:
+    """Refuse options that aren't for these latents."""
+    name, size = options.train_data_dir, tuple(manifest["size"])
+    if options.dataset_name:
+        raise UserError(f"--dataset_name {options.dataset_name} and --train_data_dir {name}: give one of the two")
+    if autoencoder is None:
+        raise UserError(f"--train_data_dir {name}: holds latents; give the --autoencoder that they are of")
+    for flag in NEED_PIXELS:
+        if getattr(options, flag, None):
+            raise UserError(f"--{flag}: needs images, and {name} holds latents; leave it out, or train on the images")
+    if options.size != size:
+        raise UserError(
+            f"--resolution {options.resolution}: the latents in {name} are of images of {to_resolution(*size)}; give "
+            f"--resolution {to_resolution(*size)}"
+        )
+    if options.channels not in (None, manifest["channels"]):
+        raise UserError(
+            f"--channels {options.channels}: the latents in {name} are of images of {manifest['channels']} channels; "
+            "leave it out"
+        )
+    if options.random_flip and not manifest["random_flip"]:
+        raise UserError(
+            f"--random_flip: {name} was written without it, and has no mirror images; leave it out, or run encode.py "
+            "with it and another --output_dir"
+        )
