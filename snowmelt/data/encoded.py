@@ -25,8 +25,8 @@ KIND = "snowmelt latents"
 MANIFEST = "manifest.json"
 UNFINISHED = "encoding"
 """Folder, inside that of the files, of what isn't complete."""
-SPLIT = "train"
-"""That the files are of, whatever split they were made from."""
+PREFIX = "latents"
+"""Of the files' names."""
 NEED_PIXELS = ("condition", "augment_p", "eval_metrics", "reflow_from", "aspect_ratio_buckets")
 
 
@@ -133,6 +133,8 @@ def find_encoded(options: DataOptions, autoencoder: str | None) -> Encoded | Non
     if not storage.fs.exists(path):
         if storage.fs.exists(f"{base}/{UNFINISHED}"):
             raise UserError(f"--train_data_dir {name}: encode.py hasn't finished there; run it again, and it goes on")
+        if storage.fs.glob(f"{base}/{PREFIX}-00000-of-*.parquet"):
+            raise UserError(f"--train_data_dir {name}: holds latents without their {MANIFEST}; restore it")
         return None
     source = storage.shown(path)
     manifest = parse_json(storage.whole(path).decode(errors="replace"), source)
@@ -143,7 +145,7 @@ def find_encoded(options: DataOptions, autoencoder: str | None) -> Encoded | Non
         raise UserError(f"{source}: isn't as it was written; restore it, or remove it and run encode.py again")
     _check_options(options, autoencoder, manifest)
     paths = [f"{base}/{file['name']}" for file in manifest["files"]]
-    return Encoded(Shards(name, storage, {SPLIT: paths}, FORMATS[".parquet"], identity=manifest["sha256"]), manifest)
+    return Encoded(Shards(name, storage, {"train": paths}, FORMATS[".parquet"], identity=manifest["sha256"]), manifest)
 
 
 def _check_options(options: DataOptions, autoencoder: str | None, manifest: dict[str, Any]) -> None:

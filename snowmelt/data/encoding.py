@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from snowmelt.data.cache import ImageCache
-from snowmelt.data.encoded import KIND, MANIFEST, SPLIT, UNFINISHED, digest_of
+from snowmelt.data.encoded import KIND, MANIFEST, PREFIX, UNFINISHED, digest_of
 from snowmelt.data.latent_cache import Encode, encode_pass, passes_of
 from snowmelt.data.read_ahead import read_ahead
 from snowmelt.data.rows import cores
@@ -117,7 +117,7 @@ def write_encoded(
         "rows_per_file": rows_per_file,
     }
     parts = [np.arange(start, min(start + length, len(images))) for start in range(0, len(images), length)]
-    names = [f"{SPLIT}-{number:05}-of-{len(parts):05}.parquet" for number in range(len(parts))]
+    names = [f"{PREFIX}-{number:05}-of-{len(parts):05}.parquet" for number in range(len(parts))]
     done = _complete(folder, key, names)
     if set(done) == set(names) and (folder / MANIFEST).is_file():
         return

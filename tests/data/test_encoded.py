@@ -29,7 +29,7 @@ from tests.pipelines.models import quiet
 from tests.test_resume import interrupted
 
 SIDE, COUNT = 16, 600
-FILES = [f"train-{n:05}-of-00003.parquet" for n in range(3)]  # 256 images are encoded together
+FILES = [f"latents-{n:05}-of-00003.parquet" for n in range(3)]  # 256 images are encoded together
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_a_kill_loses_no_file(given, encoded, tmp_path, monkeypatch):
 def test_trained_resumed_and_sampled(given, encoded, train, tmp_path):
     options = {k: given[k] for k in ("autoencoder", "resolution", "random_flip", "cache_dir")}
     options |= {"dataset_name": None, "train_data_dir": encoded, "checkpointing_steps": 1, "max_train_steps": 3}
-    options |= {"validation_share": 0.1, "eval_steps": 2}
+    options |= {"validation_share": 0.1, "eval_steps": 3}
     run = train(tmp_path / "run", **options)
     resumed = interrupted(run, 1, tmp_path / "resumed")
     train(resumed, **options, resume_from_checkpoint="latest")
@@ -224,7 +224,7 @@ DAMAGE = [
     (FILES[1], "cut", f"{FILES[1]}: can't be read: "),
     (FILES[1], "flipped", f"{FILES[1]}: can't be read: .*CRC"),
     ("manifest.json", "flipped", "manifest.json: "),
-    ("manifest.json", "missing", "no column holds images; the columns are|no column holds images"),
+    ("manifest.json", "missing", "holds latents without their manifest.json; restore it"),
 ]
 
 
