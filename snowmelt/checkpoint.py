@@ -64,6 +64,13 @@ class Checkpoints:
             self._writing = writer.submit(self._write, step, meta, written)
             writer.shutdown(wait=False)
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Complete what `save` began, however training ended."""
+        self.wait()
+
     def wait(self) -> None:
         """Return when what `save` began is complete.
 

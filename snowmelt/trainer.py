@@ -124,7 +124,7 @@ class Trainer:
     def fit(self) -> int:
         """Train to the last step, or until a signal or the time limit asks to stop; then save. The exit status."""
         heartbeat = Heartbeat(self.folder, writes=self.accelerator.is_main_process)
-        with Interrupts() as interrupts, full_disk(self.folder, "metrics or samples"), heartbeat:
+        with Interrupts() as interrupts, full_disk(self.folder, "metrics or samples"), heartbeat, self.checkpoints:
             heartbeat.stop = stop = self._train(interrupts, heartbeat)
             self.checkpoints.wait()
             if stop:
