@@ -64,6 +64,18 @@ def test_signal(number, start, train, whole, tmp_path):
     assert runs[0] == runs[1]
 
 
+def test_all_processes_know_why_they_stop(fork, tmp_path):
+    """One is asked to, and a scheduler looks at the exit status of each; both stop at the same step."""
+    first, second = fork(tmp_path / "run", 2, **OPTIONS | {"max_train_steps": 2000})
+    assert wait_for(lambda: logged(tmp_path / "run") >= 3, first)
+    os.kill(second.pid, signal.SIGUSR1)
+    for process in (first, second):
+        process.join(60)
+    assert [first.exitcode, second.exitcode] == [75, 75]
+    heart = json.loads((tmp_path / "run/heartbeat.json").read_text())
+    assert (heart["status"], heart["reason"]) == ("stopped", "SIGUSR1")
+
+
 def test_only_a_second_interrupt_interrupts():
     previous = signal.getsignal(signal.SIGINT)
     with Interrupts() as interrupts:
