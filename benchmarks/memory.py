@@ -13,6 +13,7 @@ Otherwise the rate of a large matrix product is taken, and the time is the least
 """
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -83,11 +84,14 @@ def profiled(words: list[str]) -> int:
 
     import train_unconditional
     from snowmelt.checkpoint import Checkpoints
+    from snowmelt.trainer import Trainer
 
     sys.argv = ["train_unconditional.py", *words]
-    # What is copied for a checkpoint is in the host's memory, which is apart from a device's.
-    without_copies = patch.object(Checkpoints, "save")
-    with without_copies, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with contextlib.ExitStack() as stack:
+        # Whole networks are put together for these: in the host's memory, which is apart from a device's.
+        for owner, method in ((Checkpoints, "save"), (Trainer, "save_model"), (Trainer, "save_samples")):
+            stack.enter_context(patch.object(owner, method))
+        profiler = stack.enter_context(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
         train_unconditional.main()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
