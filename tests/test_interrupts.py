@@ -49,7 +49,7 @@ def test_signal(number, start, train, whole, tmp_path):
     assert wait_for(lambda: logged(tmp_path / "run") >= 3, process)
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
-    # A scheduler that stopped it is told to start it again; a person isn't told that something failed.
+    # A status by which a scheduler that stopped it starts it again; to a person nothing failed.
     assert process.returncode == (75 if number == signal.SIGTERM else 0), err
     heart = json.loads((tmp_path / "run/heartbeat.json").read_text())
     assert (heart["status"], heart["reason"]) == ("stopped", number.name)
