@@ -20,13 +20,11 @@ def main() -> None:
     import torch
     from accelerate import PartialState
 
-    from pipelines import TextToImagePipeline
     from snowmelt.data.encoding import Encoding, write_encoded
     from snowmelt.data.to_encode import load_to_encode
     from snowmelt.environment import find_launch, use_all_cores
     from snowmelt.spaces import LatentSpace, PixelSpace, load_autoencoder
     from snowmelt.text.caption_encoder import CaptionEncoder, fit_to
-    from snowmelt.text.finetuning import channels, open_pipeline
     from snowmelt.text.pretrained_encoder import load_text_encoder
 
     use_all_cores(find_launch())
@@ -39,6 +37,9 @@ def main() -> None:
             text_encoder, tokenizer = load_text_encoder(config.text_encoder)
             flags += f" --text_encoder {config.text_encoder}"
     else:
+        from pipelines import TextToImagePipeline
+        from snowmelt.text.finetuning import channels, open_pipeline
+
         pipeline = open_pipeline(config)
         vae, text_encoder, tokenizer = pipeline.vae, pipeline.text_encoder.eval(), pipeline.tokenizer
         if vae is None:

@@ -73,8 +73,9 @@ class Encoding:
 
     def latents(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """What is kept of images (B, C, H, W) of rows (B,): (B, *shape)."""
-        images, given = self.data.images, {"random_flip": self.random_flip, "dtype": self.dtype}
-        return encode_pass(images, torch.from_numpy(pixels), images.rows[rows], self.encode, **given)  # type: ignore[arg-type]
+        images, flip = self.data.images, self.random_flip
+        given = images, torch.from_numpy(pixels), images.rows[rows], self.encode
+        return encode_pass(*given, random_flip=flip, dtype=self.dtype)
 
     def states(self, captions: list[list[str]]) -> list[list[bytes]]:
         """What is kept of the captions of some images; each text is encoded once."""

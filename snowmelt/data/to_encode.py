@@ -49,8 +49,8 @@ class ToEncode:
     def key(self) -> str | None:
         """A key of the captions, beside that of the images; None without such."""
         if self.captions is None:
-            column = self._column
-            return None if column is None else f"column {column}"
+            of_row = self.images.captions if isinstance(self.images, StreamedImages) else None
+            return None if of_row is None else f"column {of_row.column}"
         content = [self.captions.texts, self.captions.starts.tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
@@ -68,10 +68,8 @@ class ToEncode:
         of_row, units = images.captions, images.index.units
 
         def read(unit: int) -> list[list[str]]:
-            rows, (skipped, taken, first) = (
-                images.fetch(unit, columns=[of_row.column]),
-                units[unit, [SKIP, ROWS, FIRST]],
-            )
+            skipped, taken, first = units[unit, [SKIP, ROWS, FIRST]].tolist()
+            rows = images.fetch(unit, columns=[of_row.column])
             return [of_row(rows[skipped + place], first + place) for place in range(taken)]
 
         for _, result in in_order(read, range(len(units)), cores()):
@@ -94,11 +92,6 @@ class ToEncode:
 
         order = RowOrder(images.index.units[:, ROWS])
         yield from read_ahead(((None, rows) for rows in stretches), order, images.fetch, make, threads)
-
-    @property
-    def _column(self) -> str | None:
-        own = self.images.captions if isinstance(self.images, StreamedImages) else None
-        return None if own is None else own.column
 
 
 def load_to_encode(options: DataOptions, *, captions: bool, column: str | None, skip_empty: bool) -> ToEncode:
