@@ -94,7 +94,11 @@ def describe(accelerator: Accelerator, config: TrainingConfig, launch: Launch) -
     """
     processes, threads = accelerator.num_processes, torch.get_num_threads()
     images = config.train_batch_size * config.gradient_accumulation_steps * processes
-    place = accelerator.device.type if accelerator.device.type != "cpu" else f"{threads} CPU threads each"
+    place = (
+        accelerator.device.type
+        if accelerator.device.type != "cpu"
+        else f"{threads} CPU thread{'s' * (threads > 1)} each"
+    )
     lines = [
         f"{processes} process{'es' * (processes > 1)}, {place}, mixed precision {accelerator.mixed_precision}; "
         f"{images} images per optimizer step"
