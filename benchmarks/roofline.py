@@ -86,9 +86,8 @@ def main() -> None:
         row["flops"] += flops / args.steps
     total = sum(row["flops"] for row in found.values())
     rate = total / whole / 1e12
-    print(
-        f"{config.train_batch_size / whole:.1f} images/s; {rate:.3f} TFLOP/s, {rate / peak:.2f} of the {peak:.3f} that a"
-    )
+    images = config.train_batch_size / whole
+    print(f"{images:.1f} images/s; {rate:.3f} TFLOP/s, {rate / peak:.2f} of the {peak:.3f} that a")
     print(f"matrix product reaches in {dtype}.\n")
     print("| operator | calls | ms | of the step | TFLOP/s | of a matrix product |\n|---|---|---|---|---|---|")
     rows = sorted(found.items(), key=lambda item: -item[1]["seconds"])
