@@ -13,23 +13,26 @@ Otherwise the rate of a large matrix product is taken, and the time is the least
 """
 
 import argparse
+import contextlib
+import itertools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.distributed.tensor import DTensor
 
 from benchmarks.simulated_step import DTYPES, Step, simulate
 from snowmelt.config import make_parser
 from snowmelt.environment import native_precision
+from snowmelt.meter import Meter
 from snowmelt.options import UnconditionalConfig
 from snowmelt.tracking import read_metrics
 
@@ -78,20 +81,50 @@ def matrix_product_tflops(dtype: torch.dtype) -> float:
 
 
 def profiled(words: list[str]) -> int:
-    """Run train_unconditional.py in this process; the most bytes that its tensors had."""
+    """Run train_unconditional.py in this process; the most bytes that its tensors had in a step.
+
+    What gloo's threads free the profiler doesn't see. So each step counts from its own beginning, when what is alive is
+    weights, averages and moments.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     import train_unconditional
     from snowmelt.checkpoint import Checkpoints
+    from snowmelt.trainer import Trainer
+
+    starts: list[int] = []
+    held: list[int] = []
+    train_step, save_model = Trainer.train_step, Trainer.save_model
+
+    def step(trainer: Trainer, batch: dict[str, torch.Tensor], micro: int, meter: Meter) -> None:
+        starts.extend([time.time_ns()] * (micro == 0))
+        train_step(trainer, batch, micro, meter)
+
+    def save(trainer: Trainer) -> None:
+        starts.append(time.time_ns())
+        averages = [ema.network for emas in trainer.emas.values() for ema in emas.values()]
+        weights = [p for net in (*trainer.task.networks.values(), *averages) for p in net.parameters()]
+        moments = [
+            m for state in trainer.optimizer.state.values() for m in state.values() if isinstance(m, torch.Tensor)
+        ]
+        held.extend((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in (*weights, *moments))
+        save_model(trainer)
 
     sys.argv = ["train_unconditional.py", *words]
-    # What is copied for a checkpoint is in the host's memory, which is apart from a device's.
-    without_copies = patch.object(Checkpoints, "save")
-    with without_copies, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with contextlib.ExitStack() as stack:
+        for owner, name, own in ((Trainer, "train_step", step), (Trainer, "save_model", save)):
+            stack.enter_context(patch.object(owner, name, own))
+        stack.enter_context(
+            patch.object(Checkpoints, "save")
+        )  # its copies are in the host's memory, apart from a device's
+        profiler = stack.enter_context(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
         train_unconditional.main()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-    return int(np.cumsum(changes).max())
+    events.sort(key=lambda e: e.start_ns())
+    alive = np.cumsum([e.nbytes() for e in events])
+    places = np.searchsorted([e.start_ns() for e in events], starts)
+    rises = [alive[first:end].max() - alive[first - 1] for first, end in itertools.pairwise(places)]
+    return int(max(rises[1:]) + sum(held))  # the first step makes the moments
 
 
 def check_words(folder: Path, side: int) -> list[str]:
@@ -138,7 +171,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare with a training here")
     args, others = parser.parse_known_args()
     configs = []
-    for size, resolution in product(args.model_size, args.resolution):
+    for size, resolution in itertools.product(args.model_size, args.resolution):
         words = ["--model_size", size, "--resolution", resolution, *others]
         config = UnconditionalConfig(**vars(make_parser(UnconditionalConfig).parse_args(words)))
         config.mixed_precision = config.mixed_precision or (native_precision() if args.check else "bf16")

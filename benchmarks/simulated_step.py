@@ -67,7 +67,7 @@ class LiveBytes(TorchDispatchMode):
     """Bytes of the storages that operations make, for as long as they live.
 
     Args:
-        weights: the network's parameters, of which gradients and autocast's copies are told from the rest.
+        weights: the network's parameters, to tell gradients and autocast's copies from the rest.
         moments: the optimizer's, which were there before and aren't counted, as weights aren't.
         shards: to find the peak for: gradients are divided by it and, with more than one, autocast has nothing to
             copy, since weights are gathered in its precision.

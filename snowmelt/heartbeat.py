@@ -11,7 +11,7 @@ from snowmelt.errors import EXIT_STOPPED, one_line
 HEARTBEAT_FILE = "heartbeat.json"
 EVERY = 10.0
 """Seconds between two beats, at least; evaluating or saving a model may take longer."""
-STOPPED_BY = ("SIGTERM", "SIGUSR1", "as another process")
+STOPPED_BY = ("SIGTERM", "SIGUSR1")
 """Reasons to stop that come from a scheduler, which should start the run again."""
 
 

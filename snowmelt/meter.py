@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from snowmelt.errors import UserError
@@ -113,8 +114,7 @@ class Meter:
         values["data_wait_percent"] = 100 * self._waited / seconds
         values["peak_memory_mb"] = peak_memory_mb(self.accelerator.device)
         if self.accelerator.num_processes > 1:
-            reasons = torch.tensor([stop is not None], device=self.accelerator.device)
-            stop = (stop or "as another process") if self.accelerator.gather(reasons).any() else None
+            stop = next((reason for reason in gather_object([stop]) if reason), None)
         self.restart()
         return values, stop
 

@@ -111,9 +111,11 @@ def units_of(net: nn.Module, named: Sequence[str] | None = None) -> list[nn.Modu
     """
     names = UNITS_OF.get(type(net).__name__, UNITS) if named is None else named
     units: list[nn.Module] = []
-    for module in net.modules():  # those outside come before those inside
-        if type(module).__name__ in names and not any(module in set(unit.modules()) for unit in units):
+    inside: set[nn.Module] = set()  # of the units before: modules() has what is outside first
+    for module in net.modules():
+        if type(module).__name__ in names and module not in inside:
             units.append(module)
+            inside.update(module.modules())
     return units
 
 

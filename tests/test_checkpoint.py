@@ -8,6 +8,7 @@ import signal
 import subprocess
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffusers import UNet2DModel
 from snowmelt.checkpoint import Checkpoints, complete, find, read_state, save_atomically
 from snowmelt.errors import UserError
 from snowmelt.run_files import settle
-from snowmelt.stateful import OptimizerState
+from snowmelt.stateful import NetworkState, OptimizerState
 from tests.conftest import trained
 
 
@@ -74,6 +75,30 @@ def test_every_process_collects_and_one_writes(tmp_path):
     checkpoints.wait()
     assert asked == [1]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_is_of_the_step_that_was_saved(tmp_path):
+    """Training goes on while it is written."""
+    net = UNet2DModel(sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
+                      down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    states = [NetworkState(net), OptimizerState(optimizer)]
+
+    def step() -> None:
+        net(torch.ones(1, 3, 8, 8), 3).sample.square().mean().backward()
+        optimizer.step()
+
+    step()
+    before = deepcopy(net.state_dict()), deepcopy(optimizer.state_dict()["state"])
+    writes = [state.collect() for state in states]
+    step()
+    for number, write in enumerate(writes):
+        write(tmp_path / str(number))
+    assert not torch.equal(net.state_dict()["conv_in.weight"], before[0]["conv_in.weight"])
+    for number, state in enumerate(states):
+        state.load(tmp_path / str(number))
+    after = net.state_dict(), optimizer.state_dict()["state"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 def test_round_trip(tmp_path):
@@ -206,6 +231,17 @@ def test_other_training_is_refused(copy, train):
         train(copy, resume_from_checkpoint="latest", learning_rate=0.5, ema_power=0.7, max_train_steps=9)
     assert "--learning_rate 0.0001 (now 0.5)" in str(caught.value)
     assert "--ema_power 0.75 (now 0.7)" in str(caught.value)
+
+
+def test_processes_that_cannot_share_the_batches_out(run, copy, fork):
+    """Four steps were of one batch each, which two processes can't share."""
+    processes = fork(copy, 2, max_train_steps=6, resume_from_checkpoint="latest")
+    for process in processes:
+        process.join(60)
+    assert {process.exitcode for process in processes} == {2}
+    printed = Path(f"{copy}.0.log").read_text()
+    assert "num_processes=1 (now 2)" in printed
+    assert "a step of the run has 1 batches; launch 1" in printed
 
 
 def test_other_data_is_refused(tmp_path, tiny_unet, train):

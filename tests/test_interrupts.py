@@ -49,7 +49,7 @@ def test_signal(number, start, train, whole, tmp_path):
     assert wait_for(lambda: logged(tmp_path / "run") >= 3, process)
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
-    # A scheduler that stopped it is told to start it again; a person isn't told that something failed.
+    # A status by which a scheduler that stopped it starts it again; to a person nothing failed.
     assert process.returncode == (75 if number == signal.SIGTERM else 0), err
     heart = json.loads((tmp_path / "run/heartbeat.json").read_text())
     assert (heart["status"], heart["reason"]) == ("stopped", number.name)
@@ -62,6 +62,18 @@ def test_signal(number, start, train, whole, tmp_path):
     extra = (f"checkpoint-{step}/", f"samples/step-{step:06d}")  # what only a run that stopped there leaves
     runs = [{k: v for k, v in trained(run).items() if not k.startswith(extra)} for run in (tmp_path / "run", whole)]
     assert runs[0] == runs[1]
+
+
+def test_all_processes_know_why_they_stop(fork, tmp_path):
+    """One is asked to, and a scheduler looks at the exit status of each; both stop at the same step."""
+    first, second = fork(tmp_path / "run", 2, **OPTIONS | {"max_train_steps": 2000})
+    assert wait_for(lambda: logged(tmp_path / "run") >= 3, first)
+    os.kill(second.pid, signal.SIGUSR1)
+    for process in (first, second):
+        process.join(60)
+    assert [first.exitcode, second.exitcode] == [75, 75]
+    heart = json.loads((tmp_path / "run/heartbeat.json").read_text())
+    assert (heart["status"], heart["reason"]) == ("stopped", "SIGUSR1")
 
 
 def test_only_a_second_interrupt_interrupts():

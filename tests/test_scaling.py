@@ -143,7 +143,7 @@ SCONTROL = """#!/bin/bash
 case "$1" in show) echo 127.0.0.1 ;; *) echo "$@" >> "$REQUESTS" ;; esac
 """
 STAND_IN = """#!{python} -S
-# A launcher that ends at SIGUSR1 if it isn't told to ignore it, and a training that says what it got.
+# A launcher that ends at SIGUSR1 unless it ignores it, and a training that says what it got.
 import os, subprocess, sys
 training = '''
 import os, signal, sys, time

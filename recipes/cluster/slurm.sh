@@ -25,7 +25,7 @@ export MASTER_HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-recipes/accelerate/two-nodes.yaml}
 
-# One launcher on each node. It would end at SIGUSR1, so it has to ignore it, and the processes it started are told.
+# One launcher on each node. It would end at SIGUSR1, so it has to ignore it; the signal goes to the processes that it started.
 on_each_node='
     trap "pkill -USR1 -P \$launcher" USR1
     (

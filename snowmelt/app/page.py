@@ -14,7 +14,7 @@ from snowmelt.app.model import OWN, Model, Settings
 from snowmelt.app.style import CSS, HEAD, THEME
 
 WAITING = 32
-"""Calls in the queue; whoever comes after them is told so."""
+"""Calls in the queue; whoever comes after them is refused with a line."""
 KEPT = 600
 """Seconds after which files of users are removed."""
 LARGEST_FILE = "8mb"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from snowmelt.data.stream_index import Index
 from snowmelt.data.stream_pixels import RowLatents
 from snowmelt.data.stream_source import Shards
 from snowmelt.errors import UserError
-from snowmelt.files import checked, parse_json
+from snowmelt.files import checked, parse_json, shown
 from snowmelt.options import DataOptions
 from snowmelt.values import to_resolution
 
@@ -27,6 +28,23 @@ UNFINISHED = "encoding"
 """Folder, inside that of the files, of what isn't complete."""
 PREFIX = "latents"
 """Of the files' names."""
+FILE_NAME = rf"{PREFIX}-\d{{5,}}-of-\d{{5,}}\.parquet"
+KEYS: dict[str, Any] = {
+    "files": list,
+    "autoencoder": str,
+    "channels": int,
+    "size": list,
+    "image_dtype": str,
+    "value_range": list,
+    "class_names": (list, type(None)),
+    "random_flip": bool,
+    "dtype": str,
+    "shape": list,
+    "sha256": str,
+}
+FILE_KEYS = {"name": str, "rows": int, "bytes": int}
+"""What a manifest says, and of each file, as far as reading goes by it."""
+DTYPES, IMAGE_DTYPES = ("float16", "float32"), ("uint8", "uint16", "float32")
 NEED_PIXELS = ("condition", "augment_p", "eval_metrics", "reflow_from", "aspect_ratio_buckets")
 
 
@@ -140,12 +158,38 @@ def find_encoded(options: DataOptions, autoencoder: str | None) -> Encoded | Non
     manifest = parse_json(storage.whole(path).decode(errors="replace"), source)
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         return None  # somebody else's
-    body = {key: value for key, value in checked(source, manifest, {"sha256": str}).items() if key != "sha256"}
-    if manifest["sha256"] != digest_of(body):
-        raise UserError(f"{source}: isn't as it was written; restore it, or remove it and run encode.py again")
+    _check_manifest(source, manifest)
     _check_options(options, autoencoder, manifest)
     paths = [f"{base}/{file['name']}" for file in manifest["files"]]
     return Encoded(Shards(name, storage, {"train": paths}, FORMATS[".parquet"], identity=manifest["sha256"]), manifest)
+
+
+def _check_manifest(source: str, manifest: dict[str, Any]) -> None:
+    """Refuse a manifest that encode.py didn't write: its digest shows damage, and anybody can make one."""
+    checked(source, manifest, KEYS)
+    for file in manifest["files"]:
+        checked(source, file, FILE_KEYS)
+        if not re.fullmatch(FILE_NAME, file["name"]):
+            raise UserError(f"{source}: {shown(file['name'])} isn't a file of encode.py; restore the manifest")
+    for key, allowed in (("dtype", DTYPES), ("image_dtype", IMAGE_DTYPES)):
+        if manifest[key] not in allowed:
+            raise UserError(
+                f"{source}: {key!r} must be one of {', '.join(allowed)}, is {shown(manifest[key])}; restore it"
+            )
+    for key, count, kind in (
+        ("shape", 3 + manifest["random_flip"], int),
+        ("size", 2, int),
+        ("value_range", 2, (int, float)),
+    ):
+        values = manifest[key]
+        numbers = all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+        if len(values) != count or not numbers or (kind is int and min(values) < 1):
+            raise UserError(f"{source}: {key!r} can't be {shown(values)}; restore it")
+    if not all(isinstance(name, str) for name in manifest["class_names"] or []):
+        raise UserError(f"{source}: 'class_names' must be texts, are {shown(manifest['class_names'])}; restore it")
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest["sha256"] != digest_of(body):
+        raise UserError(f"{source}: isn't as it was written; restore it, or remove it and run encode.py again")
 
 
 def _check_options(options: DataOptions, autoencoder: str | None, manifest: dict[str, Any]) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
 from snowmelt.errors import UserError, explained, printable
 from snowmelt.files import read_mapping
+from snowmelt.locks import locked
 from snowmelt.options import ImageOptions
 
 FORMAT = 2  # of the manifest: raised when it changes
@@ -175,7 +175,7 @@ def _lock(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with _named(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(folder.with_suffix(".lock")))
+            held.enter_context(locked(folder, "building the cache"))
         yield
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from snowmelt.errors import UserError
 from snowmelt.evaluation.real import RealImages
+from snowmelt.locks import locked
 
 VERSION = 3  # of the network and its training: raised when either changes
 LARGEST, SMALLEST = 64, 4
@@ -84,7 +84,7 @@ class ClassifierFeatures:
         self.fingerprint = hashlib.sha256(f"{VERSION} {train.fingerprint}".encode()).hexdigest()[:32]
         self.name = f"{FEATURES} features of a classifier trained on split {train.split}"
         path = train.cache.path.parent / f"classifier-{self.fingerprint}.safetensors"
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path, "training the classifier whose features are compared"):
             if not path.exists():
                 self._train(train, path)
             try:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from snowmelt.evaluation.features import FeatureExtractor, NoFeatures
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.real import RealImages
+from snowmelt.locks import locked
 
 
 class Reference:
@@ -51,7 +51,7 @@ def features_of(images: RealImages, extractor: FeatureExtractor, batch_size: int
         return torch.empty(len(images), 0)
     key = hashlib.sha256(f"{images.fingerprint} {extractor.fingerprint}".encode()).hexdigest()[:32]
     path = images.cache.path.parent / f"features-{key}.safetensors"
-    with FileLock(path.with_suffix(".lock")):
+    with locked(path, f"computing the features of split {images.split}"):
         features = _cached(path, len(images))
         if features is None:
             rows = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from snowmelt.data.encoded import find_encoded
+from snowmelt.data.encoded import digest_of, find_encoded
 from snowmelt.data.held_out import load_splits
 from snowmelt.data.loader import batches
 from snowmelt.data.sources import load_images
@@ -239,6 +239,34 @@ def test_damage(given, encoded, tmp_path, name, kind, message):
 
     with pytest.raises(UserError, match=message):
         read()
+
+
+STRANGE = [
+    (
+        {"files": [{"name": "../set/train.parquet", "rows": 1, "bytes": 1}]},
+        "'../set/train.parquet' isn't a file of",
+    ),
+    ({"files": [{"name": "latents-00000-of-00001.parquet", "rows": 1}]}, "has no 'bytes', so it isn't what was"),
+    ({"files": [7]}, "must map names to values, holds a whole number"),
+    ({"dtype": "object"}, "'dtype' must be one of float16, float32, is 'object'; restore it"),
+    ({"image_dtype": "V8"}, "'image_dtype' must be one of uint8, uint16, float32, is 'V8'; restore it"),
+    ({"shape": [4, -2, 2]}, r"'shape' can't be \[4, -2, 2\]; restore it"),
+    ({"size": [16]}, r"'size' can't be \[16\]; restore it"),
+    ({"value_range": ["a", "b"]}, r"'value_range' can't be \['a', 'b'\]; restore it"),
+    ({"class_names": [1, 2]}, r"'class_names' must be texts, are \[1, 2\]; restore it"),
+    ({"random_flip": "no"}, "'random_flip' must be true or false, is 'no'; restore it"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), STRANGE)
+def test_manifests_that_somebody_else_wrote(given, encoded, tmp_path, changes, message):
+    """They are of a fitting digest, as anybody can make them."""
+    path = shutil.copytree(encoded, tmp_path / "encoded") / "manifest.json"
+    body = json.loads(path.read_text()) | changes
+    del body["sha256"]
+    path.write_text(json.dumps(body | {"sha256": digest_of(body)}))
+    with pytest.raises(UserError, match=message):
+        opened(path.parent, given)
 
 
 def test_folders_and_images_that_are_refused(given, tmp_path):

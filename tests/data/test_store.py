@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import zlib
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from snowmelt import locks
 from snowmelt.data import store
 from snowmelt.data.cache import PIXELS, ROWS, SIZES
 from snowmelt.data.store import MANIFEST, in_units
@@ -142,9 +144,23 @@ def test_a_cache_that_cannot_be_written(load, monkeypatch, call):
         load(**DIGITS)
 
 
+def test_who_waits_for_another_process_says_so(load, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(locks, "SAY", 0.5)
+    path = load(**DIGITS).path
+    shutil.rmtree(path)
+    other = FileLock(path.with_suffix(".lock"))
+    other.acquire()
+    threading.Timer(1.7, lambda: other.release()).start()
+    assert len(load(**DIGITS)) == 1797
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting since")]
+    assert len(said) == 3
+    assert said[0].endswith(f"s for another process, which is building the cache ({path})")
+    other.acquire(timeout=0)  # it is free again
+
+
 def test_a_cache_that_may_only_be_read_is_read(load, monkeypatch):
     load(**DIGITS)
-    monkeypatch.setattr(store, "FileLock", None)
+    monkeypatch.setattr(store, "locked", None)
     monkeypatch.setattr(store.os, "access", lambda path, mode: not mode & os.W_OK)
     assert len(load(**DIGITS)) == 1797
 
