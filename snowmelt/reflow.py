@@ -19,7 +19,7 @@ from pipelines.sampling import sample
 from pipelines.schedulers import family
 from pipelines.unconditional import UnconditionalPipeline
 from snowmelt.data.cache import ImageCache
-from snowmelt.data.loader import PAIRS
+from snowmelt.data.order import PAIRS
 from snowmelt.data.pair_cache import PairCache, build_pairs
 from snowmelt.errors import UserError
 from snowmelt.model_source import Source

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from snowmelt.checkpoint import Checkpoints, complete, full_disk
-from snowmelt.data.loader import NOISE
 from snowmelt.data.mixture import Mixture
+from snowmelt.data.order import NOISE
 from snowmelt.ema import make_emas, published, update_emas
 from snowmelt.environment import check_memory
 from snowmelt.errors import UserError

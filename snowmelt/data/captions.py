@@ -149,5 +149,9 @@ def _is_text(feature: Any) -> bool:
 
 def _read(dataset: datasets.Dataset, column: str) -> list[list[str]]:
     """The captions of each row, without those that are empty."""
-    rows = [[value] if isinstance(value, str) else value or [] for value in values_of(dataset, column)]
-    return [[text for text in row if text and text.strip()] for row in rows]
+    return [texts_of(value) for value in values_of(dataset, column)]
+
+
+def texts_of(value: Any) -> list[str]:
+    """The captions in a cell, a string or a list of them, without those that are empty."""
+    return [text for text in ([value] if isinstance(value, str) else value or []) if text and text.strip()]

@@ -3,18 +3,23 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from snowmelt.data.captions import texts_of
+from snowmelt.data.encoded_captions import CAPTIONS, EncodedCaptions, read_empty, states_of
 from snowmelt.data.latent_cache import one_of_pairs
-from snowmelt.data.shards import FORMATS
+from snowmelt.data.shards import FORMATS, Row
 from snowmelt.data.storage import open_storage
 from snowmelt.data.store import cache_root
-from snowmelt.data.stream import Decoded, RowNumbers, StreamedImages
-from snowmelt.data.stream_index import Index
+from snowmelt.data.stream import Decoded, StreamedImages
+from snowmelt.data.stream_captions import RowStates
+from snowmelt.data.stream_index import Index, RowNumbers
 from snowmelt.data.stream_pixels import RowLatents
 from snowmelt.data.stream_source import Shards
 from snowmelt.errors import UserError
@@ -45,7 +50,15 @@ KEYS: dict[str, Any] = {
 FILE_KEYS = {"name": str, "rows": int, "bytes": int}
 """What a manifest says, and of each file, as far as reading goes by it."""
 DTYPES, IMAGE_DTYPES = ("float16", "float32"), ("uint8", "uint16", "float32")
-NEED_PIXELS = ("condition", "augment_p", "eval_metrics", "reflow_from", "aspect_ratio_buckets")
+NEED_PIXELS = (
+    "condition",
+    "augment_p",
+    "eval_metrics",
+    "reflow_from",
+    "aspect_ratio_buckets",
+    "with_prior_preservation",
+)
+NEED_TEXTS = ("caption_column", "skip_empty_captions", "instance_prompt", "placeholder_token", "train_text_encoder")
 
 
 def digest_of(body: dict[str, Any]) -> str:
@@ -67,6 +80,15 @@ class EncodedLatents(StreamedImages):
         """Height and width, (B, 2), of the images: what they were cropped to."""
         return np.tile(self.size, (len(decoded.images), 1))
 
+    def texts(self, image: int) -> list[str]:
+        """The captions of an image, where there are any."""
+        unit = int(self._unit_of(np.array([image]))[0])
+        return texts_of(self._texts(unit)[self._place(unit, image)][CAPTIONS])
+
+    @cached_property
+    def _texts(self) -> Callable[[int], Sequence[Row]]:
+        return lru_cache(maxsize=2)(lambda unit: self.fetch(unit, columns=[CAPTIONS]))
+
     def mirrored(self, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """Of pairs (B, 2, k, h, w) the latents of the images, or of the mirror images where `chosen`, (B,) bool."""
         return one_of_pairs(values, chosen)
@@ -79,29 +101,57 @@ class Encoded:
     Attributes:
         shards: its files.
         manifest: what it says of them.
+        base: its path, in the storage of the files.
+        states: which text embeddings its rows have, where there are any.
     """
 
     shards: Shards
     manifest: dict[str, Any]
+    base: str
+    states: RowStates | None
 
-    def check_autoencoder(self, fingerprint: str) -> None:
+    def check_autoencoder(self, fingerprint: str, flag: str = "--autoencoder") -> None:
         """Refuse latents of another autoencoder.
+
+        Args:
+            fingerprint: of the one in use.
+            flag: that it was given by.
 
         Raises:
             UserError: if the fingerprint isn't theirs.
         """
         if fingerprint != self.manifest["autoencoder"]:
+            own = "its autoencoder isn't" if flag == "--pretrained_model_name_or_path" else "isn't"
             raise UserError(
-                f"--autoencoder: isn't the one that the latents in {self.shards.name} are of; name that one, or run "
+                f"{flag}: {own} the one that the latents in {self.shards.name} are of; name that one, or run "
                 "encode.py with this one and another --output_dir"
             )
 
-    def open(self, options: DataOptions, index: Index) -> EncodedLatents:
+    def captions_of(self, latents: EncodedLatents) -> EncodedCaptions:
+        """The captions of some of the rows.
+
+        Args:
+            latents: of `open`.
+
+        Raises:
+            UserError: if there are none, or the file of the empty one isn't as it was written.
+        """
+        name, manifest = self.shards.name, self.manifest
+        if self.states is None:
+            raise UserError(
+                f"--train_data_dir {name}: holds latents without captions; run encode.py with --text_encoder and "
+                "another --output_dir"
+            )
+        empty = read_empty(self.shards.storage, self.base, self.states, manifest["empty_caption"])
+        return EncodedCaptions(name, manifest["text"]["encoder"], self.states, empty, len(latents), latents.texts)
+
+    def open(self, options: DataOptions, index: Index, *, captions: bool = False) -> EncodedLatents:
         """The latents of some of the rows.
 
         Args:
             options: of the training.
             index: the rows.
+            captions: whether the embeddings of their captions are read too.
 
         Raises:
             UserError: if a file isn't as long as it was written.
@@ -130,6 +180,7 @@ class Encoded:
             index=index,
             pixels=RowLatents(options, shape, dtype, options.random_flip),
             buffer_size=options.shuffle_buffer_size,
+            captions=self.states if captions else None,
         )
 
 
@@ -161,7 +212,8 @@ def find_encoded(options: DataOptions, autoencoder: str | None) -> Encoded | Non
     _check_manifest(source, manifest)
     _check_options(options, autoencoder, manifest)
     paths = [f"{base}/{file['name']}" for file in manifest["files"]]
-    return Encoded(Shards(name, storage, {"train": paths}, FORMATS[".parquet"], identity=manifest["sha256"]), manifest)
+    shards = Shards(name, storage, {"train": paths}, FORMATS[".parquet"], identity=manifest["sha256"])
+    return Encoded(shards, manifest, base, states_of(source, manifest))
 
 
 def _check_manifest(source: str, manifest: dict[str, Any]) -> None:
@@ -202,6 +254,14 @@ def _check_options(options: DataOptions, autoencoder: str | None, manifest: dict
     for flag in NEED_PIXELS:
         if getattr(options, flag, None):
             raise UserError(f"--{flag}: needs images, and {name} holds latents; leave it out, or train on the images")
+    for flag in NEED_TEXTS:
+        if getattr(options, flag, None):
+            raise UserError(
+                f"--{flag}: {name} holds captions as a text encoder has encoded them; leave it out, or train on the "
+                "images"
+            )
+    if most := getattr(options, "max_train_samples", None):
+        raise UserError(f"--max_train_samples: isn't for latents; leave it out, or give --split 'train[:{most}]'")
     if options.size != size:
         raise UserError(
             f"--resolution {options.resolution}: the latents in {name} are of images of {to_resolution(*size)}; give "

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from snowmelt.data.agreement import Like
 from snowmelt.data.cache import ImageCache
-from snowmelt.data.captions import CaptionedSource, Captions, open_captioned
+from snowmelt.data.captions import CaptionedSource, open_captioned
 from snowmelt.data.encoded import Encoded
-from snowmelt.data.loader import HELD_OUT
+from snowmelt.data.encoded_captions import AnyCaptions
+from snowmelt.data.order import HELD_OUT
 from snowmelt.data.places import Source
 from snowmelt.data.sources import images_of, open_dataset
 from snowmelt.data.splits import Piece, Split
@@ -20,6 +21,8 @@ from snowmelt.errors import UserError
 from snowmelt.options import HeldOutOptions
 
 S = TypeVar("S", bound=Source)
+Captioned = tuple[ImageCache, AnyCaptions]
+"""Images, and their captions."""
 
 
 def load_splits(
@@ -61,7 +64,8 @@ def load_captioned_splits(
     skip_empty: bool,
     most: int | None = None,
     shared: list[str] | None = None,
-) -> tuple[tuple[ImageCache, Captions], tuple[ImageCache, Captions] | None]:
+    encoded: Encoded | None = None,
+) -> tuple[Captioned, Captioned | None]:
     """What `load_splits` gives, with captions.
 
     Args:
@@ -70,10 +74,14 @@ def load_captioned_splits(
         skip_empty: leave out images without a caption instead of refusing them.
         most: train on, or divide, no more than the first so many rows.
         shared: captions that all images have, instead of those of a column.
+        encoded: latents with captions that the options name, instead of images; the arguments above aren't for them.
 
     Raises:
         UserError: as `load_splits` and `load_captioned`.
     """
+    if encoded is not None:
+        ours, theirs = _streamed(config, False, encoded, captions=True)
+        return (ours, encoded.captions_of(ours)), theirs and (theirs, encoded.captions_of(theirs))
 
     def opened(split: Split | None = None) -> CaptionedSource:
         rows = most if split is None else None
@@ -109,12 +117,12 @@ def _decoded(
 
 
 def _streamed(
-    config: HeldOutOptions, labels: bool, encoded: Encoded | None
-) -> tuple[StreamedImages, StreamedImages | None]:
+    config: HeldOutOptions, labels: bool, encoded: Encoded | None, *, captions: bool = False
+) -> tuple[Any, Any]:
     """Images to train on and, where there are any, held out, in their shards; a share of them is of whole units."""
 
     def opened(index: Index, like: Like | None = None) -> StreamedImages:
-        return open_stream(config, index, like) if encoded is None else encoded.open(config, index)
+        return open_stream(config, index, like) if encoded is None else encoded.open(config, index, captions=captions)
 
     shards = None if encoded is None else encoded.shards
     index = build_index(config, Split(config.split), labels=labels, shards=shards)

@@ -1,34 +1,19 @@
-"""Batches without end, in an order that is a function of the seed alone.
-
-The order is one infinite stream: position p belongs to epoch p // N and shows row perm(seed, epoch)[p % N].
-Optimizer step k takes positions k*G to (k+1)*G, where G = batch_size * world_size * accumulation, and its
-micro-step m on process r takes shard m * world_size + r of them. So the global batches don't depend on how they are
-shared out, none is ragged, and a run resumes at any step with no stored state.
-
-Images in buckets have such a stream for each bucket, and a step takes the next positions of one. Which one follows from
-the seed and k, and so does how many steps before k took theirs from it.
-"""
+"""Batches without end, in an order that is a function of the seed alone: see `snowmelt.data.order`."""
 
 from collections.abc import Iterator
-from functools import lru_cache
-from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
 import torch
 
 from snowmelt.data.buckets import parts_of
+from snowmelt.data.order import CROP, FLIP, ORDER, Shard, shards_of
 from snowmelt.data.read_ahead import read_ahead
 from snowmelt.data.rows import cores
 from snowmelt.data.stream import StreamedImages, Unit
 from snowmelt.data.stream_order import Numbered, strided
 from snowmelt.errors import UserError
-
-# Purposes of random numbers, so that no two draw the same.
-ORDER, CROP, FLIP, NOISE, HELD_OUT, VALIDATION, PAIRS, BUCKET = range(8)
-
-GOLDEN = (5**0.5 - 1) / 2
 
 
 class Cache(Protocol):
@@ -67,15 +52,6 @@ class Cache(Protocol):
         """A batch (B, ...) of `gather` or `as_tensor`, with those `chosen`, (B,) bool, mirrored left to right."""
 
 
-class Shard(NamedTuple):
-    """What one process shows in one micro-step."""
-
-    step: int
-    number: int  # of the step's shards
-    bucket: int
-    indices: np.ndarray  # (B,) int64, of the bucket's images
-
-
 Loaded = tuple[Shard, dict[str, torch.Tensor]]  # and its fields, as the caches give them
 
 
@@ -111,7 +87,8 @@ def batches(
 
     Yields:
         Each field (B, ...), dtype and shape of the cache's, on `device`; `indices` (B,) int64 on the CPU, which of the
-        caches' images these are; and, if `labels`, `label` (B,) int64 on `device`.
+        caches' images these are; if `labels`, `label` (B,) int64 on `device`; and `captions` where a stream has them,
+        a list of B, on the host.
 
     Raises:
         UserError: if labels are asked for and the data set has none, or the fields don't belong together.
@@ -128,13 +105,47 @@ def batches(
     for bucket in buckets:
         _check_aligned(bucket)
     lengths = [len(part) for part in parts_of(first)]
-    shards = _shards(lengths, batch_size, seed, start_step, rank, world_size, accumulation)
+    shards = shards_of(lengths, batch_size, seed, start_step, rank, world_size, accumulation)
     resident = _resident(buckets, device)
     if resident is not None:
         loaded = _from_memory(resident, shards)
     else:
         loaded = _from_workers(buckets, seed, shards, device, num_workers)
     return _finished(buckets, loaded, seed, device, random_flip, first.labels if labels else None)
+
+
+def batch_of(
+    fields: dict[str, Cache], indices: np.ndarray, *, labels: bool, random_flip: bool, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """A batch of the images at `indices` (B,), as `batches` yields it: their centres, and none is mirrored.
+
+    Args:
+        fields: what it consists of.
+        indices: which images.
+        labels: whether it has `label`.
+        random_flip: whether the fields have mirror images too.
+        device: of the tensors.
+    """
+    first = next(iter(fields.values()))
+    if isinstance(first, StreamedImages):
+        values = first.batch(first.take(indices), None)
+    else:
+        values = {name: torch.from_numpy(field.gather(indices, None)) for name, field in fields.items()}
+        if labels:
+            values["label"] = torch.from_numpy(labels_of(first, indices))
+    values = {name: _on(value, device) for name, value in values.items()}
+    if random_flip:
+        none = torch.zeros(len(indices), dtype=torch.bool, device=device)
+        values |= {name: field.mirrored(values[name], none) for name, field in fields.items()}
+    return values | {"indices": torch.from_numpy(indices)}
+
+
+def labels_of(images: Any, indices: np.ndarray) -> np.ndarray:
+    """Classes (B,) int64 of images (B,) that have such."""
+    if isinstance(images, StreamedImages):
+        return images.read_labels(indices)
+    assert images.labels is not None  # it was refused
+    return images.labels[indices]
 
 
 def _check_aligned(fields: dict[str, Cache]) -> None:
@@ -193,12 +204,16 @@ def _from_stream(
         decoded = stream.decode(indices, units)
         shard = Shard(numbered.step, numbered.number, 0, indices)
         corners = _corners(seed, shard, stream.sizes_of(decoded), stream.size)
-        values = {"image": torch.from_numpy(stream.crop(decoded, corners))}
-        return shard, values | ({} if decoded.labels is None else {"label": torch.from_numpy(decoded.labels)})
+        return shard, stream.batch(decoded, corners)
 
     order = stream.order((ORDER, seed))
     for shard, values in read_ahead(positions, order, stream.fetch, make, num_workers or cores()):
-        yield shard, {name: to_device(value, device) for name, value in values.items()}
+        yield shard, {name: _on(value, device) for name, value in values.items()}
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    """A tensor on the device; what is no tensor stays on the host."""
+    return to_device(value, device) if isinstance(value, torch.Tensor) else value
 
 
 def _corners(seed: int, shard: Shard, sizes: Any, size: tuple[int, int], unit: int = 1) -> np.ndarray:
@@ -253,46 +268,3 @@ def _finished(
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy that doesn't wait for the device: one from pageable memory would."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _shards(
-    lengths: list[int], batch_size: int, seed: int, start_step: int, rank: int, world_size: int, accumulation: int
-) -> Iterator[Shard]:
-    @lru_cache(maxsize=2 * len(lengths))
-    def permutation(bucket: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng([ORDER, seed, epoch]).permutation(lengths[bucket])
-
-    def stretch(bucket: int, position: int) -> np.ndarray:
-        parts, missing = [], batch_size
-        while missing:
-            epoch, first = divmod(position, lengths[bucket])
-            part = permutation(bucket, epoch)[first : first + missing]
-            parts.append(part)
-            position, missing = position + len(part), missing - len(part)
-        return np.concatenate(parts)
-
-    for step, (bucket, before) in enumerate(_buckets(lengths, seed, start_step), start_step):
-        for micro_step in range(accumulation):
-            number = micro_step * world_size + rank
-            position = (before * world_size * accumulation + number) * batch_size
-            yield Shard(step, number, bucket, stretch(bucket, position))
-
-
-def _buckets(lengths: list[int], seed: int, start_step: int) -> Iterator[tuple[int, int]]:
-    """The bucket of each step from `start_step` on, and how many earlier steps were of it.
-
-    Steps are points of [0, 1), on which each bucket has an interval as long as its fraction of the images. The points
-    are multiples of the golden ratio, modulo 1: of any number of them in a row an interval gets its share, but for a
-    few (Kuipers & Niederreiter 1974, chapter 2, theorem 3.4).
-    """
-    edges = np.cumsum(lengths[:-1]) / sum(lengths)
-    first = np.random.default_rng([BUCKET, seed]).random()
-
-    def of(steps: np.ndarray) -> np.ndarray:
-        return np.searchsorted(edges, (first + GOLDEN * steps) % 1, side="right")
-
-    counts = np.bincount(of(np.arange(start_step)), minlength=len(lengths))
-    for step in count(start_step):
-        bucket = int(of(np.array(step)))
-        yield bucket, int(counts[bucket])
-        counts[bucket] += 1

@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from snowmelt.data.agreement import Like, common_channels, common_dtype
@@ -21,7 +22,8 @@ from snowmelt.data.columns import image_column
 from snowmelt.data.images import BAD_IMAGE, Header, header
 from snowmelt.data.shards import Row
 from snowmelt.data.store import cache_root
-from snowmelt.data.stream_index import FILE, FIRST, ROWS, SKIP, Index, part_of
+from snowmelt.data.stream_captions import RowCaptions, RowStates
+from snowmelt.data.stream_index import FILE, ROWS, SKIP, Index, RowNumbers, part_of
 from snowmelt.data.stream_order import StreamOrder
 from snowmelt.data.stream_pixels import FLOATS, RowLatents, RowPixels
 from snowmelt.errors import UserError, one_line, printable
@@ -40,18 +42,8 @@ class Decoded(NamedTuple):
     """(C, H, W) each, not cropped unless that was asked for."""
     labels: np.ndarray | None
     """(B,) int64 classes, where there are any."""
-
-
-class RowNumbers:
-    """The row of the data set that each image comes from; they aren't held."""
-
-    def __init__(self, units: np.ndarray) -> None:
-        self.firsts = units[:, FIRST]
-        self.stops = np.cumsum(units[:, ROWS])
-
-    def __getitem__(self, images: np.ndarray) -> np.ndarray:
-        units = np.searchsorted(self.stops, images, side="right")
-        return self.firsts[units] + images - np.concatenate([[0], self.stops])[units]
+    captions: list[Any] | None
+    """(B,) what is made of the captions of each, where they are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +54,13 @@ class StreamedImages(ImageCache):
         index: their shards.
         pixels: what becomes of a row.
         buffer_size: rows that are shuffled among each other.
+        captions: what becomes of its captions, where they are read.
     """
 
     index: Index
     pixels: RowPixels | RowLatents
     buffer_size: int
+    captions: RowCaptions | RowStates | None = None
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -100,25 +94,35 @@ class StreamedImages(ImageCache):
         """Heights and widths (B, 2) of images before they are cropped."""
         return np.array([image.shape[1:] for image in decoded.images])
 
+    def batch(self, decoded: Decoded, corners: np.ndarray | None) -> dict[str, Any]:
+        """What a batch has of them: `image` as `crop` makes it, and `label` and `captions` where there are such."""
+        values: dict[str, Any] = {"image": torch.from_numpy(self.crop(decoded, corners))}
+        if decoded.labels is not None:
+            values["label"] = torch.from_numpy(decoded.labels)
+        return values if decoded.captions is None else values | {"captions": decoded.captions}
+
     def order(self, seed: tuple[int, ...]) -> StreamOrder:
         """The order that they are shown in."""
         return StreamOrder(self.index.units[:, ROWS], seed, self.buffer_size)
 
-    def fetch(self, unit: int, closed: threading.Event | None) -> Sequence[Row]:
+    def fetch(
+        self, unit: int, closed: threading.Event | None = None, columns: Sequence[str] | None = None
+    ) -> Sequence[Row]:
         """The rows of a unit, undecoded.
 
         Args:
             unit: its number.
             closed: set when nobody wants them any more.
+            columns: those that are wanted; by default all that are needed to decode them.
 
         Raises:
             UserError: if they can't be read, or aren't there any more.
         """
         shards, place = self.index.shards, self.index.units[unit]
         path, size = self.index.files[place[FILE]]
-        columns = [self.pixels.column, *([self.index.label_column] if self.index.label_column else [])]
+        columns = self._columns if columns is None else columns
         rows = shards.storage.retried(
-            lambda: shards.format.read(shards.storage, path, size, part_of(place), columns), path, closed
+            lambda: shards.format.read(shards.storage, path, size, part_of(place), [*columns]), path, closed
         )
         if len(rows) < place[SKIP] + place[ROWS]:
             raise UserError(f"{shards.storage.shown(path)}: has changed since the run began; start anew")
@@ -149,7 +153,7 @@ class StreamedImages(ImageCache):
         return found
 
     def decode(self, indices: np.ndarray, units: dict[int, Unit]) -> Decoded:
-        """The images at `indices` (B,), and their labels.
+        """The images at `indices` (B,), and what belongs to them.
 
         Args:
             indices: which.
@@ -158,16 +162,18 @@ class StreamedImages(ImageCache):
         Raises:
             UserError: for an image that can't be decoded, unless such are skipped, or a label that is none.
         """
-        images, labels = [], []
+        images, labels, captions = [], [], []
         for index, unit in zip(indices.tolist(), self._unit_of(indices).tolist(), strict=True):
-            image, row = self._readable(index, unit, units)
+            image, said, row = self._readable(index, unit, units)
             images.append(image)
+            captions.append(said)
             if self.index.label_column:
                 labels.append(self._label(index, row))
-        return Decoded(images, np.array(labels, np.int64) if self.index.label_column else None)
+        classes = np.array(labels, np.int64) if self.index.label_column else None
+        return Decoded(images, classes, None if self.captions is None else captions)
 
-    def _readable(self, index: int, unit: int, units: dict[int, Unit]) -> tuple[np.ndarray, Row]:
-        """An image, or where such are skipped the next of its unit that can be decoded; and its row."""
+    def _readable(self, index: int, unit: int, units: dict[int, Unit]) -> tuple[np.ndarray, Any, Row]:
+        """An image, or where such are skipped the next of its unit that can be decoded; its captions and its row."""
         first, count = int(self._starts[unit]), int(self.index.units[unit, ROWS])
         for n in range(count):
             number = first + (index - first + n) % count
@@ -185,20 +191,22 @@ class StreamedImages(ImageCache):
                 tqdm.write(f"{name}: can't be decoded ({reason}); the next one is shown instead")
         raise UserError(f"{self._file(unit)}: none of {count} images can be decoded; replace it")
 
-    def _decoded(self, unit: int, number: int, units: dict[int, Unit]) -> tuple[np.ndarray, Row]:
-        """An image of a unit, and its row."""
+    def _decoded(self, unit: int, number: int, units: dict[int, Unit]) -> tuple[np.ndarray, Any, Row]:
+        """An image of a unit, its captions and its row."""
         place = self._place(unit, number)
         try:
-            row = units[unit].result()[place]
-            return self.pixels(row, self.rows[number]), row
+            return self._made(units[unit].result()[place], number)
         except BAD_IMAGE as error:
             if isinstance(error, UserError) or self.index.shards.storage.is_local:
                 raise
         # What was fetched may have been damaged on its way.
         units[unit] = Future()
-        units[unit].set_result(self.fetch(unit, None))
-        row = units[unit].result()[place]
-        return self.pixels(row, self.rows[number]), row
+        units[unit].set_result(self.fetch(unit))
+        return self._made(units[unit].result()[place], number)
+
+    def _made(self, row: Row, number: int) -> tuple[np.ndarray, Any, Row]:
+        of_set = self.rows[number]
+        return self.pixels(row, of_set), None if self.captions is None else self.captions(row, of_set), row
 
     def _label(self, index: int, row: Row) -> int:
         value = row[self.index.label_column or ""]
@@ -218,26 +226,35 @@ class StreamedImages(ImageCache):
     def _unit_of(self, indices: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, indices, side="right") - 1
 
+    @property
+    def _columns(self) -> list[str]:
+        """That are needed to decode rows."""
+        others = [self.index.label_column, None if self.captions is None else self.captions.column]
+        return [self.pixels.column, *(column for column in others if column)]
+
     @cached_property
     def _starts(self) -> np.ndarray:
         return np.concatenate([[0], np.cumsum(self.index.units[:, ROWS])])
 
     @cached_property
     def _kept(self) -> Callable[[int], Sequence[Row]]:
-        return lru_cache(maxsize=2)(lambda unit: self.fetch(unit, None))
+        return lru_cache(maxsize=2)(self.fetch)
 
     @cached_property
     def _numbers(self) -> dict[Any, int]:
         return {value: number for number, value in enumerate(self.index.classes)}
 
 
-def open_stream(options: DataOptions, index: Index, like: Like | None = None) -> StreamedImages:
+def open_stream(
+    options: DataOptions, index: Index, like: Like | None = None, captions: RowCaptions | None = None
+) -> StreamedImages:
     """The images of some shards, whose channels and type are those of the first that there are.
 
     Args:
         options: how they are decoded.
         index: the shards.
         like: take the channels and the type of these.
+        captions: what becomes of their captions, where these are read.
 
     Raises:
         UserError: for anything in the options or the data that the user can mend.
@@ -259,6 +276,7 @@ def open_stream(options: DataOptions, index: Index, like: Like | None = None) ->
         index=index,
         pixels=pixels,
         buffer_size=options.shuffle_buffer_size,
+        captions=captions,
     )
     heads = images.headers(np.unique(np.r_[: min(SAMPLE, len(images)), len(images) - 1]))
     if any(head.depth == "float32" for head in heads):
@@ -274,11 +292,3 @@ def open_stream(options: DataOptions, index: Index, like: Like | None = None) ->
         channels=channels,
         pixels=replace(pixels, channels=channels, dtype=dtype),
     )
-
-
-def labels_of(images: Any, indices: np.ndarray) -> np.ndarray:
-    """Classes (B,) int64 of images (B,) that have such."""
-    if isinstance(images, StreamedImages):
-        return images.read_labels(indices)
-    assert images.labels is not None  # it was refused
-    return images.labels[indices]

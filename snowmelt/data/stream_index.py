@@ -62,6 +62,18 @@ class Index:
         return replace(self, units=self.units[units], fingerprint=_hash([self.fingerprint, units.tolist()]))
 
 
+class RowNumbers:
+    """The row of the data set that each image comes from; they aren't held."""
+
+    def __init__(self, units: np.ndarray) -> None:
+        self.firsts = units[:, FIRST]
+        self.stops = np.cumsum(units[:, ROWS])
+
+    def __getitem__(self, images: np.ndarray) -> np.ndarray:
+        units = np.searchsorted(self.stops, images, side="right")
+        return self.firsts[units] + images - np.concatenate([[0], self.stops])[units]
+
+
 def build_index(options: DataOptions, wanted: Split, *, labels: bool, shards: Shards | None = None) -> Index:
     """Look into the shards of the data set that `options` name, or find what was found there.
 

@@ -14,8 +14,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from snowmelt.augmentation import Augmentation
-from snowmelt.data.loader import VALIDATION, Cache
-from snowmelt.data.stream import labels_of
+from snowmelt.data.loader import Cache, batch_of
+from snowmelt.data.order import VALIDATION
 from snowmelt.errors import UserError
 from snowmelt.evaluation import table
 from snowmelt.evaluation.clip import FLAG, ClipScore
@@ -95,13 +95,8 @@ class ValidationLoss:
         device = self.accelerator.device
         seeds = np.random.SeedSequence((VALIDATION, self.config.seed, number)).generate_state(1)
         self.generator.manual_seed(int(seeds[0]))
-        batch = {name: torch.from_numpy(field.gather(rows, None)).to(device) for name, field in self.fields.items()}
-        if self.config.random_flip:
-            none = torch.zeros(len(rows), dtype=torch.bool, device=device)
-            batch = {name: self.fields[name].mirrored(values, none) for name, values in batch.items()}
-        batch["indices"] = torch.from_numpy(rows)
-        if self.task.labels:
-            batch["label"] = torch.from_numpy(labels_of(self.fields["image"], rows)).to(device)
+        flip = self.config.random_flip
+        batch = batch_of(self.fields, rows, labels=self.task.labels, random_flip=flip, device=device)
         losses = self.task.loss(batch, context)
         return losses.loss.cpu(), None if losses.quantile is None else losses.quantile.cpu()
 

@@ -7,8 +7,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from snowmelt.data.captions import Captions
+from snowmelt.data.encoded import find_encoded
+from snowmelt.data.encoded_captions import AnyCaptions
 from snowmelt.data.held_out import load_captioned_splits
 from snowmelt.data.mixture import Prior
+from snowmelt.errors import UserError
 from snowmelt.objectives import describe
 from snowmelt.sample_grids import check_steps
 from snowmelt.spaces import LatentSpace, PixelSpace
@@ -41,22 +45,34 @@ class FinetuningTask(CaptionTask):
             UserError: for options, data or a pipeline that can't be trained on.
         """
         source = load_source(config)
+        encoded = find_encoded(config, config.pretrained_model_name_or_path)
+        if encoded is not None and source.vae is None:
+            raise UserError(
+                f"--train_data_dir {config.train_data_dir}: holds latents, and the model at "
+                f"--pretrained_model_name_or_path {config.pretrained_model_name_or_path} is of pixels; train on the "
+                "images"
+            )
         (images, captions), others = load_captioned_splits(
             replace(config, channels=channels(source)),
             config.caption_column,
             skip_empty=config.skip_empty_captions,
             most=config.max_train_samples,
             shared=cls._shared_captions(config, source, accelerator),
+            encoded=encoded,
         )
         pixels, vae = PixelSpace(images.value_range), source.vae
         space = LatentSpace(vae.to(accelerator.device), pixels, "--pretrained_model_name_or_path") if vae else pixels
         space.channels(images)  # or they don't fit, which is known before anything is made
+        if encoded is not None and isinstance(space, LatentSpace):
+            encoded.check_autoencoder(space.fingerprint, "--pretrained_model_name_or_path")
         check_shapes(source.unet, images, space)
         given = make_control_images(config, images, space, source)
         control_channels = 0 if given is None else given.channels
-        shown, class_images = captions, None
+        shown: AnyCaptions = captions
+        class_images = None
         if config.with_prior_preservation:
             class_images = load_class_images(config, source, images, accelerator)
+            assert isinstance(captions, Captions)  # others are refused
             shown = captions.followed_by(str(config.class_prompt), len(class_images))
         objective, conditioning, networks = make_trainable(config, source, shown, accelerator.device, control_channels)
         held_out = None

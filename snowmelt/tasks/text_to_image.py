@@ -15,6 +15,8 @@ from pipelines.text2img import TextPipeline
 from snowmelt.architectures import ARCHITECTURES, make_network
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.captions import Captions
+from snowmelt.data.encoded import find_encoded
+from snowmelt.data.encoded_captions import AnyCaptions
 from snowmelt.data.held_out import load_captioned_splits
 from snowmelt.data.loader import Cache
 from snowmelt.errors import UserError
@@ -28,6 +30,7 @@ from snowmelt.tasks.diffusion import DiffusionTask, HeldOut, check_shapes, encod
 from snowmelt.tasks.task import Networks, Preview
 from snowmelt.text.caption_conditioning import CaptionConditioning
 from snowmelt.text.embeddings import cache_root
+from snowmelt.text.encoded_conditioning import TextConditioning, conditioning_of
 from snowmelt.text.networks import TextConditionedNetwork, make_text_encoder
 from snowmelt.text.options import TextToImageConfig
 from snowmelt.text.pretrained_encoder import load_text_encoder
@@ -136,6 +139,12 @@ class TextToImageTask(CaptionTask):
             raise UserError(f"--objective {config.objective}: is for train_unconditional.py; take another")
         if objective.target_channels and config.condition:
             raise UserError(f"--condition: isn't for flow maps ({config.objective}); leave out one of the two")
+        encoded = find_encoded(config, config.autoencoder)
+        if encoded is not None and config.text_encoder is None:
+            raise UserError(
+                f"--train_data_dir {config.train_data_dir}: holds captions as a text encoder has encoded them; give it "
+                "as --text_encoder, or train on the images"
+            )
         read_condition(config)  # before the data, which take long
         vae = load_autoencoder(config.autoencoder) if config.autoencoder else None
         (images, captions), others = load_captioned_splits(
@@ -144,15 +153,18 @@ class TextToImageTask(CaptionTask):
             skip_empty=config.skip_empty_captions,
             most=config.max_train_samples,
             shared=config.shared_captions,
+            encoded=encoded,
         )
         pixels = PixelSpace(images.value_range)
         space = LatentSpace(vae.to(accelerator.device), pixels) if vae else pixels
         channels = space.channels(images)  # or they don't fit, which is known before anything is made
+        if encoded is not None and isinstance(space, LatentSpace):
+            encoded.check_autoencoder(space.fingerprint)
         given = make_condition_images(config, images, space)
         objective = replace(objective, bin_width=space.bin_width(images))
         check_steps(objective.scheduler(), config)
-        conditioning = CaptionConditioning(captions, config.caption_dropout)
-        tokenizer, text_encoder = _text_parts(config, captions, conditioning.texts)
+        conditioning = conditioning_of(captions, config.caption_dropout)
+        tokenizer, text_encoder = _text_parts(config, captions, conditioning)
         architecture, _ = BACKBONES[config.backbone]
         component = ARCHITECTURES[architecture].backbone.component
         network = make_network(
@@ -177,7 +189,7 @@ class TextToImageTask(CaptionTask):
         conditioning.tabulate(tokenizer, network, frozen, cache_root(config))
         held_out = None
         if others:
-            conditions = CaptionConditioning(others[1], 0.0).tabulate(tokenizer, network, frozen, cache_root(config))
+            conditions = conditioning_of(others[1], 0.0).tabulate(tokenizer, network, frozen, cache_root(config))
             judged = given and given.of_held_out(config, others[0])
             held_out = hold_out(space, others[0], conditions, config, judged)
         accelerator.print(describe(config, objective))
@@ -220,23 +232,29 @@ class TextToImageTask(CaptionTask):
         return {}
 
 
-def _text_parts(config: TextToImageConfig, captions: Captions, texts: list[str]) -> tuple[Any, Any]:
+def _text_parts(
+    config: TextToImageConfig,
+    captions: AnyCaptions,
+    conditioning: TextConditioning,
+) -> tuple[Any, Any]:
     """A tokenizer and a text encoder, made for the captions or pretrained.
 
     Args:
         config: which, and how large.
         captions: that a new tokenizer is trained on.
-        texts: of which the tokenizer pads to the longest.
+        conditioning: on these, which says what the tokenizer pads to.
 
     Raises:
         UserError: if the encoder that was asked for can't be had.
     """
     if config.text_encoder is not None:
         encoder, tokenizer = load_text_encoder(config.text_encoder)
-        fit_length(tokenizer, texts, getattr(encoder.config, "max_position_embeddings", None))
+        conditioning.fit(tokenizer, encoder)
         return tokenizer, encoder
+    assert isinstance(captions, Captions)
+    assert isinstance(conditioning, CaptionConditioning)  # others are refused
     tokenizer = train_tokenizer(captions.texts, config.vocab_size)
-    fit_length(tokenizer, texts)
+    fit_length(tokenizer, conditioning.texts)
     encoder = make_text_encoder(
         tokenizer, hidden_size=config.text_hidden_size, layers=config.text_layers, seed=config.seed
     )

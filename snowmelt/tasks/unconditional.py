@@ -26,8 +26,7 @@ from snowmelt.conditioning import LabelConditioning, make_conditioning
 from snowmelt.data.cache import ImageCache
 from snowmelt.data.encoded import find_encoded
 from snowmelt.data.held_out import load_splits
-from snowmelt.data.loader import Cache
-from snowmelt.data.stream import labels_of
+from snowmelt.data.loader import Cache, labels_of
 from snowmelt.errors import UserError
 from snowmelt.image_conditions import make_condition_images, read_condition
 from snowmelt.model_source import Source

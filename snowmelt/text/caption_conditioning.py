@@ -12,6 +12,7 @@ from pipelines.text import converted, text_conditions
 from snowmelt.data.captions import Captions
 from snowmelt.data.loader import to_device
 from snowmelt.text.embeddings import caption_embeddings
+from snowmelt.text.tokens import fit_length
 
 CAPTION = 0xCA  # the purpose of the random numbers here, so that they are no others'
 
@@ -57,6 +58,10 @@ class CaptionConditioning:
         masks = {name: table for name, table in tokens.items() if name == "attention_mask"}
         self.use_tables(encoder_hidden_states=embeddings, **masks)
 
+    def fit(self, tokenizer: Any, text_encoder: Any) -> None:
+        """Make a tokenizer pad to the longest caption, if the text encoder takes as many tokens."""
+        fit_length(tokenizer, self.texts, getattr(text_encoder.config, "max_position_embeddings", None))
+
     def tabulate(
         self, tokenizer: Any, network: Any, text_encoder: Any, root: Path, *, masked: bool = True
     ) -> "CaptionConditioning":
@@ -80,23 +85,35 @@ class CaptionConditioning:
 
     def draw(self, indices: Tensor, seed: int) -> np.ndarray:
         """Rows (B,) of `texts` for images `indices` (B,)."""
-        rng = np.random.default_rng([CAPTION, seed])
         starts, which = self.captions.starts, indices.numpy()
-        chosen = starts[which] + rng.integers(starts[which + 1] - starts[which])
-        return np.where(rng.random(len(which)) < self.dropout, self._null, self._rows[chosen])
+        chosen, dropped = draw_captions(starts[which + 1] - starts[which], self.dropout, seed)
+        return np.where(dropped, self._null, self._rows[starts[which] + chosen])
 
     def embed(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Tokens or embeddings (B, L) or (B, L, D) of a drawn caption each, as the network's arguments."""
         rows = self.draw(batch["indices"], generator.initial_seed())
-        conditions = {name: torch.from_numpy(table[rows]) for name, table in self._tables.items()}
-        # Embeddings are kept in half precision; noise and losses never are.
-        conditions = {
-            name: to_device(t.float() if t.is_floating_point() else t, generator.device)
-            for name, t in conditions.items()
-        }
+        conditions = on_device({name: table[rows] for name, table in self._tables.items()}, generator.device)
         if self._network is None:
             return conditions
         return text_conditions(self._network, conditions["encoder_hidden_states"], conditions.get("attention_mask"))
+
+
+def draw_captions(counts: np.ndarray, dropout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of its captions each image is shown with, (B,) int64, and whether that is dropped, (B,) bool.
+
+    Args:
+        counts: of the captions of each, (B,).
+        dropout: the fraction that is dropped.
+        seed: of the pass.
+    """
+    rng = np.random.default_rng([CAPTION, seed])
+    return rng.integers(counts), rng.random(len(counts)) < dropout
+
+
+def on_device(tables: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """Arguments of a network on its device; embeddings are kept in half precision, noise and losses never are."""
+    tensors = {name: torch.from_numpy(table) for name, table in tables.items()}
+    return {name: to_device(t.float() if t.is_floating_point() else t, device) for name, t in tensors.items()}
 
 
 def token_tables(tokenizer: object, texts: Sequence[str], masked: bool = True) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from pipelines.text import encode_tokens
 from snowmelt.data.store import cache_root, check_space, open_store
 from snowmelt.errors import UserError
 
-__all__ = ["cache_root", "caption_embeddings"]
+__all__ = ["cache_root", "caption_embeddings", "embed"]
 
-VERSION = 2  # of the file below: raised when it changes
+VERSION = 3  # of the file below: raised when it changes
 EMBEDDINGS = "states.npy"
-CAPTIONS_PER_PASS = 64
+CAPTIONS_PER_PASS = 16
 
 
 def caption_embeddings(tokens: dict[str, np.ndarray], text_encoder: Any, root: Path) -> np.ndarray:
@@ -40,6 +41,36 @@ def caption_embeddings(tokens: dict[str, np.ndarray], text_encoder: Any, root: P
     return np.load(folder / EMBEDDINGS, mmap_mode="r")
 
 
+@torch.no_grad()
+def embed(tokens: dict[str, np.ndarray], text_encoder: Any, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The encoder's embeddings of captions, pass by pass.
+
+    A pass is of `CAPTIONS_PER_PASS` captions, the last one too, which is filled up: sums are then of one order, and the
+    embedding of a caption doesn't depend on those that are encoded with it.
+
+    Args:
+        tokens: of the captions, as `token_tables` makes them.
+        text_encoder: on the device that it is to run on.
+        dtype: in which embeddings are kept, float16 or float32.
+
+    Yields:
+        (B, L, D), zero at padding.
+
+    Raises:
+        UserError: if one isn't finite in `dtype`.
+    """
+    count = len(tokens["input_ids"])
+    for start in range(0, count, CAPTIONS_PER_PASS):
+        rows = np.minimum(np.arange(start, start + CAPTIONS_PER_PASS), count - 1)
+        passed = {name: torch.from_numpy(table[rows]).to(text_encoder.device) for name, table in tokens.items()}
+        embeds = encode_tokens(text_encoder, **passed)[: count - start].float().cpu().numpy()
+        with np.errstate(over="ignore"):  # checked below
+            embeds = np.ascontiguousarray(embeds, dtype)
+        if not np.isfinite(embeds).all():
+            raise UserError(f"--text_encoder: its embeddings of the captions aren't finite in {embeds.dtype}")
+        yield embeds
+
+
 def _fingerprint(tokens: dict[str, np.ndarray], text_encoder: Any) -> str:
     kinds = {name: list(table.shape) for name, table in tokens.items()}
     digest = hashlib.sha256(json.dumps([VERSION, type(text_encoder).__name__, kinds]).encode())
@@ -50,7 +81,6 @@ def _fingerprint(tokens: dict[str, np.ndarray], text_encoder: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-@torch.no_grad()
 def _build(folder: Path, tokens: dict[str, np.ndarray], text_encoder: Any) -> dict[str, Any]:
     """Compute the embeddings into a file in `folder`."""
     shape = (*tokens["input_ids"].shape, text_encoder.config.hidden_size)
@@ -58,11 +88,7 @@ def _build(folder: Path, tokens: dict[str, np.ndarray], text_encoder: Any) -> di
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
     with (folder / EMBEDDINGS).open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for start in tqdm(range(0, shape[0], CAPTIONS_PER_PASS), "encoding captions", unit="batch"):
-            part = slice(start, start + CAPTIONS_PER_PASS)
-            passed = {name: torch.from_numpy(t[part]).to(text_encoder.device) for name, t in tokens.items()}
-            embeds = encode_tokens(text_encoder, **passed).half().cpu()
-            if not embeds.isfinite().all():
-                raise UserError("--text_encoder: its embeddings of the captions aren't finite in float16")
-            file.write(embeds.numpy().data)
+        passes = embed(tokens, text_encoder, np.dtype(np.float16))
+        for embeds in tqdm(passes, "encoding captions", -(-shape[0] // CAPTIONS_PER_PASS), unit="batch"):
+            file.write(embeds.data)
     return {}

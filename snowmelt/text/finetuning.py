@@ -13,15 +13,15 @@ from pipelines import TextToImagePipeline
 from pipelines.controlnet import CONTROLNET
 from pipelines.text import check_text_encoder
 from snowmelt.config import on_hub
-from snowmelt.data.captions import Captions
+from snowmelt.data.encoded_captions import AnyCaptions
 from snowmelt.errors import UserError, one_line
 from snowmelt.objectives import Objective
 from snowmelt.pretrained_objective import pretrained_objective, pretrained_scheduler
-from snowmelt.text.caption_conditioning import CaptionConditioning
 from snowmelt.text.controlnet import make_controlnet
 from snowmelt.text.embeddings import cache_root
+from snowmelt.text.encoded_conditioning import TextConditioning, conditioning_of
 from snowmelt.text.lora import add_lora
-from snowmelt.text.options import TextToImageConfig
+from snowmelt.text.options import PipelineOptions, TextToImageConfig
 
 PIPELINES = {cls.__name__: cls for cls in (StableDiffusionPipeline, TextToImagePipeline)}
 NEEDED = ("unet", "scheduler", "text_encoder", "tokenizer")
@@ -32,6 +32,24 @@ def load_source(config: TextToImageConfig) -> Any:
 
     Raises:
         UserError: if there is none, it is of a kind that can't be trained here, or parts of it are missing.
+    """
+    pipeline, name = open_pipeline(config), str(config.pretrained_model_name_or_path)
+    flag = f"--pretrained_model_name_or_path {name}"
+    if config.non_ema_revision:
+        with _readable(f"--non_ema_revision {config.non_ema_revision} of {flag}"):
+            unet = type(pipeline.unet).from_pretrained(
+                name, subfolder="unet", revision=config.non_ema_revision, variant=config.variant, use_safetensors=True
+            )
+        pipeline.register_modules(unet=unet.float())
+    _check(pipeline, config, flag)
+    return pipeline
+
+
+def open_pipeline(config: PipelineOptions) -> Any:
+    """A pretrained pipeline, float32, as it is.
+
+    Raises:
+        UserError: as `load_source`, but for parts that don't belong together.
     """
     name = str(config.pretrained_model_name_or_path)
     flag = f"--pretrained_model_name_or_path {name}"
@@ -47,17 +65,9 @@ def load_source(config: TextToImageConfig) -> Any:
     if missing:
         raise UserError(f"{flag}: has no {', '.join(missing)}, which training needs")
     with _readable(flag):
-        pipeline = PIPELINES[kind].from_pretrained(
+        return PIPELINES[kind].from_pretrained(
             name, revision=config.revision, variant=config.variant, torch_dtype=torch.float32, use_safetensors=True
         )
-    if config.non_ema_revision:
-        with _readable(f"--non_ema_revision {config.non_ema_revision} of {flag}"):
-            unet = type(pipeline.unet).from_pretrained(
-                name, subfolder="unet", revision=config.non_ema_revision, variant=config.variant, use_safetensors=True
-            )
-        pipeline.register_modules(unet=unet.float())
-    _check(pipeline, config, flag)
-    return pipeline
 
 
 @contextmanager
@@ -74,8 +84,12 @@ def channels(pipeline: Any) -> int:
 
 
 def make_trainable(
-    config: TextToImageConfig, pipeline: Any, captions: Captions, device: torch.device, control_channels: int = 0
-) -> tuple[Objective, CaptionConditioning, dict[str, Any]]:
+    config: TextToImageConfig,
+    pipeline: Any,
+    captions: AnyCaptions,
+    device: torch.device,
+    control_channels: int = 0,
+) -> tuple[Objective, TextConditioning, dict[str, Any]]:
     """A pretrained pipeline made ready to be trained on these captions.
 
     Args:
@@ -117,8 +131,8 @@ def make_trainable(
 
 
 def make_conditioning(
-    config: TextToImageConfig, pipeline: Any, captions: Captions, dropout: float
-) -> CaptionConditioning:
+    config: TextToImageConfig, pipeline: Any, captions: AnyCaptions, dropout: float
+) -> TextConditioning:
     """Captions as conditions of a pretrained pipeline's network.
 
     Args:
@@ -134,8 +148,9 @@ def make_conditioning(
     frozen = None if in_training else pipeline.text_encoder
     # Stable Diffusion's encoder sees padding as text, ours masks it.
     masked = isinstance(pipeline, TextToImagePipeline)
-    conditioning = CaptionConditioning(captions, dropout)
-    return conditioning.tabulate(pipeline.tokenizer, pipeline.unet, frozen, cache_root(config), masked=masked)
+    return conditioning_of(captions, dropout).tabulate(
+        pipeline.tokenizer, pipeline.unet, frozen, cache_root(config), masked=masked
+    )
 
 
 def _check(pipeline: Any, config: TextToImageConfig, flag: str) -> None:

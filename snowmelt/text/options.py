@@ -98,8 +98,8 @@ class TextModelOptions(Config):
 
 
 @dataclass(kw_only=True)
-class PretrainedOptions(Config):
-    """Fine-tuning."""
+class PipelineOptions(Config):
+    """Pretrained pipeline."""
 
     pretrained_model_name_or_path: str | None = option(
         None,
@@ -108,8 +108,14 @@ class PretrainedOptions(Config):
         path=True,
     )
     revision: str | None = option(None, "branch, tag or commit of its repository")
-    non_ema_revision: str | None = option(None, "revision to take the weights of its unet from, where it keeps two")
     variant: str | None = option(None, "variant of its weight files, such as fp16")
+
+
+@dataclass(kw_only=True)
+class PretrainedOptions(PipelineOptions):
+    """Fine-tuning."""
+
+    non_ema_revision: str | None = option(None, "revision to take the weights of its unet from, where it keeps two")
     rank: int | None = option(None, "train LoRA matrices of this rank instead of the network (4 is common)", minimum=1)
     train_text_encoder: bool = option(False, "train its text encoder too")
     controlnet: bool = option(
@@ -168,7 +174,10 @@ class TextToImageConfig(
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.streaming:
-            raise UserError("--streaming: isn't for captions, which are read before training; leave it out")
+            raise UserError(
+                "--streaming: isn't for captions, which are read before training; run encode.py --streaming once, with "
+                "--text_encoder, and train on its folder"
+            )
         if self.num_validation_images > 1 and not self.validation_prompts:
             raise UserError(
                 "--num_validation_images: needs --validation_prompts, of which it draws so many images each"

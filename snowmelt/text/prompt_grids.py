@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipelines import image_generators, image_grid
 from pipelines.text2img import TextPipeline
-from snowmelt.data.captions import Captions
+from snowmelt.data.encoded_captions import AnyCaptions
 from snowmelt.sample_grids import few_steps
 from snowmelt.text.options import TextToImageConfig
 
@@ -22,7 +22,7 @@ CELL = 112
 FONT_SIZE, LINE_HEIGHT, GAP = 11, 14, 8
 
 
-def grid_prompts(config: TextToImageConfig, captions: Captions) -> list[str]:
+def grid_prompts(config: TextToImageConfig, captions: AnyCaptions) -> list[str]:
     """The prompts of the images of a sample grid: those given, or the first captions."""
     if config.validation_prompts:
         return [prompt for prompt in config.validation_prompts for _ in range(config.num_validation_images)]

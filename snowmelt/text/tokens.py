@@ -1,7 +1,8 @@
 """Tokenizers: one for the captions at hand, and the length that captions are cut or padded to."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
@@ -12,6 +13,9 @@ BEGIN, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 LONGEST = 77
 """Tokens of a caption, its marks included, that CLIP reads, and the most that is kept for any encoder."""
+
+TOGETHER = 10_000
+"""Captions that are made tokens at once, where only the longest matters."""
 
 
 def train_tokenizer(captions: Sequence[str], vocab_size: int) -> CLIPTokenizerFast:
@@ -37,7 +41,7 @@ def train_tokenizer(captions: Sequence[str], vocab_size: int) -> CLIPTokenizerFa
     return CLIPTokenizerFast(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
 
 
-def fit_length(tokenizer: Any, captions: Sequence[str], most: int | None = None) -> None:
+def fit_length(tokenizer: Any, captions: Iterable[str], most: int | None = None) -> None:
     """Set the length that a tokenizer cuts and pads to: of the longest caption, at most 77 and what it allows itself.
 
     Args:
@@ -45,5 +49,7 @@ def fit_length(tokenizer: Any, captions: Sequence[str], most: int | None = None)
         captions: all captions, at least one.
         most: the most tokens that the text encoder takes; None for no limit of its own.
     """
-    longest = max(map(len, tokenizer(list(captions), verbose=False)["input_ids"]))
+    remaining, longest = iter(captions), 0
+    while part := list(islice(remaining, TOGETHER)):
+        longest = max(longest, *map(len, tokenizer(part, verbose=False)["input_ids"]))
     tokenizer.model_max_length = min(longest, most or LONGEST, LONGEST, tokenizer.model_max_length)

@@ -13,8 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from snowmelt.data.held_out import load_splits
-from snowmelt.data.loader import batches
-from snowmelt.data.stream import labels_of
+from snowmelt.data.loader import batches, labels_of
 from snowmelt.errors import UserError
 from snowmelt.options import HeldOutOptions
 from tests.data.shards import FEATURES, png, rows_of, write_images, write_parquet, write_tars

@@ -62,7 +62,10 @@ CASES = [
     ),
     (U + "--streaming --condition column:map", "^error: --streaming: isn't for --condition column:map, a second image"),
     (U + "--streaming --shuffle_buffer_size 0", "^error: --shuffle_buffer_size: must be at least 1, got 0$"),
-    (T + "--streaming", "^error: --streaming: isn't for captions, which are read before training; leave it out$"),
+    (
+        T + "--streaming",
+        "^error: --streaming: isn't for captions, which are read before training; run encode.py --stre",
+    ),
     (A + "--streaming", "^error: --streaming: isn't for autoencoders, whose latents are measured on all images; leave"),
     (U + "--seed=-1", "^error: --seed: must be at least 0 and at most 9223372036854775807, got -1$"),
     (U + "--seed 99999999999999999999", "^error: --seed: must be at least 0 and at most"),

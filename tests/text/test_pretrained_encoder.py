@@ -90,3 +90,18 @@ def test_states_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> 
     for _ in range(2):
         with pytest.raises(UserError, match="its embeddings of the captions aren't finite in float16"):
             caption_embeddings(token_tables(tokenizer, CAPTIONS), encoder, tmp_path / "cache")
+
+
+def test_passes_are_of_one_size(tmp_path: Path) -> None:
+    """Sums of a matrix product depend on its shape: an embedding is the same whatever is encoded with it."""
+    encoder, tokenizer = load_text_encoder(str(save_pretrained(tmp_path / "model")))
+    sizes: list[int] = []
+    encoder.register_forward_hook(lambda _module, _inputs, outputs: sizes.append(len(outputs[0])))
+    tokens = token_tables(tokenizer, [*CAPTIONS] * 5)
+    found = [*states_module.embed(tokens, encoder, np.dtype(np.float16))]
+    assert sizes == [16, 16]
+    assert [len(states) for states in found] == [16, 4]
+    alone = next(
+        states_module.embed({name: table[1:2] for name, table in tokens.items()}, encoder, np.dtype(np.float32))
+    )
+    assert np.array_equal(alone[0].astype(np.float16), found[0][1])
