@@ -43,7 +43,9 @@ def native_precision() -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """What `accelerate launch` was asked for, on its command line or in its saved configuration; None: nothing."""
+    """What `accelerate launch` was asked for, on its command line, in its saved configuration or by OMP_NUM_THREADS;
+    None: nothing.
+    """
 
     num_processes: int | None = None
     mixed_precision: str | None = None
@@ -56,7 +58,8 @@ def find_launch() -> Launch:
     The launcher hands on its defaults in the same variables as what it was asked for, so these can't tell.
     """
     try:
-        words = psutil.Process().parent().cmdline()
+        launcher = psutil.Process().parent()
+        words, exported = launcher.cmdline(), launcher.environ().get("OMP_NUM_THREADS", "")
     except (psutil.Error, AttributeError):
         return Launch()
     starts = [i for i, word in enumerate(words, 1) if word in ("launch", "accelerate.commands.launch")]
@@ -69,7 +72,7 @@ def find_launch() -> Launch:
     return Launch(
         given.num_processes or getattr(saved, "num_processes", None),
         None if precision is None else str(precision),
-        given.num_cpu_threads_per_process,
+        given.num_cpu_threads_per_process or (int(exported) if exported.isdecimal() else None),
     )
 
 
@@ -91,7 +94,11 @@ def describe(accelerator: Accelerator, config: TrainingConfig, launch: Launch) -
     """
     processes, threads = accelerator.num_processes, torch.get_num_threads()
     images = config.train_batch_size * config.gradient_accumulation_steps * processes
-    place = accelerator.device.type if accelerator.device.type != "cpu" else f"{threads} CPU threads each"
+    place = (
+        accelerator.device.type
+        if accelerator.device.type != "cpu"
+        else f"{threads} CPU thread{'s' * (threads > 1)} each"
+    )
     lines = [
         f"{processes} process{'es' * (processes > 1)}, {place}, mixed precision {accelerator.mixed_precision}; "
         f"{images} images per optimizer step"

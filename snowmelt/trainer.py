@@ -133,10 +133,8 @@ class Trainer:
                 self.accelerator.print(f"stopped at step {self.step} ({stop}); {resume}")
             self.save_model()
             self.save_samples()
-            if self.accelerator.is_main_process:
-                plot_loss(self.folder)
-                if self.validation:
-                    self.validation.plot()
+            if self.accelerator.is_main_process and self.validation:
+                self.validation.plot()
             self.accelerator.end_training()
         return heartbeat.exit_status
 
@@ -259,8 +257,10 @@ class Trainer:
         self._log(self.writer.save_model())
 
     def save_samples(self) -> None:
-        """Save a preview of the progress."""
+        """Save a preview of the progress, and draw the loss so far."""
         self._log(self.writer.save_samples(self.step))
+        if self.accelerator.is_main_process:
+            plot_loss(self.folder)
 
     def _log(self, values: dict[str, float]) -> None:
         if values:  # measured once for a step, and maybe logged already: a run that had ended may be resumed

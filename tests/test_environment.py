@@ -26,12 +26,13 @@ print(json.dumps(dataclasses.asdict(launch) | {{"threads": torch.get_num_threads
 
 @pytest.fixture
 def found(tmp_path: Path):
-    """`found(*flags, saved=...)`: what a script that was launched so finds."""
+    """`found(*flags, saved=..., **variables)`: what a script that was launched so finds."""
     script = tmp_path / "script.py"
     script.write_text(FOUND.format(root=str(ROOT)))
 
-    def found(*flags: str, saved: str = "") -> dict:
+    def found(*flags: str, saved: str = "", **variables: str) -> dict:
         environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"HF_HOME": str(tmp_path)}
+        environment |= variables
         if saved:
             (tmp_path / "accelerate").mkdir(exist_ok=True)
             (tmp_path / "accelerate/default_config.yaml").write_text(saved)
@@ -59,6 +60,12 @@ def test_what_nobody_asked_for(found) -> None:
         "threads": threads,
     }
     assert found() | {"threads": 0} == asked | {"threads": 0}
+
+
+def test_exported_threads_are_asked_for(found) -> None:
+    """One thread of the user's is not the launcher's default of one."""
+    asked = found("--cpu", OMP_NUM_THREADS="1")
+    assert (asked["num_cpu_threads_per_process"], asked["threads"]) == (1, 1)
 
 
 @pytest.mark.slow

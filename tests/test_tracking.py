@@ -63,6 +63,15 @@ def test_images(run):
         assert plot.width > 400
 
 
+def test_the_loss_is_drawn_with_each_grid(train, tmp_path, monkeypatch):
+    """So that both can be looked at while training goes on."""
+    drawn = []
+    monkeypatch.setattr("snowmelt.trainer.plot_loss", lambda folder: drawn.append(read_metrics(folder)[-1]["step"]))
+    options = {"split": "train[:192]", "train_batch_size": 64, "save_images_epochs": 1, "eval_batch_size": 1}
+    run = train(tmp_path / "run", max_train_steps=6, logging_steps=1, ddpm_num_inference_steps=1, **options)
+    assert drawn == [int(path.stem.removeprefix("step-")) for path in sorted((run / "samples").glob("*.png"))] == [3, 6]
+
+
 def test_tensorboard(run):
     (events,) = (run / "logs" / "snowmelt").glob("events.out.*")
     accumulator = EventAccumulator(str(events)).Reload()

@@ -16,10 +16,12 @@ from snowmelt.errors import UserError
 from snowmelt.evaluation.real import RealImages
 from snowmelt.locks import locked
 
-VERSION = 2  # of the network and its training: raised when either changes
+VERSION = 3  # of the network and its training: raised when either changes
 LARGEST, SMALLEST = 64, 4
 FEATURES = 64
 STEPS, BATCH = 2000, 128
+FEWEST_STEPS, EPOCHS = 300, 200
+"""Of few images: as many passes over them, or at least so many steps; more would take minutes for nothing."""
 HELD_OUT = 0.1
 """Fraction of the images that isn't trained on, to tell how good the classifier is."""
 
@@ -143,12 +145,13 @@ def _normalize(net: ConvNet, features: Tensor) -> None:
 
 def _fit(net: ConvNet, train: RealImages, rows: np.ndarray, rng: np.random.Generator, device: torch.device) -> None:
     """Train on these rows, shifted by up to a fourteenth of the shorter side."""
+    steps = min(STEPS, max(FEWEST_STEPS, EPOCHS * len(rows) // BATCH))
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     (height, width), shift = train.cache.size, min(train.cache.size) // 14
     labels = train.labels
     assert labels is not None
-    for _ in tqdm(range(STEPS), "training the classifier of --features", unit="step", leave=False):
+    for _ in tqdm(range(steps), "training the classifier of --features", unit="step", leave=False):
         batch = rng.choice(rows, BATCH)
         top, left = rng.integers(2 * shift + 1, size=2)
         images = F.pad(train.batch(batch), (shift,) * 4, mode="replicate")[..., top : top + height, left : left + width]

@@ -7,6 +7,7 @@ as copies.
 """
 
 import math
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,7 +169,8 @@ def draw_closest(samples: Tensor, train: RealImages, found: Memorization, path: 
         _show(axes[0], samples[row], f"sample {row}")
         for place, space in zip(axes[1:], found.spaces, strict=True):
             index = int(space.indices[row])
-            title = f"nearest in {space.space.split(' (')[0]}\nimage {index}, ratio {space.ratios[row]:.2f}"
+            where = textwrap.fill(f"nearest in {space.space.split(' (')[0]}", 30)
+            title = f"{where}\nimage {index}, ratio {space.ratios[row]:.2f}"
             _show(place, train.batch(np.array([index]))[0], title)
     figure.savefig(path, dpi=110)
 

@@ -163,6 +163,20 @@ def test_classifier(digits, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.accuracy != extractor.accuracy  # now that of the split it was given
 
 
+@pytest.mark.parametrize(("images", "steps"), [(20, 3), (200, 10), (10_000, 40)])
+def test_a_classifier_of_few_images_takes_few_steps(images: int, steps: int, digits, monkeypatch) -> None:
+    """As many passes over them, within bounds."""
+    for name, value in {"STEPS": 40, "FEWEST_STEPS": 3, "EPOCHS": 7, "BATCH": 128}.items():
+        monkeypatch.setattr(classifier, name, value)
+    bars = []
+    monkeypatch.setattr(classifier, "tqdm", lambda steps, *_, **__: bars.append(len(steps)) or steps)
+    train = digits()
+    net = classifier.ConvNet(train.cache.channels, train.cache.size, 10)
+    rng = np.random.default_rng(0)
+    classifier._fit(net, train, rng.choice(len(train), images), rng, CPU)
+    assert bars == [steps]
+
+
 @pytest.mark.usefixtures("quick_classifier")
 def test_a_damaged_classifier_is_trained_anew(digits, capsys: pytest.CaptureFixture) -> None:
     train = digits()
