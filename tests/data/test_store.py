@@ -148,9 +148,9 @@ def test_who_waits_for_another_process_says_so(load, monkeypatch, tmp_path, caps
     monkeypatch.setattr(locks, "SAY", 0.5)
     path = load(**DIGITS).path
     shutil.rmtree(path)
-    other = FileLock(path.with_suffix(".lock"))
+    other = FileLock(path.with_suffix(".lock"), thread_local=False)
     other.acquire()
-    threading.Timer(1.7, lambda: other.release()).start()
+    threading.Timer(1.7, other.release).start()
     assert len(load(**DIGITS)) == 1797
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting since")]
     assert len(said) == 3
