@@ -142,7 +142,8 @@ def test_bare_loop(model: str, name: str) -> None:
             output = unet(scaled, exact).sample
             options = {"generator": generator, "use_clipped_model_output": True}
             x = scheduler.step(output, t, x, **{k: v for k, v in options.items() if k in takes}).prev_sample
-    assert torch.equal(ours, x)
+    # In so few steps kdpm2-a divides zero by zero on some CPUs, in diffusers' loop and in ours.
+    torch.testing.assert_close(ours, x, rtol=0, atol=0, equal_nan=name == "kdpm2-a")
 
 
 @pytest.mark.parametrize(
