@@ -41,12 +41,12 @@ CARDS = {
     "digits": Card("train_unconditional.py --config digits", f"evaluate.py {USUAL}", "digits", "cc-by-4.0"),
     "mnist": Card("train_unconditional.py --config mnist", f"evaluate.py {USUAL} --held_out_split test", MNIST),
     "mnist-few-steps": Card(
-        "train_unconditional.py --config mnist --objective soflow --max_train_minutes 12",
+        "train_unconditional.py --config mnist --objective soflow --max_train_minutes 20",
         "evaluate.py --metrics fd,accuracy --num_images 1000 --held_out_split test --sweep num_inference_steps=1,2,4",
         MNIST,
     ),
     "mnist-superresolution": Card(
-        "train_unconditional.py --config mnist-superresolution --max_train_minutes 12",
+        "train_unconditional.py --config mnist-superresolution",
         f"evaluate.py {PAIRED} --held_out_split test",
         MNIST,
     ),
