@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import threading
 import zlib
 from types import SimpleNamespace
 
@@ -144,16 +143,22 @@ def test_a_cache_that_cannot_be_written(load, monkeypatch, call):
         load(**DIGITS)
 
 
-def test_who_waits_for_another_process_says_so(load, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(locks, "SAY", 0.5)
+def test_who_waits_for_another_process_says_so(load, monkeypatch):
     path = load(**DIGITS).path
     shutil.rmtree(path)
-    other = FileLock(path.with_suffix(".lock"), thread_local=False)
+    other, said = FileLock(path.with_suffix(".lock")), []
+
+    def hear(line: str, **_: object) -> None:
+        said.append(line)
+        if len(said) == 3:
+            other.release()
+
+    monkeypatch.setattr(locks, "SAY", 0.2)
+    monkeypatch.setattr(locks, "print", hear, raising=False)
     other.acquire()
-    threading.Timer(1.7, other.release).start()
     assert len(load(**DIGITS)) == 1797
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting since")]
     assert len(said) == 3
+    assert said[0].startswith("waiting since")
     assert said[0].endswith(f"s for another process, which is building the cache ({path})")
     other.acquire(timeout=0)  # it is free again
 
