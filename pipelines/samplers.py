@@ -109,6 +109,18 @@ class KDPM2Sampler(SigmaSampler):
 class KDPM2AncestralSampler(KDPM2Sampler):  # DPM-Solver-2 with ancestral steps
     EARLIER = 1
 
+    def set_timesteps(self, num_inference_steps: int, timesteps: list[float] | None, device: torch.device) -> None:
+        """Lay out the steps; the first level between is s_2 of levels s_1 and s_2, as all are but for rounding.
+
+        It is the geometric mean of s_1 and of s_2^2 / s_1. Where s_1 is thousands of times s_2, diffusers, which
+        takes the latter as a difference, rounds it to 0, and then takes its logarithm.
+        """
+        super().set_timesteps(num_inference_steps, timesteps, device)
+        scheduler = self.scheduler
+        if len(scheduler.timesteps) > 1 and not scheduler.timesteps[1].isfinite():
+            scheduler.sigmas_interpol[0] = scheduler.sigmas[1]
+            scheduler.timesteps[1] = scheduler.timesteps[2]
+
 
 class LMSSampler(SigmaSampler):  # LMS counts the steps that it has taken, by their derivatives
     MARKOV = False
