@@ -114,6 +114,14 @@ class KDPM2AncestralSampler(KDPM2Sampler):  # DPM-Solver-2 with ancestral steps
 
         It is the geometric mean of s_1 and of s_2^2 / s_1. Where s_1 is thousands of times s_2, diffusers, which
         takes the latter as a difference, rounds it to 0, and then takes its logarithm.
+
+        Args:
+            num_inference_steps: as `Sampler.set_timesteps`.
+            timesteps: None; this scheduler takes no list.
+            device: of the scheduler's tensors.
+
+        Raises:
+            ValueError: as `Sampler.set_timesteps`.
         """
         super().set_timesteps(num_inference_steps, timesteps, device)
         scheduler = self.scheduler

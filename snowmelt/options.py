@@ -185,9 +185,6 @@ class HeldOutOptions(OptimizationOptions, DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.aspect_ratio_buckets and (self.validation_split or self.validation_share):
-            name = "validation_split" if self.validation_split else "validation_share"
-            raise UserError(f"--aspect_ratio_buckets: isn't for --{name}, whose images are of one size; drop one")
         if self.validation_split and self.validation_share:
             raise UserError("--validation_split and --validation_share: give one of the two")
 

@@ -1,6 +1,8 @@
 """Images that aren't square, from the command line to samples, their evaluation and what is published."""
 
 import json
+import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import generate
 from pipelines import image_generators
 from snowmelt.data.captions import load_captioned
 from snowmelt.errors import UserError
-from snowmelt.evaluation import classifier
+from snowmelt.evaluation import classifier, validation
 from snowmelt.evaluation.process import check_images
 from snowmelt.loading import load_pipeline
 from snowmelt.text.options import TextToImageConfig
@@ -286,6 +288,37 @@ def test_buckets(train, mixed, tmp_path, monkeypatch, capfd, variant):
         assert "| shapes | 16,24; 24,16; 20,20 (height, width)" in (tmp_path / "out/README.md").read_text()
 
 
+@pytest.mark.parametrize("latent", [False, True])
+def test_held_out_images_of_buckets(train, mixed, tmp_path, monkeypatch, latent):
+    """Each batch is of one bucket, and all images are judged; a bucket without any is left out."""
+    tall = tmp_path / "data/test/a"
+    tall.mkdir(parents=True)
+    shutil.copytree(mixed, tmp_path / "data/train")
+    for path in sorted(mixed.rglob("tall-*.png")):
+        Image.open(path).rotate(180).save(tall / path.name)
+    options = UNCONDITIONAL | BUCKETS | {"train_data_dir": tmp_path / "data", "eval_steps": 1, "max_train_steps": 2}
+    if latent:
+        tiny_vae("vq", channels=1).save_pretrained(tmp_path / "vae")
+        options |= {"autoencoder": tmp_path / "vae", "center_crop": True}
+    monkeypatch.setattr(validation, "LEAST", 8)
+    made = []
+    make = validation.ValidationLoss.__init__
+    monkeypatch.setattr(validation.ValidationLoss, "__init__", lambda self, *a: (make(self, *a), made.append(self))[0])
+    for name, changes in (("split", {"validation_split": "test"}), ("share", {"validation_share": 0.4})):
+        run = train(tmp_path / name, **options | changes)
+        lines = [line for line in read_metrics(run) if "eval_loss" in line]
+        assert len(lines) == 2
+        assert all(math.isfinite(line["eval_loss"]) for line in lines)
+    split, share = ([part.size for part in judged.fields["image"].parts] for judged in made)
+    assert 0 < len(split) < len(share) == 3  # none of the tall ones is wide
+    for judged in made:
+        data = judged.fields["image"]
+        counts = [len(part) for part in data.parts]
+        bucket = np.repeat(np.arange(len(counts)), counts)
+        assert sorted({row for batch in judged.batches for row in batch}) == list(range(sum(counts)))
+        assert all(len(set(bucket[batch])) == 1 for batch in judged.batches)
+
+
 def test_buckets_and_texts(train, mixed, tmp_path):
     """Each image keeps its caption."""
     import datasets
@@ -321,7 +354,6 @@ def test_buckets_and_texts(train, mixed, tmp_path):
             {"resolution": 20, "backbone": "dit", "model_config_name_or_path": None},
             "--aspect_ratio_buckets: 16,24 isn't square, and this network makes squares alone; take --backbone unet",
         ),
-        ({"validation_share": 0.1, "eval_steps": 1}, "--aspect_ratio_buckets: isn't for --validation_share"),
         ({"eval_metrics": ["fd"], "eval_steps": 1}, "--aspect_ratio_buckets: isn't for --eval_metrics"),
         (
             {"reflow_from": "it", "objective": "flow", "random_flip": False},

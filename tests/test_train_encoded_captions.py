@@ -128,9 +128,9 @@ def test_networks_see_the_same_bits(given, encoded, kind):
 
 
 @pytest.fixture
-def fit(train: Callable[..., Path], given: dict[str, Any], encoded: dict[str, Path]) -> Callable[..., Path]:
-    """A run on what CLIP has encoded; options replace the usual ones."""
-    usual = {
+def usual(given: dict[str, Any], encoded: dict[str, Path]) -> dict[str, Any]:
+    """Options of a run on what CLIP has encoded."""
+    return {
         "dataset_name": None,
         "train_data_dir": encoded["clip"],
         "autoencoder": given["autoencoder"],
@@ -144,6 +144,11 @@ def fit(train: Callable[..., Path], given: dict[str, Any], encoded: dict[str, Pa
         "shuffle_buffer_size": 64,
         "cache_dir": given["cache_dir"],
     }
+
+
+@pytest.fixture
+def fit(train: Callable[..., Path], usual: dict[str, Any]) -> Callable[..., Path]:
+    """A run on what CLIP has encoded; options replace the usual ones."""
     return lambda folder, **options: train(folder, script="train_text2img", **usual | options)
 
 
@@ -205,22 +210,9 @@ def test_validation_share(fit, tmp_path, monkeypatch):
     assert read_metrics(run)[-1]["eval_loss"] > 0
 
 
-def test_two_processes_take_the_steps_of_one(fit, given, encoded, launch, tmp_path):
+def test_two_processes_take_the_steps_of_one(fit, usual, encoded, launch, tmp_path):
     options = {"train_data_dir": encoded["clip"], "train_batch_size": 10, "max_train_steps": 2}
     one = fit(tmp_path / "one", **options, gradient_accumulation_steps=2)
-    usual = {
-        "dataset_name": None,
-        "autoencoder": given["autoencoder"],
-        "text_encoder": given["clip"],
-        "class_conditional": None,
-        "model_config_name_or_path": given["config"],
-        "resolution": SIDE,
-        "caption_dropout": 0.3,
-        "eval_batch_size": 3,
-        "learning_rate": 1e-3,
-        "shuffle_buffer_size": 64,
-        "cache_dir": given["cache_dir"],
-    }
     statuses, printed = launch(tmp_path / "two", 2, script="train_text2img", **usual | options)
     assert statuses == [0, 0], printed
     name = "unet/diffusion_pytorch_model.safetensors"

@@ -86,7 +86,7 @@ def build_images(
         image_column: the column that holds them.
         labels: (rows,) int64 classes of all rows.
         class_names: their names.
-        like: take the channels, the type and the range of values of these.
+        like: take the channels, the type and the range of values of these; not all buckets need have images then.
 
     Raises:
         UserError: as `build_cache`; for buckets that have no images; for float images in buckets.
@@ -96,14 +96,17 @@ def build_images(
             source, options, image_column=image_column, labels=labels, class_names=class_names, like=like
         )
     sizes = to_buckets(options.aspect_ratio_buckets)
-    nearest, like = _sort(source, options, image_column, sizes)
-    parts, rows = [], [np.flatnonzero(nearest == number) for number in range(len(sizes))]
-    for size, own in zip(sizes, rows, strict=True):
-        if not len(own):
-            raise UserError(f"--aspect_ratio_buckets: {_shown(size)} is nearest to no image; leave it out")
-    for size, own in zip(sizes, rows, strict=True):
+    nearest, common = _sort(source, options, image_column, sizes, like)
+    rows = {size: np.flatnonzero(nearest == number) for number, size in enumerate(sizes)}
+    empty = [size for size, own in rows.items() if not len(own)]
+    if empty and like is None:
+        raise UserError(f"--aspect_ratio_buckets: {_shown(empty[0])} is nearest to no image; leave it out")
+    parts = []
+    for size, own in rows.items():
+        if size in empty:
+            continue
         given: Any = replace(
-            options, resolution=to_resolution(*size), aspect_ratio_buckets=None, channels=like.channels
+            options, resolution=to_resolution(*size), aspect_ratio_buckets=None, channels=common.channels
         )
         part = build_cache(
             replace(source, dataset=source.dataset.select(own)),
@@ -111,7 +114,7 @@ def build_images(
             image_column=image_column,
             labels=None if labels is None else labels[own],
             class_names=class_names,
-            like=like,
+            like=common,
         )
         parts.append(replace(part, rows=own[part.rows]))
     first, all_labels = parts[0], [part.labels for part in parts if part.labels is not None]
@@ -158,7 +161,9 @@ def check_buckets(images: ImageCache, multiple: int, square: bool) -> None:
             raise UserError(f"{what} has a side that isn't a multiple of {multiple}, by which the network divides it")
 
 
-def _sort(source: Source, options: DataOptions, column: str, sizes: list[tuple[int, int]]) -> tuple[np.ndarray, Like]:
+def _sort(
+    source: Source, options: DataOptions, column: str, sizes: list[tuple[int, int]], like: Like | None
+) -> tuple[np.ndarray, Like]:
     """The number of the bucket of each row (rows,), and what the images of all buckets have in common."""
     key = {
         "version": VERSION,
@@ -166,6 +171,8 @@ def _sort(source: Source, options: DataOptions, column: str, sizes: list[tuple[i
         "buckets": sizes,
         **{name: getattr(options, name) for name in ("channels", "preserve_input_precision", "skip_bad_images")},
     }
+    if like is not None:
+        key["like"] = [like.channels, like.dtype.name]
     key = json.loads(json.dumps(key))
 
     def build(folder: Path) -> dict[str, Any]:
@@ -181,8 +188,8 @@ def _sort(source: Source, options: DataOptions, column: str, sizes: list[tuple[i
         if not headers:
             raise UserError(f"none of the {len(source.dataset)} images can be decoded; check the files")
         return {
-            "channels": common_channels(headers, options, None),
-            "dtype": common_dtype(headers, options, None).name,
+            "channels": common_channels(headers, options, like),
+            "dtype": common_dtype(headers, options, like).name,
         }
 
     folder = cache_root(options) / _joined([json.dumps(key, sort_keys=True)])
@@ -190,7 +197,8 @@ def _sort(source: Source, options: DataOptions, column: str, sizes: list[tuple[i
     dtype = np.dtype(content["dtype"])
     if dtype.kind == "f":
         raise UserError("--aspect_ratio_buckets: isn't for float images, whose range is that of a whole set")
-    return np.load(folder / NEAREST), Like(content["channels"], dtype, (0.0, float(np.iinfo(dtype).max)), "--split")
+    made = Like(content["channels"], dtype, (0.0, float(np.iinfo(dtype).max)), "--split")
+    return np.load(folder / NEAREST), like or made
 
 
 def _upright(image: Opened) -> tuple[int, int]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from huggingface_hub.constants import HF_HOME
 
+from snowmelt.data.locks import locked
 from snowmelt.errors import UserError, explained, printable
 from snowmelt.files import read_mapping
-from snowmelt.locks import locked
 from snowmelt.options import ImageOptions
 
 FORMAT = 2  # of the manifest: raised when it changes

@@ -12,9 +12,9 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from snowmelt.data.locks import locked
 from snowmelt.errors import UserError
 from snowmelt.evaluation.real import RealImages
-from snowmelt.locks import locked
 
 VERSION = 3  # of the network and its training: raised when either changes
 LARGEST, SMALLEST = 64, 4

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from snowmelt.data.locks import locked
 from snowmelt.evaluation.features import FeatureExtractor, NoFeatures
 from snowmelt.evaluation.metrics import FrechetDistance
 from snowmelt.evaluation.real import RealImages
-from snowmelt.locks import locked
 
 
 class Reference:

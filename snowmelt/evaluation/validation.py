@@ -14,6 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from snowmelt.augmentation import Augmentation
+from snowmelt.data.buckets import parts_of
 from snowmelt.data.loader import Cache, batch_of
 from snowmelt.data.order import VALIDATION
 from snowmelt.errors import UserError
@@ -72,16 +73,17 @@ class ValidationLoss:
         self.config = config
         self.accelerator = accelerator
         count = min(max(len(data), LEAST), MOST)
-        self.rows = np.linspace(0, len(data) - 1, count).round().astype(int)
+        rows = np.linspace(0, len(data) - 1, count).round().astype(int)
+        ends = np.cumsum([len(part) for part in parts_of(data)])
+        size, parts = config.train_batch_size, np.split(rows, np.searchsorted(rows, ends[:-1]))
+        self.batches = [part[start : start + size] for part in parts for start in range(0, len(part), size)]
         self.generator = torch.Generator(accelerator.device)
 
     @torch.no_grad()
     def __call__(self, networks: Networks, step: int) -> dict[str, float]:
         """`eval_loss`, and by quartile of the noise level `eval_loss_q1` to `_q4`; in every process alike."""
         context = StepContext(self.task.module(networks), self.generator, step, 1)
-        size = self.config.train_batch_size
-        batches = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
-        own = [(i, self._losses(context, i, batches[i])) for i in turns(len(batches), PartialState())]
+        own = [(i, self._losses(context, i, self.batches[i])) for i in turns(len(self.batches), PartialState())]
         losses, quantiles = zip(*(part for _, part in sorted(dict(gather_object(own)).items())), strict=True)
         loss = torch.cat(losses).double()
         values = {"eval_loss": loss.mean().item()}

@@ -12,8 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from snowmelt import locks
-from snowmelt.data import store
+from snowmelt.data import locks, store
 from snowmelt.data.cache import PIXELS, ROWS, SIZES
 from snowmelt.data.store import MANIFEST, in_units
 from snowmelt.errors import UserError
