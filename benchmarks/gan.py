@@ -18,10 +18,8 @@ The GAN is conditional on classes, and made of what is known to train well:
 
 import argparse
 import bisect
-import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
 from benchmarks.latent_against_pixels import BATCH, DEVICE, same_arguments, sample
-from benchmarks.scripts import add_arguments, evaluate, train, trained, values
+from benchmarks.scripts import add_arguments, evaluate, gathered, train, trained, training_time, values
 from pipelines import image_grid
 from snowmelt.config import load_yaml
 from snowmelt.data.held_out import load_splits
@@ -48,7 +46,6 @@ from snowmelt.evaluation.table import Images, compare
 from snowmelt.loading import load_pipeline
 from snowmelt.options import UnconditionalConfig
 from snowmelt.spaces import PixelSpace
-from snowmelt.tracking import read_metrics
 
 LATENT, EMBEDDING = 64, 16
 """Dimensions of the noise and of a class beside it; with 64 of both, the samples of a class were one on digits."""
@@ -176,14 +173,12 @@ def measure_flow(folder: Path, seed: int, args: argparse.Namespace) -> dict[str,
         train(folder, args, steps, objective="flow", seed=seed, **length)
     report = evaluate(folder, args, metrics=METRICS, num_inference_steps=args.num_inference_steps)
     shutil.copy(folder / "report/samples.png", f"{folder}.png")
-    config = run_config(folder)
-    lines = [line for line in read_metrics(folder) if "images_per_second" in line]
-    spans = np.diff([line["step"] for line in lines], prepend=0) / [line["images_per_second"] for line in lines]
+    time_taken = training_time(folder)
     return values(report["results"]) | {
         "real": values(report["baseline"]),  # the second of its two sets
         "images/s": sample(folder.name, args)[f"sampling, images/s ({args.num_inference_steps} steps)"],
-        "steps": lines[-1]["step"],
-        "seconds": config.train_batch_size * config.gradient_accumulation_steps * spans.sum(),
+        "steps": time_taken["steps"],
+        "seconds": 60 * time_taken["minutes"],
     }
 
 
@@ -203,14 +198,6 @@ def measure_gan(folder: Path, flow: Path, seconds: float, args: argparse.Namespa
         times.append(time.perf_counter())
         draw(generator, labels[:1].expand(BATCH))
     return length | {r.metric: r.value for r in results} | {"images/s": BATCH / np.median(np.diff(times)[1:])}
-
-
-def gathered(folder: Path, measure: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
-    """What was measured before, or is now."""
-    path = Path(f"{folder}.json")
-    if not path.exists():
-        path.write_text(json.dumps(measure(folder, *arguments), indent=1))
-    return json.loads(path.read_text())
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ def run(script: str, *flags: str, **options: object) -> None:
     subprocess.run([sys.executable, ROOT / script, *words], check=True)
 
 
-def train(folder: Path, args: argparse.Namespace, steps: int, **options: object) -> None:
-    """Train by the recipe for so many steps."""
+def train(folder: Path, args: argparse.Namespace, steps: int, *flags: str, **options: object) -> None:
+    """Train by the recipe for so many steps, with flags as they are typed and options by name."""
     length = {"max_train_steps": steps, "max_train_minutes": 10000, "overwrite_output_dir": True}
     data = {"config": args.config, "dataset_name": args.dataset_name}
     data |= {"resolution": args.resolution} if args.resolution else {}
-    run("train_unconditional.py", output_dir=folder, **(data | length | options))
+    run("train_unconditional.py", *flags, output_dir=folder, **(data | length | options))
 
 
 def evaluate(folder: Path, args: argparse.Namespace, output: str = "report", **options: object) -> dict[str, Any]:
@@ -65,6 +66,26 @@ def images_per_second(folder: Path, args: argparse.Namespace, **options: object)
     if not trained(folder):
         train(folder, args, SPEED_STEPS, **options)
     return max(float(line["images_per_second"]) for line in read_metrics(folder))
+
+
+def training_time(folder: Path) -> dict[str, float]:
+    """Minutes of a run's training steps alone, as metrics.jsonl has their speed; the steps, and the images seen."""
+    lines = [line for line in read_metrics(folder) if "images_per_second" in line]
+    batch, steps = json.loads((folder / "run.json").read_text())["images_per_step"], lines[-1]["step"]
+    before = [0, *(line["step"] for line in lines)]
+    seconds = sum(
+        (line["step"] - b) * batch / line["images_per_second"] for b, line in zip(before, lines, strict=False)
+    )
+    return {"minutes": seconds / 60, "steps": steps, "images": steps * batch}
+
+
+def gathered(folder: Path, measure: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
+    """What was measured before and stands beside the folder, or is now."""
+    path = Path(f"{folder}.json")
+    if not path.exists():
+        path.write_text(json.dumps(measure(folder, *arguments), indent=1))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def slug(name: str) -> str:

@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.digits_recognised import Judge
 from benchmarks.scenes_aligned import scene_alignment
-from benchmarks.scripts import NATIVE_DTYPE, ROOT, evaluate, run, slug, trained, values
+from benchmarks.scripts import NATIVE_DTYPE, ROOT, evaluate, run, slug, trained, training_time, values
 from snowmelt.evaluation.alignment import pipeline_draw
 from snowmelt.loading import load_pipeline
-from snowmelt.tracking import read_metrics
 
 ROWS, PAGE, PLOT = ROOT / "docs/speedrun.jsonl", ROOT / "docs/speedrun.md", ROOT / "docs/images/speedrun.png"
 BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
@@ -88,15 +87,7 @@ def measure(track: Track, config: str, seed: int, args: argparse.Namespace) -> d
     given: dict[str, Any] = {"config": config, "seed": seed, "output_dir": folder, **data}
     if not trained(folder):
         run(track.script, *shlex.split(args.options), overwrite_output_dir=True, **given)
-    facts = json.loads((folder / "run.json").read_text())
-    lines = [line for line in read_metrics(folder) if "loss" in line]
-    steps, batch = int(lines[-1]["step"]), int(facts["images_per_step"])
-    before = [0, *(line["step"] for line in lines[:-1])]
-    seconds = sum(
-        (line["step"] - step) * batch / line["images_per_second"] for step, line in zip(before, lines, strict=True)
-    )
-    quality = track.measure(folder, args)
-    return {"quality": quality, "minutes": seconds / 60, "steps": steps, "images": steps * batch}
+    return {"quality": track.measure(folder, args)} | training_time(folder)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

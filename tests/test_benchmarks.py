@@ -22,6 +22,7 @@ from benchmarks import (
     image_to_image,
     inpainting,
     latent_against_pixels,
+    peers,
     predictor_corrector,
     sampling_speed,
     speedrun,
@@ -354,6 +355,37 @@ def test_sampling_speed(scripts, common, tmp_path, capsys, monkeypatch):
     assert table_of[3][2] == f"{report['results'][0]['value']:.2f}"
     kept = json.loads((tmp_path / "out/flow-searched/scheduler/scheduler_config.json").read_text())
     assert len(kept["searched_timesteps"]["2"]) == 2
+
+
+@pytest.mark.slow
+def test_peers(scripts, common, tmp_path, capsys, monkeypatch):
+    """A peer sees batches of 16 of the training split, and stands with its own samplers beside the median of ours."""
+    monkeypatch.setattr(peers, "SAMPLERS", {"DDIM": 2, "ancestral": 3})
+    words = [
+        *common,
+        "--contenders",
+        "diffusers",
+        "--minutes",
+        "0.002",
+        "--ours",
+        "0.002",
+        "--options",
+        "--ema_max_decay 0.9",
+    ]
+    with patch.object(sys, "argv", ["peers", *words]):
+        peers.main()
+    assert scripts == ["train_unconditional", "evaluate"] * 3
+    peer = json.loads((tmp_path / "out/diffusers.json").read_text())
+    assert peer["images"] == 16 * peer["steps"]
+    assert peer["minutes"] >= 0.002
+    found = [json.loads((tmp_path / f"out/ours-{seed}.json").read_text()) for seed in range(3)]
+    median = sorted(one["distances"]["DPM-Solver++, 20 steps"] for one in found)[1]
+    theirs, ours = capsys.readouterr().out.splitlines()[-2:]
+    assert (
+        theirs.split(" | ")[-1].split("; ")[1] == f"{peer['distances']['ancestral, 3 steps']:.3f} ancestral, 3 steps |"
+    )
+    assert ours.split(" | ")[-1].startswith(f"{median:.3f} (")
+    assert Image.open(tmp_path / "out/diffusers-DDIM.png").size[0] > 8
 
 
 @pytest.mark.slow
